@@ -1,0 +1,156 @@
+#!/usr/bin/env bash
+# One entry point: set-up, every profile, the checks, one's own image. See ./run_all.sh --help
+set -euo pipefail
+
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+CALLED_FROM="$PWD"
+export G2G_BUILD="${G2G_BUILD:-$ROOT/build}"
+
+usage() {
+    cat <<'TEXT'
+Generate to Ground: phrase grounding in chest X-rays from the cross-attention of a diffusion model.
+
+  ./run_all.sh [PROFILE] [--retrain] [--dry-run] [-j N] [--slurm]
+        run every notebook of a profile and what it needs; what is done is skipped
+          smoke      a few steps of everything on phantoms; for tests
+          miniature  the whole paper in small on phantoms (default): 2 CPU cores, no data, no GPU
+          open       Stable Diffusion 1.5 + CXR-BERT on data anyone can download; a GPU
+          paper      the real experiment on MIMIC-CXR and MS-CXR; credentialed data, GPU(s)
+        --retrain    train everything here instead of using shipped weights
+        --dry-run    only say what would run
+        -j N         jobs at once (default: the number of cores, at most 8)
+        --slurm      submit to Slurm through workflow/profiles/slurm
+  ./run_all.sh ground IMAGE "PHRASE" [OPTIONS]   where in IMAGE is PHRASE? (PNG, JPEG, DICOM)
+  ./run_all.sh explore [VOILA OPTIONS]           tokens, layers and timesteps in the browser
+  ./run_all.sh test [--update]                   all checks; --update renews reference outputs
+  ./run_all.sh publish                           put the executed miniature notebooks into notebooks/
+  ./run_all.sh setup                             only make or check the environment
+  ./run_all.sh --help
+
+The first call makes .venv from requirements.lock (2-5 minutes and a download), unless the active
+conda or virtual environment already satisfies it. Results lie in build/PROFILE (or in
+$G2G_BUILD/PROFILE), the miniature's figures in figures/. Further settings, all optional:
+  G2G_PYTHON       a Python 3.11 to make .venv with
+  G2G_TORCH_INDEX  package index of the torch build, such as https://download.pytorch.org/whl/cpu
+For research only; not a medical device.
+TEXT
+}
+
+fail() {
+    echo "run_all.sh: $*" >&2
+    exit 2
+}
+
+say() { echo "[g2g] $*"; }
+
+# --- the environment -------------------------------------------------------------------------
+
+find_python() { # a Python 3.11, or one clear line
+    local candidate
+    for candidate in ${G2G_PYTHON:+"$G2G_PYTHON"} python3.11 python3 python; do
+        if "$candidate" -c 'import sys; sys.exit(not (3, 11, 5) <= sys.version_info < (3, 12))' \
+            2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    fail "needs Python 3.11 (3.11.5 or later) and found none: install it (conda create -n g2g" \
+        "python=3.11, pyenv install 3.11, apt install python3.11) or set G2G_PYTHON to its path"
+}
+
+prepare() { # sets PYTHON; quick when nothing is to do
+    local starter
+    PYTHON="$ROOT/.venv/bin/python"
+    if [[ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" && -x "$PYTHON" ]] &&
+        cmp -s "$ROOT/requirements.lock" "$ROOT/.venv/installed.lock"; then
+        return
+    fi
+    starter="$(find_python)"
+    PYTHON="$("$starter" "$ROOT/tools/setup_env.py")"
+}
+
+# --- commands --------------------------------------------------------------------------------
+
+locked() { # one run at a time on one build folder; the lock goes with the process
+    exec "$PYTHON" "$ROOT/workflow/locked.py" "$G2G_BUILD" "$@"
+}
+
+run_profile() {
+    local profile="$1" jobs="" retrain=0 executor=local extra=()
+    shift
+    while (($#)); do
+        case "$1" in
+        --retrain) retrain=1 ;;
+        --dry-run | -n) extra+=(--dry-run) ;;
+        --slurm) executor=slurm ;;
+        -j | --jobs)
+            [[ "${2:-}" =~ ^[1-9][0-9]*$ ]] || fail "-j needs a number of jobs, not '${2:-}'"
+            jobs="$2"
+            shift
+            ;;
+        *) fail "unknown option '$1' of profile $profile: --retrain, --dry-run, -j N, --slurm" ;;
+        esac
+        shift
+    done
+    prepare
+    if [[ -z "$jobs" ]]; then
+        jobs="$("$PYTHON" -c 'import os; print(min(8, os.cpu_count() or 1))')"
+        if command -v nproc >/dev/null && (($(nproc) < jobs)); then jobs="$(nproc)"; fi
+    fi
+    ((retrain == 0)) || extra+=(--forcerun training)
+    case "$profile" in # phantoms need no hub, and must not wait for one
+    smoke | miniature) export HF_HUB_OFFLINE=1 ;;
+    esac
+    say "profile $profile, $jobs job(s) at once, into $G2G_BUILD/$profile"
+    locked "$PYTHON" -m snakemake --snakefile "$ROOT/workflow/Snakefile" --directory "$G2G_BUILD" \
+        --profile "$ROOT/workflow/profiles/$executor" --jobs "$jobs" \
+        --config "profile=$profile" "retrain=$retrain" ${extra[@]+"${extra[@]}"}
+}
+
+ground() {
+    (($# >= 2)) || fail 'ground needs an image and a phrase: ./run_all.sh ground IMAGE "PHRASE"'
+    [[ -f "$1" ]] || fail "ground: there is no file '$1' (seen from $CALLED_FROM)"
+    [[ -n "${2//[[:space:]]/}" ]] || fail "ground: the phrase is empty; say what to look for"
+    prepare
+    exec "$PYTHON" -m g2g_utils ground "$@"
+}
+
+# What Jupyter, torch and the hub should know, whichever job they run in.
+export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" JUPYTER_PREFER_ENV_PATH=1
+export TOKENIZERS_PARALLELISM=false HF_HUB_DISABLE_TELEMETRY=1 PYTHONUNBUFFERED=1
+
+command="${1:-miniature}"
+case "$command" in -j | --jobs | --retrain | --dry-run | -n | --slurm) set -- miniature "$@" ;; esac
+command="${1:-miniature}"
+(($# == 0)) || shift
+case "$command" in
+-h | --help | help) usage ;;
+smoke | miniature | open | paper)
+    [[ -f "$ROOT/configs/$command.yaml" ]] || fail "configs/$command.yaml does not exist (yet)"
+    run_profile "$command" "$@"
+    ;;
+ground) ground "$@" ;;
+explore)
+    prepare
+    exec "$PYTHON" -m voila "$ROOT/notebooks/10_explorer.ipynb" "$@"
+    ;;
+test)
+    [[ $# -eq 0 || "$*" == --update ]] || fail "unknown option '$*' of test: --update"
+    prepare
+    exec "$PYTHON" "$ROOT/tools/check.py" "$@"
+    ;;
+publish)
+    (($# == 0)) || fail "publish takes no options, not '$*'"
+    prepare
+    exec "$PYTHON" "$ROOT/tools/notebooks.py" publish
+    ;;
+setup)
+    (($# == 0)) || fail "setup takes no options, not '$*'"
+    prepare
+    say "ready: $PYTHON"
+    ;;
+*)
+    fail "unknown profile or command '$command': choose a profile (smoke, miniature, open, paper)" \
+        "or a command (ground, explore, test, publish, setup, --help)"
+    ;;
+esac

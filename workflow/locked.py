@@ -1,0 +1,36 @@
+"""Run a command as the only one on a build folder: python locked.py BUILD COMMAND…
+
+The lock belongs to the process and vanishes with it, however that ends; nothing is left to clean up.
+The command replaces this process, so that its id is the one to stop.
+"""
+
+import fcntl
+import os
+import socket
+import sys
+from pathlib import Path
+
+
+def main() -> None:
+    """Take the lock or say who has it, then become the command."""
+    build = Path(sys.argv[1])
+    build.mkdir(parents=True, exist_ok=True)
+    lock = os.open(build / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        owner = os.read(lock, 200).decode().strip() or "unknown"
+        sys.exit(
+            f"run_all.sh: another run (process {owner}) is at work on {build}: "
+            "wait for it or stop it, or set G2G_BUILD to another folder"
+        )
+    os.ftruncate(lock, 0)
+    os.write(lock, f"{os.getpid()} on {socket.gethostname()}\n".encode())
+    os.set_inheritable(lock, True)
+    # Jobs watch this process and end with it (workflow/run_notebook.py).
+    os.environ["G2G_CONTROLLER"] = f"{socket.gethostname()}:{os.getpid()}"
+    os.execvp(sys.argv[2], sys.argv[2:])
+
+
+if __name__ == "__main__":
+    main()
