@@ -1,0 +1,5 @@
+"""Data sources: every one yields the same records (:class:`~g2g_utils.data.record.Example`)."""
+
+from g2g_utils.data.record import Box, Example, Region, pairs
+
+__all__ = ["Box", "Example", "Region", "pairs"]

@@ -1,0 +1,105 @@
+"""Captioned coloured glyphs: the domain-agnostic world of the miniature CLIP.
+
+A stand-in for web images: objects with colour, size, number and texture on a background, and
+captions about them. Nothing in it knows chests, sides or zones.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+SHAPES = ("disc", "square", "triangle", "ring", "cross", "diamond", "bar", "star")
+NAMES = {
+    "disc": ("disc", "ball", "coin", "circle"),
+    "square": ("square", "box", "tile"),
+    "triangle": ("triangle", "tent", "arrowhead"),
+    "ring": ("ring", "hoop", "wheel"),
+    "cross": ("cross", "plus sign", "windmill"),
+    "diamond": ("diamond", "kite", "gem"),
+    "bar": ("bar", "stick", "plank"),
+    "star": ("star", "flower", "spark"),
+}
+COLOURS = {
+    "red": (0.9, 0.15, 0.15),
+    "green": (0.15, 0.75, 0.2),
+    "blue": (0.2, 0.3, 0.95),
+    "yellow": (0.95, 0.9, 0.2),
+    "purple": (0.6, 0.2, 0.75),
+    "orange": (0.98, 0.55, 0.1),
+    "white": (0.97, 0.97, 0.97),
+    "grey": (0.5, 0.5, 0.5),
+}
+SIZES = {"tiny": 0.07, "small": 0.11, "large": 0.17, "huge": 0.24}
+NUMBERS = ("a", "two", "three", "four")
+TEXTURES = ("plain", "striped", "spotted")
+TEMPLATES = (
+    "a photo of {}",
+    "there is {} in the picture",
+    "{} on a {} background",
+    "a drawing with {}",
+    "an image showing {}",
+    "we can see {}",
+)
+
+
+def generate(n: int, seed: int, size: int = 32) -> tuple[np.ndarray, list[str]]:
+    """`n` colour images float32 [n, 3, size, size] in [0, 1] and their captions."""
+    rng = np.random.default_rng([seed, 77])
+    yy, xx = np.mgrid[0:size, 0:size] / size
+    images, captions = np.empty((n, 3, size, size), np.float32), []
+    for i in range(n):
+        images[i], caption = _draw(rng, yy, xx)
+        captions.append(caption)
+    return images, captions
+
+
+def _draw(rng: np.random.Generator, yy: np.ndarray, xx: np.ndarray) -> tuple[np.ndarray, str]:
+    """One image [3, size, size] and its caption: one or two kinds of glyph."""
+    ground = str(rng.choice(list(COLOURS)))
+    image = np.broadcast_to(np.array(COLOURS[ground])[:, None, None] * 0.6, (3, *yy.shape)).copy()
+    phrases = []
+    for _ in range(int(rng.integers(1, 3))):
+        shape, size = str(rng.choice(SHAPES)), str(rng.choice(list(SIZES)))
+        colour = str(rng.choice([c for c in COLOURS if c != ground]))
+        count, texture = int(rng.integers(0, 4)), str(rng.choice(TEXTURES))
+        for _ in range(count + 1):
+            mask = _mask(shape, texture, SIZES[size], rng, yy, xx)
+            image = np.where(mask, np.array(COLOURS[colour])[:, None, None], image)
+        phrases.append(_describe(rng, count, size, texture, colour, shape))
+    image += rng.normal(0, 0.04, image.shape)
+    text = str(rng.choice(TEMPLATES)).format(" and ".join(phrases), ground)
+    return image.clip(0, 1), text
+
+
+def _describe(
+    rng: np.random.Generator, count: int, size: str, texture: str, colour: str, shape: str
+) -> str:
+    """Words of one kind of glyph, e.g. 'three small striped red hoops'."""
+    name = str(rng.choice(NAMES[shape]))
+    if count:
+        name += "es" if name[-1] in "sx" else "s"
+    surface = "" if texture == "plain" and rng.random() < 0.7 else f"{texture} "
+    return f"{NUMBERS[count]} {size} {surface}{colour} {name}"
+
+
+def _mask(
+    shape: str, texture: str, r: float, rng: np.random.Generator, yy: np.ndarray, xx: np.ndarray
+) -> np.ndarray:
+    """Boolean mask [size, size] of one glyph of radius `r` at a random place."""
+    y, x = yy - rng.uniform(r, 1 - r), xx - rng.uniform(r, 1 - r)
+    a, b, d = np.abs(x), np.abs(y), np.hypot(x, y)
+    mask = {
+        "disc": d < r,
+        "square": np.maximum(a, b) < r * 0.85,
+        "triangle": (b < r) & (a < (y + r) / 2),
+        "ring": (d < r) & (d > r * 0.55),
+        "cross": (np.minimum(a, b) < r * 0.33) & (np.maximum(a, b) < r),
+        "diamond": a + b < r,
+        "bar": (a < r) & (b < r * 0.35),
+        "star": d < r * (0.65 + 0.35 * np.cos(5 * np.arctan2(y, x))),
+    }[shape]
+    stripes = {
+        "striped": np.sin((x + y) * 70) > -0.3,
+        "spotted": np.sin(x * 60) * np.sin(y * 60) > -0.25,
+    }
+    return mask & stripes.get(texture, True)

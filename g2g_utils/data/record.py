@@ -1,0 +1,133 @@
+"""The one record type that every data source yields."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from g2g_utils.data.transforms import crop_resize, read_image, transform_boxes
+
+Box = tuple[float, float, float, float]
+"""``(x, y, w, h)`` in pixels of the image frame, origin top left."""
+
+FINDINGS = (
+    "Atelectasis",
+    "Cardiomegaly",
+    "Consolidation",
+    "Edema",
+    "Lung Opacity",
+    "Pleural Effusion",
+    "Pneumonia",
+    "Pneumothorax",
+)
+"""The eight classes of MS-CXR, spelt as its ``category_name`` column spells them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """One described abnormality of an image.
+
+    ``phrase`` is its span of the impression; ``side`` is the *patient's* side (``"left"``,
+    ``"right"``, ``"bilateral"``) or None; ``boxes`` are in image pixels, one per lung for
+    bilateral findings; ``mask`` is bool [H, W] or None where only boxes are known.
+    """
+
+    phrase: str
+    finding: str
+    side: str | None
+    boxes: tuple[Box, ...]
+    mask: np.ndarray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """An image with its text: an impression (``regions`` filled) or one phrase (a pair).
+
+    ``image`` is float32 [H, W] in [0, 1], or the path of an image file; ``boxes`` are pixels of
+    that image (of the file's own frame for a path): :meth:`framed` maps both to a square.
+    """
+
+    image: np.ndarray | Path
+    phrase: str
+    finding: str | None
+    boxes: tuple[Box, ...]
+    image_id: str
+    subject_id: str
+    split: str
+    regions: tuple[Region, ...] = ()
+    mask: np.ndarray | None = None
+
+    def array(self) -> np.ndarray:
+        """The whole image, float32 [H, W] in [0, 1]; a file is read (``ImageError`` if bad)."""
+        return read_image(self.image) if isinstance(self.image, Path) else self.image
+
+    def load(self, size: int | None = None) -> np.ndarray:
+        """The image as float32 [size, size] in [0, 1] (shorter side to size, centre crop)."""
+        image = self.array()
+        return image if size is None else crop_resize(image, size)
+
+    def framed(self, size: int) -> Example:
+        """The same record in a size×size frame: image loaded, all boxes mapped, masks dropped.
+
+        Boxes that fall outside the crop vanish; a pair left without boxes cannot be scored.
+        """
+        image = self.array()
+        height, width = image.shape
+        if (height, width) == (size, size):
+            return replace(self, image=image)
+        regions = tuple(
+            replace(r, boxes=transform_boxes(r.boxes, height, width, size), mask=None)
+            for r in self.regions
+        )
+        boxes = transform_boxes(self.boxes, height, width, size)
+        cropped = crop_resize(image, size)
+        return replace(self, image=cropped, boxes=boxes, regions=regions, mask=None)
+
+
+def unite(boxes: Iterable[Box]) -> tuple[Box, ...]:
+    """Boxes without duplicates, in their first order (their union is the target)."""
+    return tuple(dict.fromkeys(boxes))
+
+
+def _merge(first: Example, second: Example) -> Example:
+    masks = [m for m in (first.mask, second.mask) if m is not None]
+    mask = np.logical_or.reduce(masks) if len(masks) == 2 else None
+    return replace(first, boxes=unite(first.boxes + second.boxes), mask=mask)
+
+
+def merge_rows(rows: Iterable[Example]) -> list[Example]:
+    """Rows of one (image, phrase, class) become one record, their boxes united."""
+    merged: dict[tuple[str, str, str | None], Example] = {}
+    for row in rows:
+        key = (row.image_id, row.phrase, row.finding)
+        merged[key] = _merge(merged[key], row) if key in merged else row
+    return list(merged.values())
+
+
+def _as_pair(example: Example, region: Region) -> Example:
+    return replace(
+        example,
+        phrase=region.phrase,
+        finding=region.finding,
+        boxes=region.boxes,
+        mask=region.mask,
+        regions=(),
+    )
+
+
+def pairs(examples: Iterable[Example]) -> list[Example]:
+    """One record per image–phrase pair, from the regions of each image.
+
+    Rows of one (image, phrase, class) merge, their boxes united. A record without regions but
+    with boxes is a pair already; images without any box (normals) give none.
+    """
+    rows: list[Example] = []
+    for example in examples:
+        if example.regions:
+            rows += [_as_pair(example, region) for region in example.regions]
+        elif example.boxes:
+            rows.append(example)
+    return merge_rows(rows)
