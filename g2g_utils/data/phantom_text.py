@@ -177,7 +177,9 @@ def _draw_size(facts: Facts, draw: random.Random) -> str:
 def _heart(facts: Facts, draw: random.Random) -> tuple[str, str]:
     """Cardiomegaly: a noun phrase, or a sentence about the heart."""
     if draw.random() < 0.4:
-        subject = draw.choice(("the heart", "the cardiac silhouette", "heart size", "the heart size"))
+        subject = draw.choice(
+            ("the heart", "the cardiac silhouette", "heart size", "the heart size")
+        )
         how = draw.choice(ADVERBS[facts.size]) if draw.random() < 0.85 else ""
         verb = draw.choice(("is", "appears"))
         what = "increased" if "size" in subject else "enlarged"
@@ -192,7 +194,9 @@ def _bilateral(facts: Facts, draw: random.Random) -> tuple[str, str]:
     noun, number = draw.choice(NOUNS[facts.finding])
     noun, number = PLURAL.get(noun, noun), "s" if noun in PLURAL else number
     size = _draw_size(facts, draw)
-    near = draw.choice(NEAR_ADJECTIVES[facts.near][:2]) if facts.near and draw.random() < 0.6 else ""
+    near = (
+        draw.choice(NEAR_ADJECTIVES[facts.near][:2]) if facts.near and draw.random() < 0.6 else ""
+    )
     if draw.random() < 0.55:
         both = draw.choice(("bilateral", "bilateral", "two-sided"))
         return _words(size, both, near, noun), number
@@ -263,18 +267,28 @@ def _negation(absent: Sequence[str], draw: random.Random) -> str:
     return start + " or ".join(chosen)
 
 
+DENIALS = ("no ", "without", "there is no ")
+
+
 def _join(sentences: list[str], draw: random.Random) -> str:
-    text = sentences[0]
+    text, before = sentences[0], sentences[0]
     for sentence in sentences[1:]:
-        glue = draw.choice((". ", ". ", ", ", " and ", " with ", "; "))
-        plain = sentence.startswith(("there", "the ", "no ", "without", "heart size"))
-        text += (draw.choice((". ", ", ", ". ")) if plain else glue) + sentence
+        if before.startswith(DENIALS):  # its scope must end here
+            glue = draw.choice((". ", ". ", "; "))
+        elif sentence.startswith((*DENIALS, "there", "the ", "heart size")):
+            glue = draw.choice((". ", ", ", ". "))
+        else:
+            glue = draw.choice((". ", ". ", ", ", " and ", " with ", "; "))
+        text, before = text + glue + sentence, sentence
     text += draw.choice((".", ".", ""))
     return text[0].upper() + text[1:] if draw.random() < 0.15 else text
 
 
 def _compose(
-    phrases: list[tuple[str, str]], absent: Sequence[str], devices: Sequence[str], draw: random.Random
+    phrases: list[tuple[str, str]],
+    absent: Sequence[str],
+    devices: Sequence[str],
+    draw: random.Random,
 ) -> str:
     sentences = [_lead_in(phrase, number, draw) for phrase, number in phrases]
     if devices and draw.random() < 0.5:

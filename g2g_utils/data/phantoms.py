@@ -160,7 +160,9 @@ def _draw_pose(rng: np.random.Generator, world: World) -> dict[str, float]:
     zoom = world.zoom[0] + zoom * (world.zoom[1] - world.zoom[0])
     stretch = (world.aspect[0] + aspect * (world.aspect[1] - world.aspect[0])) ** 0.5
     pose |= {"scale_x": zoom * stretch, "scale_y": zoom / stretch}
-    pose |= {name: (2 * s - 1) * world.shift for name, s in (("shift_x", shift_x), ("shift_y", shift_y))}
+    pose |= {
+        name: (2 * s - 1) * world.shift for name, s in (("shift_x", shift_x), ("shift_y", shift_y))
+    }
     pose["turn"] = math.radians(world.rotation) * (2 * turn - 1)
     pose["noise"] = world.noise[0] + noise * (world.noise[1] - world.noise[0])
     return pose
@@ -229,7 +231,8 @@ class _Planner:
             taken = {f.finding for f in self.facts}
             options = [f for f in self.world.findings if f not in taken]
             last = self.facts[-1].finding if self.facts else ""
-            if last in FOCAL and self.draw.random() < self.world.same_finding:
+            once = sum(f.finding == last for f in self.facts) == 1
+            if last in FOCAL and once and self.draw.random() < self.world.same_finding:
                 self._focal(last, other_than=self.parts[-1][0].lung)
             elif options:
                 self._add(self.draw.choice(options))
@@ -361,9 +364,7 @@ class _Body:
 
     def __init__(self, params: Sequence[dict[str, float]], size: int) -> None:
         names = params[0].keys()
-        self.p = {
-            n: np.array([q[n] for q in params], np.float32)[:, None, None] for n in names
-        }
+        self.p = {n: np.array([q[n] for q in params], np.float32)[:, None, None] for n in names}
         self.size = size
         p = self.p
         axis = (np.arange(size, dtype=np.float32) + 0.5) / size * 2 - 1
@@ -431,7 +432,9 @@ class _Body:
         u, v, p = self.u, self.v, self.p
         bow = v + 0.35 * (np.abs(u) - 0.45) ** 2 - 0.18 * np.abs(u)
         wave = np.cos(2 * np.pi * (bow * p["rib_count"] / 1.9 + p["rib_phase"]))
-        cage = _sigmoid((0.96 - np.abs(u)) * 20) * _sigmoid((0.6 - v) * 12) * _sigmoid((v + 0.95) * 12)
+        cage = (
+            _sigmoid((0.96 - np.abs(u)) * 20) * _sigmoid((0.6 - v) * 12) * _sigmoid((v + 0.95) * 12)
+        )
         ribs = p["rib_contrast"] * wave * cage
         line = v - p["clavicle_v"] + p["clavicle_tilt"] * (np.abs(u) - 0.3)
         clavicle = 0.12 * _bump(line / 0.035) * _sigmoid((np.abs(u) - 0.1) * 30)
@@ -532,8 +535,15 @@ def _effusion(k: _Lesions) -> Rendered:
 
 def _pneumothorax(k: _Lesions) -> Rendered:
     p = k.p
-    out, down = (k._column([{"apical": (0.0, 0.7), "lateral": (0.85, 0.0)}.get(kind, (0, 0))[i]
-                            for kind in k.kinds]) for i in (0, 1))
+    out, down = (
+        k._column(
+            [
+                {"apical": (0.0, 0.7), "lateral": (0.85, 0.0)}.get(kind, (0, 0))[i]
+                for kind in k.kinds
+            ]
+        )
+        for i in (0, 1)
+    )
     basal = k._column([float(kind == "basal") for kind in k.kinds])
     rise = (k.v - (p["top"] + 0.68) / 2) / ((0.68 - p["top"]) / 2)
     lung = (np.abs(k.lateral + out * k.extent), np.abs(rise - down * k.extent))
@@ -542,7 +552,7 @@ def _pneumothorax(k: _Lesions) -> Rendered:
     edge = np.where(basal > 0, low, edge)  # the collapsed lung lies where edge < 0
     air = _sigmoid(edge * 30) * k.lung
     line = _bump(edge / 0.08) * k.lung
-    return 0.2 * line - (p["air"] - 0.02) * air, (air > 0.5) & (k.lung > 0.5)
+    return 0.2 * line - (p["air"] - 0.02) * air, (edge > 0.05) & (k.lung > 0.5)
 
 
 RENDERERS: dict[str, Callable[[_Lesions], Rendered]] = {
@@ -622,7 +632,7 @@ def _render_finding(
 
 
 def render(scenes: Sequence[Scene], size: int) -> tuple[Array, dict[tuple[int, int, int], Array]]:
-    """Films float32 [B, size, size] in [0, 1] and masks {(image, region, part): bool [size, size]}."""
+    """Films float32 [B, H, W] in [0, 1] and masks {(image, region, part): bool [H, W]}."""
     for scene in scenes:  # an enlarged heart is anatomy
         for part in (p for parts in scene.parts for p in parts if p.finding == "Cardiomegaly"):
             scene.params["heart_w"] = part.extent
