@@ -1,0 +1,1 @@
+"""Baselines that a grounding model has to beat."""

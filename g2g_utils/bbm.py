@@ -1,0 +1,112 @@
+"""Bimodal Bias Merging (paper section 3.2): refine an activation map by image and text bias.
+
+Image bias B_I: start-token maps under ground-truth sampling. Text bias B_T: content-token maps
+while sampling from noise. Pure maths on tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from skimage.metrics import structural_similarity
+from torch import Tensor
+from torch.nn import functional as F
+
+Curve = Literal["linear", "quadratic", "mixture"]
+
+
+def minmax(maps: Tensor) -> Tensor:
+    """Maps [..., H, W] scaled to [0, 1] each; a constant map holds no contrast and becomes 0."""
+    low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
+    spread = high - low
+    return (maps - low) / torch.where(spread == 0, torch.ones_like(spread), spread)
+
+
+def interaction(image_bias: Tensor, text_bias: Tensor) -> Tensor:
+    """Interaction map M [H, W] in [0, 1]: minmax of the mean over t, l, s of B_I[t,l] @ B_T[t,l,s].
+
+    image_bias: [T, L, H, W], upsampled maps; text_bias: [T, L, S, H, W] or [T, L, H, W]. A mean of
+    matrix products, not the product of means. Raises ValueError for non-square maps, where that
+    product is not defined, and where timesteps or layers differ.
+    """
+    text = text_bias.float()
+    text = text.mean(2) if text.ndim == 5 else text  # linear in s: average first
+    if image_bias.shape != text.shape:
+        raise ValueError(f"image bias {tuple(image_bias.shape)} and text bias {tuple(text.shape)}")
+    _need_square(image_bias)
+    return minmax((image_bias.float() @ text).mean((0, 1)))
+
+
+def interaction_native(
+    image_bias: Sequence[Tensor], text_bias: Sequence[Tensor], size: tuple[int, int]
+) -> Tensor:
+    """The same M [H, W] from native-resolution maps, one [T, h, w] per layer, streamed by layer.
+
+    Nearest upsampling U by a whole factor f has U^T U = f, so the upsampled maps' product is the
+    upsampled product times f: nothing of size T x L x H x W is ever made.
+    """
+    if [m.shape for m in image_bias] != [m.shape for m in text_bias]:
+        raise ValueError("image and text bias differ in layers, timesteps or resolution")
+    total = torch.zeros(size, device=image_bias[0].device)
+    for image, text in zip(image_bias, text_bias, strict=True):  # t h w
+        whole = size[0] % image.shape[-2] == 0 and size[1] % image.shape[-1] == 0
+        image, text = image.float(), text.to(image.device).float()
+        if not whole:
+            image, text = _nearest(image, size), _nearest(text, size)
+        _need_square(image)
+        product = (image @ text).mean(0) * (size[0] // image.shape[-2])
+        total += _nearest(product[None], size)[0]
+    return minmax(total)
+
+
+def native_mean(maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    """Mean [H, W] over timesteps and layers of native-resolution maps, one [T, h, w] per layer."""
+    return torch.stack([_nearest(m.float().mean(0)[None], size)[0] for m in maps]).mean(0)
+
+
+def confidence(image_bias: Tensor, text_bias: Tensor) -> float:
+    """Merging confidence c in [0, 1]: structural similarity of the mean biases, negatives cut off.
+
+    Both [H, W], already averaged over timesteps, layers and tokens; compared as 8-bit images by
+    truncation, with scikit-image's defaults. Raises ValueError for maps smaller than its window.
+    """
+    first, second = (
+        (minmax(bias.float()) * 255).to(torch.uint8).cpu().numpy()
+        for bias in (image_bias, text_bias)
+    )
+    if min(first.shape) < 7:
+        raise ValueError(f"maps of {first.shape} are smaller than the 7 x 7 similarity window")
+    return max(0.0, float(structural_similarity(first, second, data_range=255)))
+
+
+def merge(
+    activation: Tensor, interaction: Tensor, confidence: float, curve: Curve = "mixture"
+) -> Tensor:
+    """Refined map [H, W] on the curve between activation A and interaction M at confidence c.
+
+    linear: (1-c)A + cM; quadratic: (1-c)^2 A + 2c(1-c) A*M + c^2 M; mixture: (1-c)^2 A +
+    c(1-c)(A + M + A*M) + c^2 M, which the published code runs. A is min-max scaled here.
+    """
+    a, m, c = minmax(activation.float()), interaction.float(), confidence
+    if curve == "linear":
+        return (1 - c) * a + c * m
+    if curve == "quadratic":
+        return (1 - c) ** 2 * a + 2 * c * (1 - c) * (a * m) + c**2 * m
+    if curve == "mixture":
+        return (1 - c) ** 2 * a + c * (1 - c) * (a + m + a * m) + c**2 * m
+    raise ValueError(f"curve={curve!r}: choose linear, quadratic or mixture")
+
+
+def _nearest(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Maps [t, h, w] nearest-upsampled to [t, H, W]."""
+    return F.interpolate(maps[:, None], size=size, mode="nearest")[:, 0]
+
+
+def _need_square(maps: Tensor) -> None:
+    if maps.shape[-1] != maps.shape[-2]:
+        raise ValueError(
+            f"bias maps of {tuple(maps.shape[-2:])} are not square: the matrix product of the "
+            "interaction map needs square latents; crop the image or use curve=None"
+        )

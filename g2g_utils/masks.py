@@ -1,0 +1,42 @@
+"""Foreground masks from heat maps (paper section 3.3): a Gaussian mixture, then an orphan filter."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture
+from torch import Tensor
+from torch.nn import functional as F
+
+from g2g_utils.bbm import minmax
+
+
+def gmm_mask(heatmap: Tensor, seed: int = 0) -> Tensor:
+    """Foreground [H, W], bool: values strictly above the mean of the two Gaussians' means.
+
+    The mixture is fitted to the min-max scaled map, at whatever resolution it comes (latents'), and
+    orphan pixels are removed. A constant map has no foreground: the mask is empty. Raises
+    ValueError for a map that is not 2-D or holds NaN or infinity.
+    """
+    if heatmap.ndim != 2 or not torch.isfinite(heatmap).all():
+        raise ValueError(f"need one finite map [H, W], got {tuple(heatmap.shape)} with NaN or inf")
+    scaled = minmax(heatmap.float().cpu())
+    if scaled.max() == scaled.min():
+        return torch.zeros(heatmap.shape, dtype=torch.bool, device=heatmap.device)
+    mixture = GaussianMixture(2, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # maps of only two values
+        mixture.fit(scaled.reshape(-1, 1).numpy())
+    return remove_orphans((scaled > float(np.mean(mixture.means_))).to(heatmap.device))
+
+
+def remove_orphans(mask: Tensor) -> Tensor:
+    """Mask [H, W] after a majority vote: >= 5 of a pixel's 3 x 3 neighbourhood; the border stays."""
+    kernel = torch.ones(1, 1, 3, 3, device=mask.device)
+    votes = F.conv2d(mask[None, None].float(), kernel)[0, 0]  # interior only
+    out = mask.clone()
+    out[1:-1, 1:-1] = votes > 4.5
+    return out

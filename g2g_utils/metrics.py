@@ -1,0 +1,351 @@
+"""Grounding metrics, their averages and their intervals (paper section 4, "Metrics").
+
+Maps are [H, W] or [B, H, W] (one answer per map); targets are boolean. The answers in degenerate
+cases are fixed: a map with NaN or infinity is a ValueError; an empty or full target has no score
+(NaN); a constant map has no CNR and no thresholded IoU (NaN), an AUC of one half, and a pointing
+score equal to the target's share; an empty mask has the IoU 0 that follows from its definition.
+`evaluate` says in `note` which case it met.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from g2g_utils.bbm import minmax
+from g2g_utils.masks import gmm_mask
+
+Size = int | tuple[int, int]
+Boxes = Sequence[Sequence[float]] | NDArray[np.floating] | Tensor
+THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5)
+METRICS = (
+    "cnr",
+    "abs_cnr",
+    "iou",
+    "balanced_iou",
+    "threshold_iou",
+    "pointing",
+    "auc_roc",
+    "mask_fraction",
+)
+
+
+# -- targets ----------------------------------------------------------------------------------
+
+
+def rasterise(
+    boxes: Boxes, size: Size, *, source_size: Size | None = None, compat: str | None = None
+) -> Tensor:
+    """Union [H, W], bool, of boxes [x, y, w, h] in pixels of a frame of `size` (side or (H, W)).
+
+    A pixel belongs to a box that holds its centre, so whole-number boxes are exact slices. With
+    `source_size` the boxes are in pixels of that frame and are scaled as numbers.
+    compat="published": the boxes are drawn in the source frame and the boolean picture is resized,
+    as the published code does: every touched pixel counts, so boxes grow.
+    """
+    high, wide = _pair(size)
+    source = _pair(source_size or size)
+    array = torch.as_tensor(np.asarray(boxes, dtype=float).reshape(-1, 4))
+    if compat == "published":
+        drawn = _draw(array, source)[None, None].double()
+        return F.interpolate(drawn, (high, wide), mode="bilinear", antialias=True)[0, 0] > 0
+    if compat is not None:
+        raise ValueError(f'compat={compat!r}: None or "published"')
+    scale = torch.tensor([wide / source[1], high / source[0]] * 2, dtype=array.dtype)
+    return _draw(array * scale, (high, wide))
+
+
+def _draw(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Pixels [H, W] whose centres lie in any of the boxes [n, 4]."""
+    y, x = (torch.arange(n, dtype=boxes.dtype) + 0.5 for n in size)
+    left, top, wide, high = boxes.T[..., None]  # n 1
+    columns = (x >= left) & (x < left + wide)  # n W
+    rows = (y >= top) & (y < top + high)  # n H
+    return (rows[:, :, None] & columns[:, None, :]).any(0)
+
+
+def box_iou(first: Boxes, second: Boxes, size: Size) -> float:
+    """Intersection over union of two unions of boxes in one frame; NaN where both are empty."""
+    a, b = rasterise(first, size), rasterise(second, size)
+    return float(_ratio((a & b).sum(), (a | b).sum()))
+
+
+# -- scores -----------------------------------------------------------------------------------
+
+
+def contrast_to_noise(heatmap: ArrayLike | Tensor, target: ArrayLike | Tensor) -> float | Tensor:
+    """CNR = (mean inside - mean outside) / sqrt(var inside + var outside), signed, unbiased.
+
+    NaN where a side has fewer than two pixels or the map is constant on both sides.
+    """
+    heat, inside, single = _flat(heatmap, target)
+    (m1, v1), (m0, v0) = _moments(heat, inside), _moments(heat, ~inside)
+    return _answer(_ratio(m1 - m0, (v1 + v0).sqrt()), single)
+
+
+def iou(mask: ArrayLike | Tensor, target: ArrayLike | Tensor) -> float | Tensor:
+    """Intersection over union of a mask and a target; NaN for an empty target."""
+    mask, target, single = _masks(mask, target)
+    score = _ratio((mask & target).sum(-1), (mask | target).sum(-1))
+    return _answer(score.masked_fill(~target.any(-1), float("nan")), single)
+
+
+def balanced_iou(mask: ArrayLike | Tensor, target: ArrayLike | Tensor) -> float | Tensor:
+    """(IoU of foreground + IoU of background) / 2, which the paper calls mIoU.
+
+    NaN for an empty or full target. Small masks that miss the target entirely still score well.
+    """
+    mask, target, single = _masks(mask, target)
+    front = _ratio((mask & target).sum(-1), (mask | target).sum(-1))
+    back = _ratio((~mask & ~target).sum(-1), (~mask | ~target).sum(-1))
+    return _answer(_need_both((front + back) / 2, target), single)
+
+
+def threshold_iou(
+    heatmap: ArrayLike | Tensor,
+    target: ArrayLike | Tensor,
+    thresholds: Sequence[float] = THRESHOLDS,
+) -> float | Tensor:
+    """Mean foreground IoU of the min-max scaled map above thresholds: what BioViL's line calls mIoU.
+
+    NaN for an empty target or a constant map.
+    """
+    heat, target, single = _flat(heatmap, target)
+    low, high = heat.amin(-1, keepdim=True), heat.amax(-1, keepdim=True)
+    scaled = _ratio(heat - low, high - low)  # b hw, NaN where constant
+    scores = []
+    for threshold in thresholds:
+        mask = scaled > threshold
+        scores.append(_ratio((mask & target).sum(-1), (mask | target).sum(-1)))
+    undefined = (high == low)[:, 0] | ~target.any(-1)
+    return _answer(torch.stack(scores).mean(0).masked_fill(undefined, float("nan")), single)
+
+
+def pointing_game(heatmap: ArrayLike | Tensor, target: ArrayLike | Tensor) -> float | Tensor:
+    """Top-1: whether the map's maximum lies in the target (of several equal maxima, their share).
+
+    In [0, 1]; NaN for an empty target.
+    """
+    heat, target, single = _flat(heatmap, target)
+    top = heat == heat.amax(-1, keepdim=True)
+    share = (top & target).sum(-1).double() / top.sum(-1)
+    return _answer(share.masked_fill(~target.any(-1), float("nan")), single)
+
+
+def auc_roc(heatmap: ArrayLike | Tensor, target: ArrayLike | Tensor) -> float | Tensor:
+    """Area under the ROC curve over pixels, ties counted half; NaN for an empty or full target."""
+    heat, target, single = _flat(heatmap, target)
+    ordered = heat.sort(-1).values
+    left = torch.searchsorted(ordered, heat)
+    right = torch.searchsorted(ordered, heat, right=True)
+    ranks = (left + right + 1).double() / 2  # mean rank of ties, from 1
+    inside, outside = target.sum(-1).double(), (~target).sum(-1).double()
+    excess = (ranks * target).sum(-1) - inside * (inside + 1) / 2
+    return _answer(_need_both(_ratio(excess, inside * outside), target), single)
+
+
+def evaluate(
+    heatmap: Tensor, boxes: Boxes, size: Size, *, mask: Tensor | None = None, seed: int = 0
+) -> dict[str, float | str]:
+    """All metrics of one heat map [h, w] against the union of its boxes in a frame of `size`.
+
+    The map is min-max scaled and bilinearly upsampled to the frame; the mask (default: `gmm_mask`
+    of the map) is upsampled and rounded. `note` names degenerate cases ("" otherwise).
+    Raises ValueError for NaN or infinity in the map.
+    """
+    frame, target = _pair(size), rasterise(boxes, size)
+    _finite(heatmap)
+    small = gmm_mask(heatmap, seed) if mask is None else mask
+    heat = resize(minmax(heatmap.detach().cpu().double()), frame)
+    large = resize(small.detach().cpu().double(), frame).round().bool()
+    cnr = contrast_to_noise(heat, target)
+    return {
+        "cnr": cnr,
+        "abs_cnr": abs(cnr),
+        "iou": iou(large, target),
+        "balanced_iou": balanced_iou(large, target),
+        "threshold_iou": threshold_iou(heat, target),
+        "pointing": pointing_game(heat, target),
+        "auc_roc": auc_roc(heat, target),
+        "mask_fraction": float(large.double().mean()),
+        "note": _note(heat, large, target),
+    }
+
+
+def resize(maps: Tensor, size: Size) -> Tensor:
+    """Maps [..., h, w] bilinearly resized to `size` (align_corners=False, no antialiasing)."""
+    flat = maps.reshape(-1, 1, *maps.shape[-2:])
+    out = F.interpolate(flat, _pair(size), mode="bilinear", align_corners=False)
+    return out.reshape(*maps.shape[:-2], *_pair(size))
+
+
+def _note(heat: Tensor, mask: Tensor, target: Tensor) -> str:
+    cases = {
+        "empty target": not target.any(),
+        "full target": bool(target.all()),
+        "constant map": bool(heat.max() == heat.min()),
+        "empty mask": not mask.any(),
+    }
+    return ", ".join(name for name, met in cases.items() if met)
+
+
+# -- averages and intervals -------------------------------------------------------------------
+
+
+def averages(table: pd.DataFrame, by: str = "finding") -> pd.DataFrame:
+    """Rows micro, macro and paper for every numeric column of one-row-per-sample results.
+
+    micro: mean over samples; macro: mean of the class means; paper: class means weighted by their
+    squared counts, which is what the published code computes. NaN scores are left out of the
+    means and the counts. Raises KeyError where the class column is missing.
+    """
+    numeric = table.select_dtypes("number").drop(columns=by, errors="ignore")
+    groups = numeric.groupby(table[by])
+    return class_averages(groups.mean(), groups.count())
+
+
+def class_averages(means: pd.DataFrame, counts: pd.DataFrame | pd.Series) -> pd.DataFrame:
+    """The three averages of class means [classes x metrics] given the classes' sample counts."""
+    numbers = counts.to_frame() if isinstance(counts, pd.Series) else counts
+    weights = np.broadcast_to(numbers.reindex(means.index).to_numpy(float), means.shape)
+    rows = {
+        name: _weighted(means.to_numpy(float), weights, power)
+        for name, power in (("micro", 1), ("macro", 0), ("paper", 2))
+    }
+    return pd.DataFrame(rows, index=means.columns).T.rename_axis(index="average")
+
+
+class Interval(NamedTuple):
+    """An estimate with the ends of its percentile bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def bootstrap(
+    values: ArrayLike,
+    groups: Sequence[Hashable] | NDArray | pd.Series | None = None,
+    *,
+    classes: Sequence[Hashable] | NDArray | pd.Series | None = None,
+    average: str = "micro",
+    n: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Percentile interval of an average of `values` [N], resampling groups (patients).
+
+    groups: one label per value (default: each value its own). average: "micro", or "macro" or
+    "paper" over `classes`. For a paired difference pass the differences, or use `paired`.
+    NaN values are left out. Raises ValueError where nothing is left or labels are missing.
+    """
+    x = np.asarray(values, float)
+    if average != "micro" and classes is None:
+        raise ValueError(f"average={average!r} needs classes, one per value")
+    group, labels = _codes(groups, len(x)), np.zeros(len(x), int)
+    if average != "micro":
+        labels = _codes(classes, len(x))
+    known = np.isfinite(x)
+    if not known.any():
+        raise ValueError("no finite values to bootstrap")
+    shape = (group.max() + 1, labels.max() + 1)
+    sums, counts = np.zeros(shape), np.zeros(shape)  # groups classes
+    np.add.at(sums, (group[known], labels[known]), x[known])
+    np.add.at(counts, (group[known], labels[known]), 1)
+    drawn = np.random.default_rng(seed).multinomial(shape[0], np.full(shape[0], 1 / shape[0]), n)
+    power = {"micro": 1, "macro": 0, "paper": 2}[average]
+    estimate = _class_mean(sums.sum(0), counts.sum(0), power)
+    spread = _class_mean(drawn @ sums, drawn @ counts, power)  # n
+    tails = np.nanquantile(spread, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(estimate), *map(float, tails))
+
+
+def paired(first: ArrayLike, second: ArrayLike, groups: object = None, **options: object) -> Interval:
+    """Bootstrap of the mean paired difference first - second; options as for `bootstrap`."""
+    return bootstrap(np.asarray(first, float) - np.asarray(second, float), groups, **options)  # type: ignore[arg-type]
+
+
+def _class_mean(sums: NDArray, counts: NDArray, power: int) -> NDArray:
+    """Averages [...] over classes [..., classes] of sums / counts weighted by counts^power."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return _weighted((sums / counts).T, counts.T, power)
+
+
+def _weighted(means: NDArray, counts: NDArray, power: int) -> NDArray:
+    """Mean over the first axis with weights counts^power; classes without samples are left out."""
+    weights = np.where(np.isfinite(means) & (counts > 0), counts, 0.0)
+    weights = np.where(weights > 0, weights**power, 0.0)
+    with np.errstate(invalid="ignore"):
+        return (np.nan_to_num(means) * weights).sum(0) / weights.sum(0)
+
+
+def _codes(labels: object, length: int) -> NDArray[np.integer]:
+    """Whole numbers 0..k-1 for labels; each its own where there are none."""
+    if labels is None:
+        return np.arange(length)
+    codes = pd.factorize(pd.Series(labels), use_na_sentinel=False)[0]  # type: ignore[arg-type]
+    if len(codes) != length:
+        raise ValueError(f"{len(codes)} labels for {length} values")
+    return codes
+
+
+# -- details ----------------------------------------------------------------------------------
+
+
+def _pair(size: Size) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def _finite(maps: Tensor) -> None:
+    if bad := int((~torch.isfinite(maps)).sum()):
+        raise ValueError(f"heat map has {bad} NaN or infinite values: look for the cause upstream")
+
+
+def _flat(heatmap: object, target: object) -> tuple[Tensor, Tensor, bool]:
+    """Maps [b, hw] as float64, targets [b, hw] as bool, and whether there was only one map."""
+    heat, goal = torch.as_tensor(heatmap).double(), torch.as_tensor(target).bool()
+    _finite(heat)
+    if heat.shape != goal.shape or heat.ndim not in (2, 3):
+        raise ValueError(f"map {tuple(heat.shape)} and target {tuple(goal.shape)}: need equal HxW")
+    single = heat.ndim == 2
+    heat, goal = (x[None] if single else x for x in (heat, goal))
+    return heat.flatten(1).contiguous(), goal.flatten(1).to(heat.device), single
+
+
+def _masks(mask: object, target: object) -> tuple[Tensor, Tensor, bool]:
+    flat, goal, single = _flat(torch.as_tensor(mask).bool(), target)
+    return flat.bool(), goal, single
+
+
+def _moments(heat: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and unbiased variance [b] of heat [b, hw] over a boolean choice of pixels."""
+    number = where.sum(-1)
+    mean = _ratio((heat * where).sum(-1), number)
+    squares = ((heat - mean[:, None]).square() * where).sum(-1)
+    return mean, _ratio(squares, (number - 1).clamp(min=0))
+
+
+def _ratio(above: Tensor, below: Tensor) -> Tensor:
+    """Quotient as float64, NaN (never infinity) where the denominator is 0."""
+    zero = below == 0
+    quotient = above.double() / below.double().masked_fill(zero, 1)
+    return quotient.masked_fill(zero, float("nan"))
+
+
+def _need_both(score: Tensor, target: Tensor) -> Tensor:
+    """Scores [b], NaN where the target [b, hw] is empty or full."""
+    return score.masked_fill(~target.any(-1) | target.all(-1), float("nan"))
+
+
+def _answer(score: Tensor, single: bool) -> float | Tensor:
+    return float(score[0]) if single else score

@@ -1,0 +1,119 @@
+"""Numerical parity with outputs of the published code on small random inputs."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from g2g_utils import bbm, masks, metrics
+from g2g_utils.attention import CrossAttentionRecorder
+
+SHARED = Path(os.environ.get("G2G_SHARED", Path(__file__).parents[3] / "shared"))
+REFERENCE = SHARED / "reference"
+pytestmark = pytest.mark.skipif(
+    not (REFERENCE / "unet.json").is_file(),
+    reason=f"no reference vectors at {REFERENCE}: set G2G_SHARED to the folder that holds them",
+)
+CURVES = ("linear", "quadratic", "mixture")
+
+
+def load(name):
+    return np.load(REFERENCE / f"{name}.npz")
+
+
+def tensor(array):
+    return torch.from_numpy(np.asarray(array)).float()
+
+
+@pytest.fixture(scope="module")
+def spec():
+    return json.loads((REFERENCE / "unet.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return load("unet_outputs")
+
+
+@pytest.fixture(scope="module")
+def recorded(spec):
+    """Recorders over the reference runs: GT token means, GT layers, start-token and text biases."""
+    inputs = load("unet_inputs")
+    unet = UNet2DConditionModel(**spec["config"]).eval()
+    unet.load_state_dict({k[2:]: tensor(inputs[k]) for k in inputs.files if k.startswith("w.")})
+    runs = {
+        "gt": CrossAttentionRecorder(unet, keep="layers", step_tokens=[0], dtype=torch.float32),
+        "mean": CrossAttentionRecorder(unet, tokens=spec["tokens"]),
+        "text": CrossAttentionRecorder(unet, spec["tokens"], keep="steps"),
+    }
+    states = tensor(inputs["ehs"])
+    for name, run in runs.items():
+        latents = inputs["lat_tx" if name == "text" else "lat_gt"]
+        with run, torch.no_grad():
+            for sample, t in zip(latents, inputs["timesteps"], strict=True):
+                unet(tensor(sample), int(t), states)
+    return runs
+
+
+def test_layers_come_in_the_published_order(spec, recorded):
+    assert recorded["gt"].layers == spec["layers"]
+
+
+def test_token_and_layer_means(recorded, reference):
+    maps = recorded["gt"].maps()  # b l n h w
+    worst = (maps.mean(1) - tensor(reference["token_mean"])).abs().max()
+    assert worst < 5e-3
+    assert (maps[:, :, 1] - tensor(reference["layer_mean_token1"])).abs().max() < 5e-3
+
+
+def test_activation_bias_and_curves(recorded, reference):
+    image, text = recorded["gt"].native(), recorded["text"].native()
+    size = recorded["gt"].latent_size
+    activations = recorded["mean"].mean()
+    for b in range(3):
+        first, second = [m[b] for m in image], [m[b] for m in text]
+        means = bbm.native_mean(first, size), bbm.native_mean(second, size)
+        for mean, kind in zip(means, ("image", "text"), strict=True):
+            ours = (bbm.minmax(mean) * 255).to(torch.uint8)
+            theirs = torch.from_numpy(reference[f"{kind}_bias_{b}"])
+            assert (ours.int() - theirs.int()).abs().max() <= 2
+        c = bbm.confidence(*means)
+        assert c == pytest.approx(float(reference[f"confidence_{b}"]), abs=1e-3)
+        assert_close(bbm.minmax(activations[b]), reference[f"activation_{b}"], 5e-3)
+        m = bbm.interaction_native(first, second, size)
+        assert_close(m, reference[f"interaction_{b}"], 8e-3)
+        for curve in CURVES:
+            assert_close(bbm.merge(activations[b], m, c, curve), reference[f"{curve}_{b}"], 8e-3)
+
+
+@pytest.mark.parametrize("k", range(4))
+def test_bias_merging(k):
+    stored = load("bbm")
+    image, text, activation = (
+        tensor(stored[f"{n}_{k}"]) for n in ("image_bias", "text_bias", "activation")
+    )
+    c = bbm.confidence(image.mean((0, 1, 2)), text.mean((0, 1, 2)))
+    assert c == pytest.approx(float(stored[f"confidence_{k}"]), abs=1e-3)
+    m = bbm.interaction(image[:, :, 0], text)
+    assert_close(m, stored[f"interaction_{k}"], 8e-3)
+    a = activation.mean((0, 1, 2))
+    for curve in CURVES:
+        assert_close(bbm.merge(a, m, c, curve), stored[f"{curve}_{k}"], 8e-3)
+
+
+@pytest.mark.parametrize("k", range(4))
+def test_mask_and_metrics(reference, k):
+    heat = tensor(reference[f"heat_{k}"])
+    mask = masks.gmm_mask(heat)
+    assert (mask != torch.from_numpy(reference[f"mask_{k}"])).double().mean() <= 2e-3
+    found = metrics.evaluate(heat, reference[f"boxes_{k}"], 512)
+    ours = [found[n] for n in ("cnr", "iou", "balanced_iou", "pointing", "auc_roc")]
+    assert ours == pytest.approx(list(reference[f"metrics_{k}"]), abs=1e-3)
+
+
+def assert_close(ours, theirs, tolerance):
+    assert (ours - tensor(theirs)).abs().max() < tolerance
