@@ -1,0 +1,85 @@
+"""Command line: `python -m g2g_utils make NAME` and `python -m g2g_utils ground IMAGE PHRASE`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from g2g_utils import config as configuration
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; errors a user can mend are one line on stderr and exit status 2."""
+    options = _parser().parse_args(arguments)
+    try:
+        config = configuration.load(options.profile, **_overrides(options.set))
+        return options.run(config, options)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m g2g_utils", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--profile", default="miniature")
+    common.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
+                        help="override a configuration key, e.g. grounding.timesteps=20")  # fmt: skip
+    make = commands.add_parser("make", parents=[common], help="make a product (see `plan`)")
+    make.add_argument("name")
+    make.set_defaults(run=_make)
+    plan = commands.add_parser("plan", parents=[common], help="list products and their state")
+    plan.set_defaults(run=_plan)
+    ground = commands.add_parser("ground", parents=[common], help="find a phrase in an image")
+    ground.add_argument("image", type=Path)
+    ground.add_argument("phrase")
+    ground.add_argument("--arm", help="which fine-tuned model (default: the first)")
+    ground.add_argument("--seed", type=int, default=0, help="seed of the sampling noise")
+    ground.add_argument("--out", type=Path, help="folder (default: build/<profile>/grounded)")
+    ground.set_defaults(run=_ground)
+    return parser
+
+
+def _overrides(items: list[str]) -> dict[str, Any]:
+    """KEY=VALUE texts as a dictionary, values read as YAML."""
+    pairs = [item.partition("=") for item in items]
+    for key, equals, _ in pairs:
+        if not equals:
+            raise configuration.ConfigError(f"--set {key!r}: write KEY=VALUE")
+    return {key: yaml.safe_load(value) for key, _, value in pairs}
+
+
+def _make(config: configuration.Config, options: argparse.Namespace) -> int:
+    from g2g_utils import products
+
+    print(products.ensure(config, options.name))
+    return 0
+
+
+def _plan(config: configuration.Config, options: argparse.Namespace) -> int:
+    from g2g_utils import products
+
+    for name, needs in products.plan(config).items():
+        found = products.find(config, name)
+        print(f"{name:32} {found or 'to be made':50} needs: {', '.join(needs) or '-'}")
+    return 0
+
+
+def _ground(config: configuration.Config, options: argparse.Namespace) -> int:
+    from g2g_utils import exports
+
+    for path in exports.ground_file(
+        config, options.image, options.phrase, arm=options.arm, seed=options.seed, out=options.out
+    ):
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

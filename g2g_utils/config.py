@@ -1,0 +1,250 @@
+"""Profiles: one validated, frozen configuration object per experiment world (DESIGN: one code path)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = ROOT / "configs"
+
+
+class ConfigError(ValueError):
+    """A profile, key or value that cannot be used; the message names it and the fix."""
+
+
+class Section(BaseModel):
+    """A frozen part of the configuration; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Data(Section):
+    """Where image-text pairs come from and how many are used."""
+
+    source: Literal["phantoms", "mimic_cxr", "openi", "folder"]
+    root: Path | None = None  # folder of a downloaded data set (paper, open)
+    train: int = Field(gt=0)  # images used for fine-tuning
+    validation: int = Field(gt=0)  # images for every choice
+    test: int = Field(gt=0)  # images for every reported number
+    seed: int = 0
+    world: dict[str, Any] = {}  # fields of data.phantoms.World that differ from its defaults
+
+
+class Vae(Section):
+    """Latent autoencoder: a hub id / folder to load, or sizes and budget to train one."""
+
+    pretrained: str | None = None
+    revision: str | None = None
+    channels: tuple[int, ...] = (24, 48)
+    latent_channels: int = 4
+    unshuffle: int = 2  # pixel-unshuffle factor in front of the encoder; 1 for Stable Diffusion
+    steps: int = 1500
+    batch_size: int = 32
+    learning_rate: float = 2.0e-3
+    kl_weight: float = 1.0e-6
+
+
+class Text(Section):
+    """What the U-Net sees of a phrase."""
+
+    max_length: int = 77
+    zero_padding: bool = False  # zero the states at padding positions (miniature arms: all alike)
+
+
+class Encoder(Section):
+    """A text encoder: a hub id / folder to load, or a recipe to pre-train one."""
+
+    pretrained: str | None = None
+    revision: str | None = None
+    kind: Literal["bert", "clip"]
+    objective: Literal["domain", "mlm", "global", "generic", "random"] = "domain"
+    width: int = 64
+    layers: int = 3
+    heads: int = 4
+    mlm_steps: int = 0  # masked-language modelling alone, first
+    steps: int = 0  # then the full objective
+    batch_size: int = 64
+    learning_rate: float = 1.0e-3
+
+
+class Unet(Section):
+    """Denoising U-Net: a hub id / folder to load, or sizes in Stable Diffusion's block layout."""
+
+    pretrained: str | None = None
+    revision: str | None = None
+    channels: tuple[int, ...] = (32, 48, 48)
+    layers_per_block: int = 1
+    heads: int = 4
+    query_key_gain: float = 2.5  # initial scale of to_q/to_k; attention stays near uniform without
+    scheduler: str | None = None  # hub id / folder of the noise schedule; None = SD 1.5's values
+    prediction: Literal["epsilon", "v_prediction"] = "epsilon"
+
+
+class Arm(Section):
+    """One line of the encoder comparison: which text encoder, frozen or learnable."""
+
+    encoder: str
+    learnable: bool = False
+    shuffled: bool = False  # control: captions permuted over the training images
+
+
+class Training(Section):
+    """Fine-tuning of the U-Net under a text encoder (paper, section 4)."""
+
+    arms: dict[str, Arm]
+    seeds: tuple[int, ...]
+    steps: int = Field(gt=0)
+    batch_size: int = Field(gt=0)
+    accumulate: int = 1
+    learning_rate: float = 5.0e-5
+    text_learning_rate: float = 5.0e-5  # learnable arms
+    attention_lr_scale: float = 1.0  # factor on the learning rate of cross-attention weights
+    warmup: int = 1000
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    ema: float = 0.9999
+    dropout: float = Field(0.3, ge=0, le=1)  # probability of replacing the text by the empty prompt
+    timestep_density: Literal["uniform", "linear"] = "uniform"  # linear: density grows with t
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    checkpoint_every: int = 500
+    log_every: int = 10
+    live_steps: int = 100  # length of the fine-tuning that notebook 03 runs before your eyes
+
+
+class Grounding(Section):
+    """Attention extraction and merging defaults (paper, section 3 and appendix A)."""
+
+    timesteps: int = Field(50, gt=0)
+    keep_last: int = Field(40, gt=0)
+    filter: Literal["lexical", "disease", "all"] = "lexical"
+    curve: Literal["linear", "quadratic", "mixture"] | None = "mixture"
+    text_guidance: float = 16.0
+    batch_size: int = 64  # U-Net rows per forward
+
+    @model_validator(mode="after")
+    def _kept_steps_exist(self) -> Grounding:
+        if self.keep_last > self.timesteps:
+            raise ValueError(
+                f"keep_last = {self.keep_last} exceeds timesteps = {self.timesteps}: lower it"
+            )
+        return self
+
+
+class Evaluation(Section):
+    """How results over a data set are summarised."""
+
+    pairs: int = Field(gt=0)  # test image-phrase pairs evaluated
+    validation_pairs: int = Field(gt=0)
+    bootstrap: int = 1000  # resamples of patients for the 95 % intervals
+    bias_pairs: int = Field(gt=0)  # pairs for the Bimodal Bias Merging rows (twice the cost)
+
+
+class Fidelity(Section):
+    """Image quality of samples (paper, FID section)."""
+
+    samples: int = Field(gt=0)
+    steps: int = 25
+    guidance: float = 4.0
+    batch_size: int = 64
+    classifier_steps: int = 600  # phantom-finding classifier whose features measure distance
+
+
+class Config(Section):
+    """Everything a run depends on. `load` makes it; nothing changes it afterwards."""
+
+    profile: str
+    image_size: int = Field(gt=0)
+    data: Data
+    vae: Vae
+    text: Text
+    encoders: dict[str, Encoder]
+    unet: Unet
+    training: Training
+    grounding: Grounding
+    evaluation: Evaluation
+    fidelity: Fidelity
+    retrain: bool = False  # ignore shipped weights and train everything here
+
+    @model_validator(mode="after")
+    def _arms_have_encoders(self) -> Config:
+        for name, arm in self.training.arms.items():
+            if arm.encoder not in self.encoders:
+                raise ValueError(f"training.arms.{name}.encoder = {arm.encoder!r} is not in encoders")
+        return self
+
+    @property
+    def build_dir(self) -> Path:
+        """Everything a run makes lies below this folder (ignored by git)."""
+        return Path(os.environ.get("G2G_BUILD", ROOT / "build")) / self.profile
+
+    @property
+    def figures_dir(self) -> Path:
+        """`figures/` for the miniature (the committed ones), else below the build folder."""
+        return ROOT / "figures" if self.profile == "miniature" else self.build_dir / "figures"
+
+    @property
+    def weights_dir(self) -> Path:
+        """Shipped, committed weights of this profile (may not exist)."""
+        return ROOT / "weights" / self.profile
+
+
+def profiles() -> list[str]:
+    """Names of the profiles found in configs/."""
+    return sorted(p.stem for p in CONFIGS.glob("*.yaml"))
+
+
+def load(profile: str, **overrides: Any) -> Config:
+    """Read `configs/<profile>.yaml`, apply overrides, validate and freeze.
+
+    Overrides are dotted (`**{"grounding.timesteps": 10}`) or written with a double underscore
+    (`grounding__timesteps=10`). Unknown profiles, keys and unusable values raise `ConfigError`.
+    """
+    path = CONFIGS / f"{profile}.yaml"
+    if profile not in profiles():
+        raise ConfigError(f"unknown profile {profile!r}: choose one of {', '.join(profiles())}")
+    tree = yaml.safe_load(path.read_text())
+    for key, value in overrides.items():
+        _set(tree, key.replace("__", ".").split("."), value)
+    try:
+        return Config.model_validate({"profile": profile, **tree})
+    except ValidationError as error:
+        raise ConfigError(_explain(path, error)) from None
+
+
+def _set(tree: dict[str, Any], parts: list[str], value: Any) -> None:
+    """Put one override into the nested dictionary."""
+    for part in parts[:-1]:
+        tree = tree.setdefault(part, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"override {'.'.join(parts)!r}: {part!r} is a value, not a section")
+    tree[parts[-1]] = value
+
+
+def _explain(path: Path, error: ValidationError) -> str:
+    """One line an error: key, value, what is wrong, what exists."""
+    lines = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            lines.append(f"unknown key {key!r}; known keys there: {', '.join(_known(item['loc']))}")
+        elif item["type"] == "missing":
+            lines.append(f"missing key {key!r}")
+        else:
+            lines.append(f"{key or 'config'} = {item['input']!r}: {item['msg']}"[:300])
+    return f"{path.name}: " + "; ".join(lines)
+
+
+def _known(loc: tuple[int | str, ...]) -> list[str]:
+    """Field names of the section that holds the last part of `loc`."""
+    section: Any = Config
+    for part in loc[:-1]:
+        fields = getattr(section, "model_fields", {})
+        annotation = fields[part].annotation if part in fields else section
+        args = getattr(annotation, "__args__", ())
+        section = args[1] if len(args) == 2 and args[0] is str else annotation
+    return sorted(getattr(section, "model_fields", {}))

@@ -1,0 +1,150 @@
+"""Image fidelity of samples: Frechet distance in a small network's features, and sampling."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from scipy import linalg
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from g2g_utils import models, runs
+from g2g_utils.data.record import FINDINGS
+from g2g_utils.loop import Modules, Options, fit, seeded
+from g2g_utils.pretraining import ImageBranch
+
+
+def build_classifier(seed: int = 0) -> nn.Module:
+    """An untrained network: grey images [b, 1, S, S] in [0, 1] -> finding logits [b, 8]."""
+    with models.initialised(seed):
+        branch = ImageBranch(1, 32)
+        return nn.ModuleDict({"branch": branch, "head": nn.Linear(32, len(FINDINGS))})
+
+
+def features(classifier: nn.Module, images: Tensor) -> Tensor:
+    """The 32 pooled features [b, 32] whose distribution the Frechet distance compares."""
+    return classifier["branch"](images)[1]
+
+
+def train_classifier(
+    images: Tensor, labels: list[list[str]], folder: Path, steps: int, seed: int
+) -> dict[str, Any]:
+    """Train the phantom-finding classifier (multi-label); its last tenth is held out for the AUC."""
+    from sklearn.metrics import roc_auc_score
+
+    target = torch.tensor([[float(f in row) for f in FINDINGS] for row in labels])
+    cut = len(images) - len(images) // 10
+    classifier = build_classifier(seed)
+
+    def loss(step: int, modules: Modules, accelerator: Accelerator) -> Tensor:
+        ids = torch.randint(cut, (64,), generator=seeded(seed, 20, step))
+        logits = classifier["head"](F.silu(features(modules["classifier"], images[ids])))
+        return F.binary_cross_entropy_with_logits(logits, target[ids])
+
+    groups = [{"params": list(classifier.parameters()), "lr": 2.0e-3}]
+    options = Options(steps, warmup=max(1, steps // 20), checkpoint_every=200)
+    fit("finding classifier", {"classifier": classifier}, groups, loss, folder, options)
+    classifier.eval()
+    with torch.no_grad():
+        logits = classifier["head"](F.silu(features(classifier, images[cut:])))
+    with runs.atomic(folder / "classifier.safetensors") as temporary:
+        save_file(classifier.state_dict(), temporary)
+    known = [k for k in range(len(FINDINGS)) if 0 < float(target[cut:, k].sum()) < len(logits)]
+    auc = float(roc_auc_score(target[cut:, known], logits[:, known], average="macro"))
+    return {"metrics": {"macro_auc": round(auc, 4)}}
+
+
+def load_classifier(folder: Path) -> nn.Module:
+    """The classifier that `train_classifier` saved."""
+    classifier = build_classifier()
+    state = load_file(folder / "classifier.safetensors")
+    classifier.load_state_dict({name: value.float() for name, value in state.items()})
+    return classifier.eval()
+
+
+@torch.no_grad()
+def extract(classifier: nn.Module, images: Tensor, batch_size: int = 64) -> np.ndarray:
+    """Features [n, 32] (float64) of images [n, 1, S, S] in [0, 1]."""
+    parts = [features(classifier, images[i : i + batch_size]) for i in range(0, len(images), batch_size)]
+    return torch.cat(parts).double().numpy()
+
+
+def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Frechet distance between normal fits to features a [n, d] and b [m, d] (FID's formula).
+
+    Needs more rows than columns in both; biased upwards for few rows, so compare at equal n.
+    """
+    for x in (a, b):
+        if len(x) <= x.shape[1]:
+            raise ValueError(f"{len(x)} samples for {x.shape[1]} features: use more samples")
+    ca, cb = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    root = linalg.sqrtm(ca @ cb)
+    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(ca + cb - 2 * root.real))
+
+
+def frechet_interval(
+    a: np.ndarray, b: np.ndarray, resamples: int = 200, seed: int = 0
+) -> tuple[float, float, float]:
+    """Frechet distance and its 95 % bootstrap interval over the rows of a (samples).
+
+    The bootstrap's upward shift (resampled rows repeat) is taken out by centring on the estimate.
+    """
+    rng = np.random.default_rng(seed)
+    estimate = frechet_distance(a, b)
+    draws = [frechet_distance(a[rng.integers(0, len(a), len(a))], b) for _ in range(resamples)]
+    spread = np.percentile(np.array(draws) - np.mean(draws), [2.5, 97.5])
+    return estimate, estimate + float(spread[0]), estimate + float(spread[1])
+
+
+@torch.no_grad()
+def sample(
+    model: models.GroundingModel,
+    phrases: list[str],
+    *,
+    steps: int,
+    guidance: float,
+    seed: int,
+    batch_size: int = 64,
+    progress: bool = True,
+) -> Tensor:
+    """Images [n, 1, S, S] in [0, 1] sampled from text by DDIM with classifier-free guidance.
+
+    The noise of sample i depends on (seed, i) alone, whatever the batch size.
+    """
+    images = []
+    starts = range(0, len(phrases), batch_size)
+    for start in tqdm(starts, desc="samples", disable=not progress, mininterval=2):
+        batch = phrases[start : start + batch_size]
+        noise = [
+            torch.randn(model.latent_shape, generator=seeded(seed, 30, start + i))
+            for i in range(len(batch))
+        ]
+        images.append(model.decode(denoise(model, batch, torch.stack(noise), steps, guidance)))
+    return torch.cat(images).float().cpu()
+
+
+def denoise(
+    model: models.GroundingModel, phrases: list[str], latents: Tensor, steps: int, guidance: float
+) -> Tensor:
+    """DDIM (eta = 0) from noise [b, c, h, w] to scaled latents under classifier-free guidance."""
+    states = torch.cat([model.encode_phrases(phrases), model.encode_phrases([""] * len(phrases))])
+    latents = latents.to(model.device, model.dtype)
+    scheduler = type(model.scheduler).from_config(model.scheduler.config)
+    scheduler.set_timesteps(steps)
+    for t in scheduler.timesteps:
+        both = model.unet(latents.repeat(2, 1, 1, 1), t, encoder_hidden_states=states).sample
+        text, empty = both.chunk(2)
+        latents = scheduler.step(empty + guidance * (text - empty), t, latents).prev_sample
+    return latents
+
+
+def fidelity_row(fake: np.ndarray, real: np.ndarray, resamples: int = 200) -> dict[str, Any]:
+    """One line of the fidelity table: distance and its interval."""
+    value, low, high = frechet_interval(fake, real, resamples)
+    return {"frechet": value, "low": low, "high": high, "samples": len(fake)}

@@ -1,0 +1,347 @@
+"""Components of the latent diffusion model: build small ones, load real ones, one class for both.
+
+All weights live in diffusers/transformers folder format; nothing is unpickled and no remote code
+is run. The same functions load the miniature's components and Stable Diffusion 1.5 + CXR-BERT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    BertModel,
+    CLIPTextModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from g2g_utils import config as configuration
+
+# Noise schedule of Stable Diffusion 1.5 (its scheduler_config.json).
+SD_SCHEDULE: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+    "timestep_spacing": "leading",
+}
+
+
+class MissingWeights(FileNotFoundError):
+    """Weights that are not on disk; the message says what was looked for and how to get it."""
+
+
+@dataclass(frozen=True, eq=False)
+class GroundingModel:
+    """Tokenizer, text encoder, VAE, U-Net and noise schedule that ground phrases together.
+
+    Images enter as float [b, 1 or 3, S, S] in [0, 1]; latents are [b, c, h, w], already scaled.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    text_encoder: PreTrainedModel
+    vae: AutoencoderKL
+    unet: UNet2DConditionModel
+    scheduler: DDIMScheduler
+    image_size: int
+    max_length: int
+    zero_padding: bool = False
+    name: str = ""
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the U-Net; inputs are moved there."""
+        return self.unet.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of the U-Net's weights."""
+        return self.unet.dtype
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> GroundingModel:
+        """The same model on another device; modules are moved in place."""
+        for module in (self.text_encoder, self.vae, self.unet):
+            module.to(device=device, dtype=dtype)
+        return self
+
+    @cached_property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one latent."""
+        factor = unshuffle_factor(self.vae) * 2 ** (len(self.vae.config.block_out_channels) - 1)
+        side = self.image_size // factor
+        return self.vae.config.latent_channels, side, side
+
+    @torch.no_grad()
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Text states [b, n, d] of token ids [b, n]; see `text_states`."""
+        ids, mask = input_ids.to(self.device), attention_mask.to(self.device)
+        return text_states(self.text_encoder, ids, mask, self.zero_padding).to(self.dtype)
+
+    def encode_phrases(self, phrases: list[str]) -> Tensor:
+        """Text states [b, n, d] of phrases, padded and truncated to `max_length` tokens."""
+        batch = tokenize(self.tokenizer, phrases, self.max_length)
+        return self.encode_text(batch["input_ids"], batch["attention_mask"])
+
+    @torch.no_grad()
+    def image_posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation [b, c, h, w] of the scaled latents of images in [0, 1]."""
+        return image_posterior(self.vae, images.to(self.device, self.dtype))
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images [b, 1, S, S] in [0, 1] (grey) of scaled latents [b, c, h, w]."""
+        decoded = self.vae.decode(latents / self.vae.config.scaling_factor).sample
+        return vae_output(self.vae, decoded)
+
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Latents noised to `timesteps` [b] by the forward diffusion process."""
+        return self.scheduler.add_noise(latents, noise, timesteps.to(latents.device))
+
+    def with_unet(self, unet: UNet2DConditionModel) -> GroundingModel:
+        """The same components around another U-Net."""
+        return replace(self, unet=unet)
+
+
+@contextmanager
+def initialised(seed: int) -> Iterator[None]:
+    """Weights made inside depend on `seed` alone; the global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int) -> Any:
+    """Token ids and attention mask [b, max_length] of texts: padded, truncated."""
+    return tokenizer(
+        texts, padding="max_length", truncation=True, max_length=max_length, return_tensors="pt"
+    )
+
+
+def text_states(
+    encoder: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, zero_padding: bool = False
+) -> Tensor:
+    """Last hidden states [b, n, d]; the encoder gets its attention mask, the U-Net gets none.
+
+    With `zero_padding` the states at padding positions are zero, so that padding is the same
+    neutral attention sink under every encoder.
+    """
+    states = encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+    return states * attention_mask[..., None].to(states.dtype) if zero_padding else states
+
+
+def unshuffle_factor(vae: AutoencoderKL) -> int:
+    """Pixel-unshuffle factor in front of the VAE: 2 if it takes 4 channels, 1 if it takes 1 or 3."""
+    channels = vae.config.in_channels
+    return 1 if channels in (1, 3) else round(channels**0.5)
+
+
+def vae_input(vae: AutoencoderKL, images: Tensor) -> Tensor:
+    """Images [b, 1 or 3, S, S] in [0, 1] as the VAE wants them: in [-1, 1], its channel count."""
+    factor = unshuffle_factor(vae)
+    if factor > 1:
+        return F.pixel_unshuffle(images[:, :1] * 2 - 1, factor)
+    return images[:, :1].expand(-1, vae.config.in_channels, -1, -1) * 2 - 1
+
+
+def image_posterior(vae: AutoencoderKL, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation [b, c, h, w] of the scaled latents of images in [0, 1]."""
+    posterior = vae.encode(vae_input(vae, images)).latent_dist
+    return posterior.mean * vae.config.scaling_factor, posterior.std * vae.config.scaling_factor
+
+
+def vae_output(vae: AutoencoderKL, decoded: Tensor) -> Tensor:
+    """Grey images [b, 1, S, S] in [0, 1] of what the VAE's decoder returns."""
+    factor = unshuffle_factor(vae)
+    grey = F.pixel_shuffle(decoded, factor) if factor > 1 else decoded.mean(1, keepdim=True)
+    return (grey / 2 + 0.5).clamp(0, 1)
+
+
+def build_vae(config: configuration.Vae) -> AutoencoderKL:
+    """A small, untrained AutoencoderKL of the configured sizes."""
+    levels, channels = len(config.channels), config.unshuffle**2
+    return AutoencoderKL(
+        in_channels=channels,
+        out_channels=channels,
+        latent_channels=config.latent_channels,
+        block_out_channels=config.channels,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        layers_per_block=1,
+        norm_num_groups=8,
+        mid_block_add_attention=False,
+    )
+
+
+def build_unet(
+    config: configuration.Unet, latent_channels: int, sample_size: int, text_width: int
+) -> UNet2DConditionModel:
+    """A small, untrained U-Net: cross-attention at every level and in the middle.
+
+    Queries and keys of the cross-attention start `query_key_gain` times larger than usual:
+    small models otherwise keep near-uniform attention for most of a short training.
+    """
+    levels = len(config.channels)
+    unet = UNet2DConditionModel(
+        sample_size=sample_size,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
+        block_out_channels=config.channels,
+        down_block_types=("CrossAttnDownBlock2D",) * levels,
+        up_block_types=("CrossAttnUpBlock2D",) * levels,
+        layers_per_block=config.layers_per_block,
+        attention_head_dim=config.heads,  # diffusers' name for the number of heads
+        cross_attention_dim=text_width,
+        norm_num_groups=8,
+    )
+    with torch.no_grad():
+        for name, weight in unet.named_parameters():
+            if ".attn2.to_q." in name or ".attn2.to_k." in name:
+                weight.mul_(config.query_key_gain)
+    return unet
+
+
+def build_scheduler(config: configuration.Unet) -> DDIMScheduler:
+    """The noise schedule: loaded where the profile names one, else that of Stable Diffusion 1.5."""
+    if config.scheduler:
+        options = _options(config.revision)
+        return DDIMScheduler.from_pretrained(config.scheduler, subfolder="scheduler", **options)
+    return DDIMScheduler(**SD_SCHEDULE, prediction_type=config.prediction)
+
+
+def load_text_encoder(
+    source: str | Path, revision: str | None = None, subfolder: str | None = None
+) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """Tokenizer and text encoder of a folder or hub id: a BERT (CXR-BERT too) or a CLIP.
+
+    The class is chosen by the config's model type; CXR-BERT loads as a plain `BertModel`, whose
+    last hidden state equals its remote-code class's. Raises `MissingWeights` with the fix.
+    """
+    options = _options(revision)
+    folder = {"subfolder": subfolder} if subfolder else {}
+    with _explained(source):
+        kind = AutoConfig.from_pretrained(source, **folder, **options).model_type
+        tokens = {"subfolder": "tokenizer"} if subfolder else {}
+        tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, **tokens, **options)
+        if "clip" in kind:
+            encoder = CLIPTextModel.from_pretrained(source, dtype="float32", **folder, **options)
+        else:
+            encoder = BertModel.from_pretrained(
+                source, add_pooling_layer=False, dtype="float32", **folder, **options
+            )
+    return tokenizer, encoder.eval()
+
+
+def load_vae(source: str | Path, revision: str | None = None) -> AutoencoderKL:
+    """VAE of a folder or hub id; a Stable Diffusion pipeline's `vae` subfolder is found."""
+    return _load(AutoencoderKL, source, "vae", revision)
+
+
+def load_unet(source: str | Path, revision: str | None = None) -> UNet2DConditionModel:
+    """U-Net of a folder or hub id: subfolder `unet_ema` (the released one), else `unet`."""
+    released = str(source).endswith("cxr_bert_ldm") or (Path(source) / "unet_ema").is_dir()
+    return _load(UNet2DConditionModel, source, "unet_ema" if released else "unet", revision)
+
+
+def _load(cls: Any, source: str | Path, subfolder: str, revision: str | None) -> Any:
+    """`cls.from_pretrained`, as float32, in evaluation mode, errors explained."""
+    folder = {} if (Path(source) / "config.json").is_file() else {"subfolder": subfolder}
+    with _explained(f"{source} ({subfolder})"):
+        model = cls.from_pretrained(
+            source, torch_dtype=torch.float32, use_safetensors=True, **folder, **_options(revision)
+        )
+    return model.eval()
+
+
+def _options(revision: str | None) -> dict[str, str]:
+    """Keyword for a pinned revision, if there is one."""
+    return {"revision": revision} if revision else {}
+
+
+class _explained:
+    """Context manager that turns a failed download or missing file into `MissingWeights`."""
+
+    def __init__(self, source: object) -> None:
+        self.source = source
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, OSError | ValueError):
+            hub_id = str(self.source).split(" ")[0]
+            raise MissingWeights(
+                f"no usable weights at {self.source}: {str(error).splitlines()[0]} - on a machine "
+                f"with internet run `hf download {hub_id}` and try again (HF_HUB_OFFLINE=1 then "
+                "works without), or name a local folder in the profile"
+            ) from error
+
+
+def locate(config: configuration.Config, name: str) -> Path:
+    """Folder of a product such as `vae`, `encoders/domain`, `ldm/domain-frozen-s0`.
+
+    The one made below build/ wins over the shipped one. Raises `MissingWeights`.
+    """
+    for base in (config.build_dir,) if config.retrain else (config.build_dir, config.weights_dir):
+        if (base / name / "run.json").is_file():
+            return base / name
+    raise MissingWeights(
+        f"{name} of profile {config.profile!r} is neither below {config.build_dir} nor shipped: "
+        f"run `python -m g2g_utils make {name} --profile {config.profile}`"
+    )
+
+
+def load(
+    config: configuration.Config,
+    arm: str | None = None,
+    seed: int | None = None,
+    device: torch.device | str = "cpu",
+) -> GroundingModel:
+    """The grounding model of one arm (default: the first) and seed (default: the first)."""
+    arm = arm or next(iter(config.training.arms))
+    if arm not in config.training.arms:
+        known = ", ".join(config.training.arms)
+        raise configuration.ConfigError(f"unknown arm {arm!r}: choose one of {known}")
+    seed = config.training.seeds[0] if seed is None else seed
+    name = f"ldm/{arm}-s{seed}"
+    tokenizer, encoder = arm_text_encoder(config, arm, seed)
+    source, revision = config.unet.pretrained, config.unet.revision
+    model = GroundingModel(
+        tokenizer=tokenizer,
+        text_encoder=encoder,
+        vae=load_vae(config.vae.pretrained or locate(config, "vae"), config.vae.revision),
+        unet=load_unet(source or locate(config, name), revision if source else None),
+        scheduler=build_scheduler(config.unet),
+        image_size=config.image_size,
+        max_length=config.text.max_length,
+        zero_padding=config.text.zero_padding,
+        name=f"{config.profile}/{name}",
+    )
+    return model.to(device)
+
+
+def arm_text_encoder(
+    config: configuration.Config, arm: str, seed: int
+) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """Tokenizer and text encoder of an arm; a learnable arm's encoder is the fine-tuned one."""
+    spec = config.training.arms[arm]
+    encoder = config.encoders[spec.encoder]
+    source = encoder.pretrained or locate(config, f"encoders/{spec.encoder}")
+    tokenizer, text_encoder = load_text_encoder(source, encoder.revision)
+    if spec.learnable:
+        folder = locate(config, f"ldm/{arm}-s{seed}") / "text_encoder"
+        text_encoder = type(text_encoder).from_pretrained(folder, dtype="float32").eval()
+    return tokenizer, text_encoder

@@ -1,0 +1,276 @@
+"""Shared products of a profile (models, latents, arms): what they depend on, found or made once.
+
+A product is a folder below build/<profile>/ that ends with run.json. `ensure` returns a sound one:
+made before, shipped with the repository, or made now under a file lock, so that any number of
+notebooks may ask at the same time. Heavy imports happen only when something is made.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from g2g_utils import runs
+from g2g_utils.config import Config, ConfigError
+
+if TYPE_CHECKING:
+    from g2g_utils.models import GroundingModel
+
+RECIPE = 1  # raise when a recipe below changes what it makes
+
+
+def plan(config: Config) -> dict[str, list[str]]:
+    """Every product of the profile and the products it needs, in an order that can be made."""
+    products: dict[str, list[str]] = {"pairs": []}
+    if not config.vae.pretrained:
+        products["vae"] = ["pairs"]
+    products["latents"] = ["pairs", *(["vae"] if "vae" in products else [])]
+    for name, encoder in config.encoders.items():
+        if not encoder.pretrained:
+            products[f"encoders/{name}"] = ["pairs"]
+    for arm, spec in config.training.arms.items():
+        encoder_name = f"encoders/{spec.encoder}"
+        needs = ["pairs", "latents", *([encoder_name] if encoder_name in products else [])]
+        if not config.unet.pretrained:
+            products |= {f"ldm/{arm}-s{seed}": needs for seed in config.training.seeds}
+    products["classifier"] = ["pairs"]
+    return products
+
+
+def parameters(config: Config, name: str) -> dict[str, Any]:
+    """The part of the configuration that determines a product, without its dependencies'."""
+    kind, _, item = name.partition("/")
+    base = {"recipe": RECIPE, "image_size": config.image_size}
+    if kind == "pairs":
+        data = config.data
+        return base | {"data": data.model_dump(include={"source", "root", "train", "seed", "world"})}
+    if kind in ("vae", "latents"):
+        return base | {"vae": config.vae.model_dump()}
+    if kind == "encoders":
+        return base | {"encoder": config.encoders[item].model_dump(), "text": config.text.max_length}
+    if kind == "classifier":
+        return base | {"steps": config.fidelity.classifier_steps}
+    if kind == "ldm":
+        arm, seed = arm_and_seed(config, item)
+        training = config.training.model_dump(exclude={"arms", "seeds", "live_steps", "log_every"})
+        spec = config.training.arms[arm].model_dump()
+        unet, text = config.unet.model_dump(), config.text.model_dump()
+        return base | {"arm": spec, "seed": seed, "training": training, "unet": unet, "text": text}
+    raise ConfigError(f"unknown product {name!r}: choose one of {', '.join(plan(config))}")
+
+
+def arm_and_seed(config: Config, item: str) -> tuple[str, int]:
+    """Split `domain-frozen-s0` into its arm and seed; unknown ones are errors."""
+    arm, _, seed = item.rpartition("-s")
+    if arm not in config.training.arms or not seed.isdigit():
+        known = ", ".join(config.training.arms)
+        raise ConfigError(f"unknown arm or seed {item!r}: write ARM-sSEED with ARM one of {known}")
+    return arm, int(seed)
+
+
+def key(config: Config, name: str) -> str:
+    """Hash of everything in the configuration that determines a product."""
+    products = plan(config)
+    if name not in products and name.startswith("ldm/"):  # a seed beyond the configured ones
+        arm, _ = arm_and_seed(config, name.removeprefix("ldm/"))
+        products[name] = products[f"ldm/{arm}-s{config.training.seeds[0]}"]
+    own = parameters(config, name)
+    return runs.digest([own, {dep: key(config, dep) for dep in products.get(name, [])}])
+
+
+def find(config: Config, name: str) -> Path | None:
+    """Folder of a finished, sound product with the right key: made here, else shipped, else None."""
+    wanted = key(config, name)
+    bases = [config.build_dir] if config.retrain else [config.build_dir, config.weights_dir]
+    for base in bases:
+        record = base / name / "run.json"
+        if record.is_file() and _sound(base / name, wanted):
+            return base / name
+    return None
+
+
+def _sound(folder: Path, wanted: str) -> bool:
+    """True if the recorded key is the wanted one and no file is missing or damaged."""
+    try:
+        if json.loads((folder / "run.json").read_text()).get("key") != wanted:
+            return False
+    except ValueError:
+        return False
+    if runs.intact(folder):
+        return True
+    print(f"warning: {folder} is damaged; it is made again", file=sys.stderr)
+    return False
+
+
+def ensure(config: Config, name: str) -> Path:
+    """Folder of a product; made now, with what it needs, if there is none yet."""
+    found = find(config, name)
+    if found is not None:
+        return found
+    with runs.lock(config.build_dir / name):
+        found = find(config, name)  # another process may have made it while we waited
+        if found is None:
+            found = _make(config, name)
+    return found
+
+
+def _make(config: Config, name: str) -> Path:
+    """Build one product (the lock is held): dependencies first, run.json with its key last."""
+    folder, wanted = config.build_dir / name, key(config, name)
+    started = folder / "key"
+    stale = not started.is_file() or started.read_text() != wanted or (folder / "run.json").exists()
+    if folder.is_dir() and stale:  # other settings, or finished but damaged: nothing to resume
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    started.write_text(wanted)
+    begin = time.time()
+    kind, _, item = name.partition("/")
+    extra = _BUILDERS[kind](config, item, folder) or {}
+    shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+    fields = {"product": name, "key": wanted, "parameters": parameters(config, name), **extra}
+    runs.record(folder, begin, **fields)
+    return folder
+
+
+def _build_pairs(config: Config, item: str, folder: Path) -> None:
+    import numpy as np
+
+    from g2g_utils.data import sources
+
+    examples = sources.examples(config, "train")
+    images = np.stack([example.load(config.image_size) for example in examples])
+    with runs.atomic(folder / "images.npy") as temporary, open(temporary, "wb") as stream:
+        np.save(stream, np.round(images * 255).astype(np.uint8))
+    captions = [example.phrase for example in examples]
+    regions = [
+        {"phrase": r.phrase, "finding": r.finding, "boxes": r.boxes, "image": i}
+        for i, example in enumerate(examples)
+        for r in example.regions
+    ]
+    labels = [sorted({r.finding for r in example.regions}) for example in examples]
+    texts = {"captions": captions, "labels": labels, "regions": regions}
+    runs.write_json(folder / "texts.json", texts)
+
+
+def training_images(config: Config) -> Any:
+    """Training images, uint8 array [n, S, S], memory-mapped."""
+    import numpy as np
+
+    return np.load(ensure(config, "pairs") / "images.npy", mmap_mode="r")
+
+
+def training_texts(config: Config) -> dict[str, Any]:
+    """Captions, finding labels and described regions (with boxes) of the training images."""
+    return runs.read_json(ensure(config, "pairs") / "texts.json")
+
+
+def _tensor_images(config: Config) -> Any:
+    """Training images as float tensor [n, 1, S, S] in [0, 1]."""
+    import torch
+
+    return torch.from_numpy(training_images(config)[:].copy())[:, None].float() / 255
+
+
+def _build_vae(config: Config, item: str, folder: Path) -> dict[str, Any]:
+    from g2g_utils import pretraining
+
+    return pretraining.train_vae(_tensor_images(config), config.vae, folder, config.data.seed)
+
+
+def _build_latents(config: Config, item: str, folder: Path) -> None:
+    from g2g_utils import models, training
+
+    source = config.vae.pretrained or ensure(config, "vae")
+    vae = models.load_vae(source, config.vae.revision)
+    training.cache_latents(vae, _tensor_images(config), folder)
+
+
+def _build_encoder(config: Config, item: str, folder: Path) -> None:
+    import torch
+
+    from g2g_utils import pretraining
+    from g2g_utils.data import glyphs
+
+    encoder = config.encoders[item]
+    if encoder.objective == "generic":
+        arrays, captions = glyphs.generate(config.data.train, config.data.seed)
+        images = torch.from_numpy(arrays)
+    else:
+        images, captions = _tensor_images(config), training_texts(config)["captions"]
+    length = config.text.max_length
+    pretraining.pretrain_encoder(
+        encoder, images, captions, folder, max_length=length, seed=config.data.seed
+    )
+
+
+def untrained_unet(config: Config, seed: int, text_width: int) -> Any:
+    """The U-Net every arm of a seed starts from."""
+    from g2g_utils import models
+
+    vae = models.load_vae(config.vae.pretrained or ensure(config, "vae"), config.vae.revision)
+    levels = len(vae.config.block_out_channels) - 1
+    side = config.image_size // (models.unshuffle_factor(vae) * 2**levels)
+    with models.initialised(seed):
+        return models.build_unet(config.unet, vae.config.latent_channels, side, text_width)
+
+
+def fine_tune(config: Config, arm: str, seed: int, folder: Path, steps: int | None = None) -> None:
+    """Fine-tune one arm into `folder`; `steps` shortens it (notebook 03 shows such a run live)."""
+    from g2g_utils import models, training
+
+    spec = config.training.arms[arm]
+    encoder = config.encoders[spec.encoder]
+    source = encoder.pretrained or ensure(config, f"encoders/{spec.encoder}")
+    tokenizer, text_encoder = models.load_text_encoder(source, encoder.revision)
+    unet = untrained_unet(config, seed, text_encoder.config.hidden_size)
+    pairs = training.load_pairs(ensure(config, "latents"), training_texts(config)["captions"])
+    training.fine_tune(
+        pairs, unet, tokenizer, text_encoder, models.build_scheduler(config.unet), spec,
+        config.training, folder, seed=seed, max_length=config.text.max_length,
+        zero_padding=config.text.zero_padding, steps=steps, name=f"{arm} seed {seed}",
+    )  # fmt: skip
+
+
+def _build_ldm(config: Config, item: str, folder: Path) -> None:
+    arm, seed = arm_and_seed(config, item)
+    fine_tune(config, arm, seed, folder)
+
+
+def _build_classifier(config: Config, item: str, folder: Path) -> dict[str, Any]:
+    from g2g_utils import fidelity
+
+    labels = training_texts(config)["labels"]
+    steps, seed = config.fidelity.classifier_steps, config.data.seed
+    return fidelity.train_classifier(_tensor_images(config), labels, folder, steps, seed)
+
+
+_BUILDERS: dict[str, Any] = {
+    "pairs": _build_pairs,
+    "vae": _build_vae,
+    "latents": _build_latents,
+    "encoders": _build_encoder,
+    "ldm": _build_ldm,
+    "classifier": _build_classifier,
+}
+
+
+def model(
+    config: Config, arm: str | None = None, seed: int | None = None, device: str = "cpu"
+) -> GroundingModel:
+    """The grounding model of an arm and seed, everything it needs made first if it is missing."""
+    from g2g_utils import models
+
+    arm = arm or next(iter(config.training.arms))
+    seed = config.training.seeds[0] if seed is None else seed
+    if arm in config.training.arms:
+        encoder = config.encoders[config.training.arms[arm].encoder]
+        wanted = [] if config.vae.pretrained else ["vae"]
+        wanted += [] if encoder.pretrained else [f"encoders/{config.training.arms[arm].encoder}"]
+        wanted += [] if config.unet.pretrained else [f"ldm/{arm}-s{seed}"]
+        for name in wanted:
+            ensure(config, name)
+    return models.load(config, arm, seed, device)

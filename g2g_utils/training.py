@@ -1,0 +1,232 @@
+"""Fine-tuning of the U-Net on image-text pairs under a frozen or learnable text encoder.
+
+Paper, section 4: AdamW, warm-up and cosine, gradient clipping, EMA, conditioning dropout. The
+published script drops the conditioning after the optimiser step, where it cannot act; here it
+replaces the token ids by the empty prompt's before the text encoder runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from g2g_utils import models, runs
+from g2g_utils.config import Arm, Training
+from g2g_utils.loop import Modules, Options, fit, seeded
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Training pairs in memory: posteriors of latents and captions.
+
+    mean, std: [n, c, h, w], scaled latents' posterior; captions: n strings.
+    """
+
+    mean: Tensor
+    std: Tensor
+    captions: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+
+@torch.no_grad()
+def cache_latents(vae: AutoencoderKL, images: Tensor, folder: Path, batch_size: int = 64) -> None:
+    """Write the latents' posterior of images [n, 1, S, S] in [0, 1] to latents.safetensors."""
+    parts = [
+        models.image_posterior(vae, images[i : i + batch_size])
+        for i in tqdm(range(0, len(images), batch_size), desc="latents", mininterval=2)
+    ]
+    tensors = {
+        name: torch.cat([part[i] for part in parts]).to(torch.float16).cpu().contiguous()
+        for i, name in enumerate(("mean", "std"))
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    with runs.atomic(folder / "latents.safetensors") as temporary:
+        save_file(tensors, temporary)
+
+
+def load_pairs(folder: Path, captions: list[str]) -> Pairs:
+    """Read what `cache_latents` wrote; the number of captions must match."""
+    tensors = load_file(folder / "latents.safetensors")
+    if len(captions) != len(tensors["mean"]):
+        raise ValueError(
+            f"{folder}: {len(tensors['mean'])} latents but {len(captions)} captions; delete the "
+            "folder and make it again"
+        )
+    return Pairs(tensors["mean"].float(), tensors["std"].float(), tuple(captions))
+
+
+def batch_indices(step: int, batch_size: int, n: int, seed: int) -> Tensor:
+    """Sample ids [batch_size] of a step: shuffled anew every epoch, every sample once an epoch."""
+    positions = torch.arange(step * batch_size, (step + 1) * batch_size)
+    orders = {
+        epoch: torch.randperm(n, generator=seeded(seed, 1, epoch))
+        for epoch in (positions // n).unique().tolist()
+    }
+    return torch.stack([orders[int(p) // n][int(p) % n] for p in positions])
+
+
+def share(indices: Tensor, accelerator: Accelerator) -> Tensor:
+    """This process's part of a global batch (equal parts; the batch must divide)."""
+    processes = accelerator.num_processes
+    if len(indices) % processes:
+        raise ValueError(
+            f"batch size {len(indices)} cannot be shared by {processes} processes: use a multiple"
+        )
+    return indices.chunk(processes)[accelerator.process_index]
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What is random for a batch: drawn per sample id and step, whatever the split in processes."""
+
+    posterior: Tensor  # [b, c, h, w] standard normal
+    noise: Tensor  # [b, c, h, w] standard normal
+    timesteps: Tensor  # [b] integers
+    dropped: Tensor  # [b] booleans: caption replaced by the empty prompt
+
+
+def draw(
+    ids: Tensor, step: int, shape: torch.Size, train_timesteps: int, options: Training, seed: int
+) -> Noise:
+    """Noise for samples `ids` at `step`; timestep density uniform or growing linearly with t."""
+    rows = []
+    for sample in ids.tolist():
+        generator = seeded(seed, 2, step, sample)
+        normal = torch.randn((2, *shape), generator=generator)
+        u = torch.rand(2, generator=generator)
+        rows.append((normal[0], normal[1], u[0], u[1] < options.dropout))
+    posterior, noise, u, dropped = (torch.stack(column) for column in zip(*rows, strict=True))
+    u = u.sqrt() if options.timestep_density == "linear" else u
+    timesteps = (u * train_timesteps).long().clamp(max=train_timesteps - 1)
+    return Noise(posterior, noise, timesteps, dropped)
+
+
+class Denoising(nn.Module):
+    """Text encoder and U-Net in one module, so that distributed wrappers see one forward."""
+
+    def __init__(
+        self, unet: UNet2DConditionModel, text_encoder: PreTrainedModel, learnable: bool, zero: bool
+    ) -> None:
+        super().__init__()
+        self.unet, self.text_encoder = unet, text_encoder
+        self.learnable, self.zero_padding = learnable, zero
+        text_encoder.requires_grad_(learnable)
+
+    def forward(self, latents: Tensor, timesteps: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """Prediction [b, c, h, w] for noised latents under token ids [b, n]."""
+        with torch.set_grad_enabled(self.learnable and torch.is_grad_enabled()):
+            states = models.text_states(self.text_encoder, ids, mask, self.zero_padding)
+        return self.unet(latents, timesteps, encoder_hidden_states=states).sample
+
+
+def denoising_loss(
+    module: nn.Module, scheduler: DDIMScheduler, latents: Tensor, noise: Noise, ids: Tensor,
+    mask: Tensor,
+) -> Tensor:
+    """Mean squared error of the prediction (noise or velocity) at the drawn timesteps."""
+    device = latents.device
+    timesteps, epsilon = noise.timesteps.to(device), noise.noise.to(device)
+    noised = scheduler.add_noise(latents, epsilon, timesteps)
+    velocity = scheduler.config.prediction_type == "v_prediction"
+    target = scheduler.get_velocity(latents, epsilon, timesteps) if velocity else epsilon
+    return F.mse_loss(module(noised, timesteps, ids, mask).float(), target)
+
+
+def drop_conditioning(ids: Tensor, mask: Tensor, empty: tuple[Tensor, Tensor], dropped: Tensor):
+    """Replace the rows of token ids and mask [b, n] marked in `dropped` by the empty prompt's."""
+    choose = dropped[:, None].to(ids.device)
+    return torch.where(choose, empty[0], ids), torch.where(choose, empty[1], mask)
+
+
+def parameter_groups(module: Denoising, options: Training) -> list[dict]:
+    """Optimiser groups: U-Net, its cross-attention (scaled rate), the text encoder if learnable."""
+    cross, rest = [], []
+    for name, parameter in module.unet.named_parameters():
+        (cross if ".attn2." in name else rest).append(parameter)
+    rate = options.learning_rate
+    groups = [
+        {"params": rest, "lr": rate},
+        {"params": cross, "lr": rate * options.attention_lr_scale},
+    ]
+    if module.learnable:
+        text = list(module.text_encoder.parameters())
+        groups.append({"params": text, "lr": options.text_learning_rate})
+    return groups
+
+
+def fine_tune(
+    pairs: Pairs,
+    unet: UNet2DConditionModel,
+    tokenizer: PreTrainedTokenizerBase,
+    text_encoder: PreTrainedModel,
+    scheduler: DDIMScheduler,
+    arm: Arm,
+    options: Training,
+    folder: Path,
+    *,
+    seed: int,
+    max_length: int,
+    zero_padding: bool = False,
+    steps: int | None = None,
+    name: str = "fine-tuning",
+) -> None:
+    """Train one arm and save `unet/` (EMA weights) and, if learnable, `text_encoder/`.
+
+    Resumes from the checkpoint in `folder`; `steps` shortens the run (live demonstrations).
+    """
+    captions = list(pairs.captions)
+    if arm.shuffled:  # control: every caption describes another image
+        order = torch.randperm(len(captions), generator=seeded(seed, 3)).tolist()
+        captions = [captions[i] for i in order]
+    tokens = models.tokenize(tokenizer, captions, max_length)
+    nothing = models.tokenize(tokenizer, [""], max_length)
+    empty = (nothing["input_ids"], nothing["attention_mask"])
+    module = Denoising(unet, text_encoder, arm.learnable, zero_padding)
+    module.train()
+    text_encoder.train(arm.learnable)
+
+    def loss(step: int, modules: Modules, accelerator: Accelerator) -> Tensor:
+        ids = share(batch_indices(step, options.batch_size, len(pairs), seed), accelerator)
+        count = scheduler.config.num_train_timesteps
+        noise = draw(ids, step, pairs.mean.shape[1:], count, options, seed)
+        latents = (pairs.mean[ids] + pairs.std[ids] * noise.posterior).to(accelerator.device)
+        input_ids, mask = drop_conditioning(
+            tokens["input_ids"][ids], tokens["attention_mask"][ids], empty, noise.dropped
+        )
+        device = accelerator.device
+        return denoising_loss(
+            modules["denoising"], scheduler, latents, noise, input_ids.to(device), mask.to(device)
+        )
+
+    budget = Options(
+        steps=steps or options.steps,
+        warmup=options.warmup,
+        clip=options.clip,
+        ema=options.ema,
+        accumulate=options.accumulate,
+        mixed_precision=options.mixed_precision,
+        checkpoint_every=options.checkpoint_every,
+        log_every=options.log_every,
+    )
+    groups = parameter_groups(module, options)
+    ema = fit(
+        name, {"denoising": module}, groups, loss, folder, budget,
+        weight_decay=options.weight_decay, averaged="denoising",
+    )  # fmt: skip
+    if ema is not None:
+        ema.copy_to(module.parameters())
+    module.eval()
+    unet.save_pretrained(folder / "unet")
+    if arm.learnable:
+        text_encoder.save_pretrained(folder / "text_encoder")
