@@ -1,0 +1,298 @@
+"""Words and tokens of a phrase, and which of them ground (paper section 3.1, "Filtering").
+
+`tokenize` gives one typed object built from the tokenizer's character offsets, so that word pieces
+(BERT) and byte pairs (CLIP) are treated alike; `select_tokens` chooses content tokens.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Filter = Literal["lexical", "disease", "all"]
+
+FINDINGS = (
+    "Atelectasis",
+    "Cardiomegaly",
+    "Consolidation",
+    "Edema",
+    "Lung Opacity",
+    "Pleural Effusion",
+    "Pneumonia",
+    "Pneumothorax",
+)
+
+# Words that name a finding: the eight of MS-CXR as published, then ChestX-ray14's other boxed ones.
+VOCABULARY: dict[str, frozenset[str]] = {
+    finding: frozenset(words.split())
+    for finding, words in {
+        "Atelectasis": "atelectasis atelectatic",
+        "Cardiomegaly": "cardiomegaly cardiac",
+        "Consolidation": "consolidation consolidations consolidative",
+        "Edema": "edema",
+        "Lung Opacity": "opacity opacities opacification",
+        "Pleural Effusion": "pleural effusion effusions",
+        "Pneumonia": "pneumonia",
+        "Pneumothorax": "pneumothorax pneumothoraces",
+        "Infiltration": "infiltrate infiltrates infiltration",
+        "Mass": "mass masses",
+        "Nodule": "nodule nodules nodular",
+    }.items()
+}
+
+CONTENT_TAGS = frozenset({"ADJ", "NOUN", "VERB", "PROPN", "NUM"})
+# Location words and negations that spaCy's English stop words wrongly hold.
+KEPT_STOP_WORDS = frozenset("both bottom top side full part above below no not".split())
+SCISPACY_MODELS = ("en_core_sci_sm", "en_core_sci_md", "en_core_sci_lg", "en_core_sci_scibert")
+MODEL_VARIABLE = "G2G_SPACY_MODEL"
+
+# Numbers with a decimal sign, else runs of letters and digits; "x-ray" and "left/right" are two.
+_WORD = re.compile(r"\d+(?:[.,]\d+)+|[^\W_]+(?:['’][^\W_]+)*")
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word of a phrase: text, character span [start, end) and its token positions."""
+
+    text: str
+    start: int
+    end: int
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class PhraseTokens:
+    """A phrase as words and tokens; all positions index the padded token sequence of length n."""
+
+    text: str
+    input_ids: Tensor  # 1 n
+    attention_mask: Tensor  # 1 n
+    pieces: tuple[str, ...]  # n token strings
+    words: tuple[Word, ...]  # those of which at least one token was kept
+    start: int
+    end: int
+    padding: tuple[int, ...]
+    truncated: tuple[str, ...]  # words that the maximum length cut off, wholly or in part
+
+    @property
+    def inner(self) -> tuple[int, ...]:
+        """Positions of all tokens between start and end."""
+        return tuple(range(self.start + 1, self.end))
+
+    def tokens_of(self, word: str | int | Word, occurrence: int | None = None) -> list[int]:
+        """Positions of a word's tokens, by index, object or text (also several words, any case).
+
+        A text that occurs several times gives all its tokens unless `occurrence` picks one.
+        Raises ValueError naming the phrase's words where there is no such word.
+        """
+        if isinstance(word, int):
+            return list(self.words[word].tokens)
+        if isinstance(word, Word):
+            return list(word.tokens)
+        spans = [m.span() for m in re.finditer(_bounded(word), self.text, re.IGNORECASE)]
+        spans = spans if occurrence is None else spans[occurrence : occurrence + 1]
+        found = [w for w in self.words if any(w.start < e and w.end > s for s, e in spans)]
+        if not found:
+            cut = f"; cut off: {', '.join(self.truncated)}" if self.truncated else ""
+            known = ", ".join(w.text for w in self.words)
+            raise ValueError(f"no word {word!r} in {self.text!r}: choose among {known}{cut}")
+        return _tokens(found)
+
+    def content(self, filter: Filter = "lexical", **options: Any) -> list[int]:
+        """Content tokens of the phrase; see `select_tokens`."""
+        return select_tokens(self, filter, **options)
+
+    def word_at(self, token: int) -> str:
+        """The word a token belongs to; the token's own text for special tokens and punctuation."""
+        return next((w.text for w in self.words if token in w.tokens), self.pieces[token])
+
+
+def tokenize(tokenizer: Any, phrase: str, max_length: int) -> PhraseTokens:
+    """Words, tokens and what was cut off of a phrase, padded to `max_length` tokens.
+
+    tokenizer: any fast tokenizer (BERT word pieces, CLIP byte pairs, ...). Raises ValueError for
+    a phrase without any word and TypeError for a slow tokenizer, which has no offsets.
+    """
+    if not _WORD.search(phrase):
+        raise ValueError(f"empty phrase {phrase!r}: write at least one word")
+    if not getattr(tokenizer, "is_fast", False):
+        raise TypeError(f"{type(tokenizer).__name__} gives no offsets: load it with use_fast=True")
+    encoded = tokenizer(
+        phrase,
+        max_length=max_length,
+        padding="max_length",
+        padding_side="right",
+        truncation=True,
+        return_offsets_mapping=True,
+        return_tensors="pt",
+    )
+    ids, mask = encoded["input_ids"], encoded["attention_mask"]
+    end = int(mask.sum()) - 1
+    spans = encoded["offset_mapping"][0, 1:end].tolist()
+    covered = max((stop for _, stop in spans), default=0)
+    words = tuple(_words(phrase, spans))
+    return PhraseTokens(
+        text=phrase,
+        input_ids=ids,
+        attention_mask=mask,
+        pieces=tuple(tokenizer.convert_ids_to_tokens(ids[0].tolist())),
+        words=tuple(w for w in words if w.tokens),
+        start=0,
+        end=end,
+        padding=tuple(range(end + 1, max_length)),
+        truncated=tuple(w.text for w in words if w.end > covered),
+    )
+
+
+def _words(phrase: str, spans: Sequence[Sequence[int]]) -> Iterable[Word]:
+    """Every word with the positions of the tokens whose characters overlap it."""
+    for match in _WORD.finditer(phrase):
+        low, high = match.span()
+        tokens = (i for i, (a, b) in enumerate(spans, start=1) if a < high and b > low)
+        yield Word(match.group(), low, high, tuple(tokens))
+
+
+def select_tokens(
+    phrase: PhraseTokens,
+    filter: Filter = "lexical",
+    finding: str | None = None,
+    explicit: Sequence[int | str] | None = None,
+    *,
+    spacy_model: Any = None,
+    compat: str | None = None,
+) -> list[int]:
+    """Positions of the tokens that ground a phrase, in order and without repetition.
+
+    filter: "lexical" (content words by part of speech), "disease" (words of the finding's class,
+    else all), "all" (all but start, end and padding). explicit: token positions or words instead.
+    spacy_model: pipeline, package or folder; default: environment variable, installed scispaCy,
+    else stop words. compat="published": only the first piece of each word, and the disease filter
+    matches substrings. Raises ValueError where nothing is left, naming the phrase and the fix.
+    """
+    if compat not in (None, "published"):
+        raise ValueError(f'compat={compat!r}: None or "published"')
+    if explicit is not None:
+        return _explicit(phrase, explicit)
+    if filter == "all":
+        words = list(phrase.words)
+        chosen = list(phrase.inner)
+    elif filter == "lexical":
+        words = content_words(phrase, spacy_model)
+        chosen = _tokens(words)
+    elif filter == "disease":
+        words = disease_words(phrase, finding, substring=compat == "published")
+        chosen = _tokens(words) if words else list(phrase.inner)
+        words = words or list(phrase.words)
+    else:
+        raise ValueError(f"filter={filter!r}: choose lexical, disease or all")
+    if compat == "published":
+        chosen = sorted({w.tokens[0] for w in words})
+    if not chosen:
+        raise ValueError(
+            f"no content words in {phrase.text!r}: add some or ground with filter='all'"
+        )
+    return chosen
+
+
+def content_words(phrase: PhraseTokens, spacy_model: Any = None) -> list[Word]:
+    """Content words by part of speech: adjectives, nouns, verbs, proper nouns and numbers."""
+    nlp = _tagger(spacy_model)
+    document = nlp(phrase.text)
+    keep = _is_content if nlp.meta.get("g2g_fallback") else _has_content_tag
+    if keep is _has_content_tag and not any(token.pos_ for token in document):
+        raise ValueError(f"spaCy pipeline {nlp.meta.get('name')!r} gives no parts of speech")
+    spans = [(t.idx, t.idx + len(t)) for t in document if keep(t)]
+    return [w for w in phrase.words if any(a < w.end and b > w.start for a, b in spans)]
+
+
+def disease_words(phrase: PhraseTokens, finding: str | None, substring: bool = False) -> list[Word]:
+    """Words that name the finding's class; whole words, or as substrings (published)."""
+    if finding not in VOCABULARY:
+        known = ", ".join(VOCABULARY)
+        raise ValueError(f"filter='disease' needs a finding, got {finding!r}: one of {known}")
+    names = VOCABULARY[finding]
+    if substring:
+        return [w for w in phrase.words if any(name in w.text.lower() for name in names)]
+    return [w for w in phrase.words if w.text.lower() in names]
+
+
+def _explicit(phrase: PhraseTokens, chosen: Sequence[int | str]) -> list[int]:
+    """Positions of explicitly chosen tokens and words; special tokens may be chosen."""
+    found: list[int] = []
+    for one in chosen:
+        if isinstance(one, str):
+            found += phrase.tokens_of(one)
+        elif 0 <= one < len(phrase.pieces):
+            found.append(int(one))
+        else:
+            raise ValueError(f"token {one} of {phrase.text!r}: 0..{len(phrase.pieces) - 1}")
+    if not found:
+        raise ValueError(f"no tokens chosen of {phrase.text!r}")
+    return sorted(set(found))
+
+
+def _tagger(model: Any) -> Any:
+    """The asked pipeline, else the environment's, else an installed scispaCy, else stop words."""
+    if model is not None and not isinstance(model, str | os.PathLike):
+        return model
+    asked = model or os.environ.get(MODEL_VARIABLE)
+    return _load_spacy(os.fspath(asked) if asked else None)
+
+
+@lru_cache(maxsize=4)
+def _load_spacy(asked: str | None) -> Any:
+    """A spaCy pipeline by package or folder; the documented fallback where none is installed."""
+    import spacy
+
+    if asked:
+        try:
+            return spacy.load(asked)
+        except OSError as error:
+            raise OSError(f"no spaCy pipeline at {asked!r} ({MODEL_VARIABLE}): {error}") from error
+    for name in SCISPACY_MODELS:
+        if spacy.util.is_package(name):
+            return spacy.load(name)
+    warnings.warn(
+        "no scispaCy model installed: content words are chosen by stop words, not by part of "
+        "speech. Install one with `pip install https://s3-us-west-2.amazonaws.com/ai2-s2-scispacy/"
+        f"releases/v0.5.4/en_core_sci_sm-0.5.4.tar.gz` or point {MODEL_VARIABLE} to a pipeline.",
+        stacklevel=5,
+    )
+    nlp = spacy.blank("en")
+    nlp.meta["g2g_fallback"] = True
+    return nlp
+
+
+def _has_content_tag(token: Any) -> bool:
+    return token.pos_ in CONTENT_TAGS
+
+
+def _is_content(token: Any) -> bool:
+    if token.lower_ in KEPT_STOP_WORDS:
+        return True
+    return not (token.is_stop or token.is_punct or token.is_space)
+
+
+def _tokens(words: Iterable[Word]) -> list[int]:
+    return sorted({token for word in words for token in word.tokens})
+
+
+def _bounded(text: str) -> str:
+    """Pattern for a text at word boundaries."""
+    return rf"(?<!\w){re.escape(text.strip())}(?!\w)"
+
+
+def stack(phrases: Sequence[PhraseTokens]) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask [b, n] of several phrases."""
+    return (
+        torch.cat([p.input_ids for p in phrases]),
+        torch.cat([p.attention_mask for p in phrases]),
+    )

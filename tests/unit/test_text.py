@@ -1,0 +1,184 @@
+import warnings
+
+import pytest
+import spacy
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import BertTokenizerFast, CLIPTokenizerFast, PreTrainedTokenizerFast
+
+from g2g_utils import text
+from g2g_utils.text import select_tokens, tokenize
+
+PHRASE = "Small left-sided pleural effusion/atelectasis, 2.5 cm; LEFT effusion"
+
+
+@pytest.fixture(scope="module")
+def bert():
+    pieces = "small left right lower - , ; / . 2 5 c ##m pl ##eural e ##ffusion at ##electasis"
+    pieces += " ##sided sided no of the is in lobe edema pneumonia"
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *pieces.split()]
+    return BertTokenizerFast(vocab={name: i for i, name in enumerate(names)})
+
+
+@pytest.fixture(scope="module")
+def clip():
+    """A byte-pair tokenizer set up like CLIP's: lower case, end-of-word mark, end token as padding."""
+    raw = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
+    raw.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    split = pre_tokenizers.Split(
+        __import__("tokenizers").Regex(r"'s|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"),
+        behavior="removed",
+        invert=True,
+    )
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    raw.pre_tokenizer = pre_tokenizers.Sequence([split, level])
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|startoftext|>", "<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    raw.train_from_iterator(["small left pleural effusion"] * 9, trainer)
+    raw.decoder = decoders.ByteLevel()
+    ends = [(t, raw.token_to_id(t)) for t in ("<|endoftext|>", "<|startoftext|>")]
+    raw.post_processor = processors.BertProcessing(*ends)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        bos_token="<|startoftext|>",
+        eos_token="<|endoftext|>",
+        unk_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
+    )
+
+
+@pytest.fixture(params=["bert", "clip"])
+def tokenizer(request):
+    return request.getfixturevalue(request.param)
+
+
+def texts(phrase, tokens):
+    return list(dict.fromkeys(phrase.word_at(t) for t in tokens))
+
+
+def test_words_follow_characters_not_spaces(tokenizer):
+    phrase = tokenize(tokenizer, PHRASE, 60)
+    words = "Small left sided pleural effusion atelectasis 2.5 cm LEFT effusion".split()
+    assert [w.text for w in phrase.words] == words
+    assert all(PHRASE[w.start : w.end] == w.text for w in phrase.words)
+    assert phrase.truncated == ()
+    spread = [t for w in phrase.words for t in w.tokens]
+    assert spread == sorted(set(spread)) and set(spread) <= set(phrase.inner)
+    assert (phrase.start, len(phrase.pieces)) == (0, 60)
+    assert phrase.padding == tuple(range(phrase.end + 1, 60))
+    assert phrase.attention_mask.sum() == phrase.end + 1
+
+
+def test_all_pieces_of_a_word(bert):
+    phrase = tokenize(bert, "no pleural effusion", 12)
+    assert phrase.tokens_of("pleural") == [2, 3]
+    assert phrase.pieces[2:4] == ("pl", "##eural")
+    assert select_tokens(phrase, "all", compat="published") == [1, 2, 4]
+    assert select_tokens(phrase, "all") == [1, 2, 3, 4, 5]
+
+
+def test_repeated_words_and_phrases(tokenizer):
+    phrase = tokenize(tokenizer, PHRASE, 60)
+    both = phrase.tokens_of("effusion")
+    first, second = (phrase.tokens_of("effusion", occurrence=i) for i in (0, 1))
+    assert both == first + second and len(first) == len(second) > 0
+    pair = phrase.tokens_of("pleural") + phrase.tokens_of("effusion", 0)
+    assert phrase.tokens_of("Pleural effusion") == pair
+    with pytest.raises(ValueError, match=r"no word 'edema'.*Small"):
+        phrase.tokens_of("edema")
+
+
+def test_unknown_words_keep_their_token(bert):
+    phrase = tokenize(bert, "zzz effusion", 8)
+    assert phrase.pieces[1] == "[UNK]"
+    assert phrase.tokens_of("zzz") == [1]
+
+
+def test_truncation_is_reported(bert):
+    phrase = tokenize(bert, "small left pleural effusion", 6)  # room for 4 pieces
+    assert [w.text for w in phrase.words] == ["small", "left", "pleural"]
+    assert phrase.truncated == ("effusion",)
+    assert tokenize(bert, "small left pleural effusion", 5).truncated == ("pleural", "effusion")
+
+
+@pytest.mark.parametrize("phrase", ["", "  ", " ,.- "])
+def test_empty_phrases_are_refused(bert, phrase):
+    with pytest.raises(ValueError, match="empty phrase"):
+        tokenize(bert, phrase, 8)
+
+
+def test_slow_tokenizers_are_refused():
+    with pytest.raises(TypeError, match="use_fast"):
+        tokenize(object(), "edema", 8)
+
+
+def test_fallback_keeps_location_and_negation(tokenizer, monkeypatch):
+    monkeypatch.delenv(text.MODEL_VARIABLE, raising=False)
+    text._load_spacy.cache_clear()
+    phrase = tokenize(tokenizer, "There is no effusion in both of the lower lobes", 60)
+    with pytest.warns(UserWarning, match="pip install"):
+        chosen = select_tokens(phrase)
+    assert texts(phrase, chosen) == ["no", "effusion", "both", "lower", "lobes"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the warning comes once
+        assert phrase.content() == chosen
+
+
+def test_function_words_only(bert):
+    phrase = tokenize(bert, "is in the of", 8)
+    with pytest.raises(ValueError, match=r"'is in the of'.*filter='all'"):
+        select_tokens(phrase)
+    assert len(select_tokens(phrase, "all")) == 4
+
+
+def test_part_of_speech_filter_of_a_saved_pipeline(bert, tmp_path, monkeypatch):
+    nlp = spacy.blank("en")
+    ruler = nlp.add_pipe("attribute_ruler")
+    for word, tag in {"left": "ADJ", "effusion": "NOUN", "of": "ADP", "no": "DET"}.items():
+        ruler.add([[{"LOWER": word}]], {"POS": tag})
+    nlp.to_disk(tmp_path / "tagger")
+    monkeypatch.setenv(text.MODEL_VARIABLE, str(tmp_path / "tagger"))
+    phrase = tokenize(bert, "No effusion of left-sided", 12)
+    assert texts(phrase, select_tokens(phrase)) == ["effusion", "left"]
+    assert select_tokens(phrase, spacy_model=nlp) == select_tokens(phrase)
+    monkeypatch.setenv(text.MODEL_VARIABLE, str(tmp_path / "nowhere"))
+    with pytest.raises(OSError, match="nowhere"):
+        select_tokens(phrase)
+    with pytest.raises(ValueError, match="no parts of speech"):
+        select_tokens(phrase, spacy_model=spacy.blank("en"))
+
+
+def test_disease_filter_has_word_boundaries(bert):
+    phrase = tokenize(bert, "Bronchopneumonia or PNEUMONIA, lower lobe", 16)
+    assert texts(phrase, select_tokens(phrase, "disease", "Pneumonia")) == ["PNEUMONIA"]
+    loose = select_tokens(phrase, "disease", "Pneumonia", compat="published")
+    assert texts(phrase, loose) == ["Bronchopneumonia", "PNEUMONIA"]
+    assert select_tokens(phrase, "disease", "Edema") == list(phrase.inner)  # none named: all
+    with pytest.raises(ValueError, match="Atelectasis"):
+        select_tokens(phrase, "disease")
+    assert set(text.FINDINGS) <= set(text.VOCABULARY)
+
+
+def test_explicit_tokens(bert):
+    phrase = tokenize(bert, "no pleural effusion", 8)
+    assert select_tokens(phrase, explicit=["pleural", 0]) == [0, 2, 3]
+    with pytest.raises(ValueError, match="token 99"):
+        select_tokens(phrase, explicit=[99])
+
+
+def test_real_clip_class(clip):
+    """transformers' own CLIP class tokenises and aligns like the set-up above."""
+    model = clip.backend_tokenizer.model
+    assert model is not None
+    import json
+
+    state = json.loads(clip.backend_tokenizer.to_str())["model"]
+    merges = [tuple(m) if isinstance(m, list) else tuple(m.split()) for m in state["merges"]]
+    real = CLIPTokenizerFast(vocab=state["vocab"], merges=merges, pad_token="<|endoftext|>")
+    phrase = tokenize(real, "Left-sided EFFUSION", 40)
+    assert [w.text for w in phrase.words] == ["Left", "sided", "EFFUSION"]
+    assert all(w.tokens for w in phrase.words)
