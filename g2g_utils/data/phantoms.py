@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -130,10 +130,10 @@ class Scene:
     """All parameters of one image, before rendering."""
 
     params: dict[str, float]
-    facts: list[Facts] = field(default_factory=list)
-    parts: list[list[Part]] = field(default_factory=list)
-    devices: tuple[str, ...] = ()
-    pixels: Array | None = None  # noise field [size, size]
+    facts: list[Facts]
+    parts: list[list[Part]]
+    devices: tuple[str, ...]
+    pixels: Array  # noise field [size, size]
 
 
 def world_of(**options: Any) -> World:
@@ -336,12 +336,11 @@ def _draw_scene(
     parts = planner.parts
     points = [(-0.5, -0.5), (0.5, -0.5), (-0.5, 0.2), (0.5, 0.2)]
     points += [point for region in parts for part in region for point in _landmarks(part, build)]
-    scene = Scene(build | _fit_pose(rng, world, points), planner.facts, parts)
-    if draw.random() < world.devices:
-        scene.devices = (draw.choice(DEVICE_KINDS),)
+    params = build | _fit_pose(rng, world, points)
+    devices = (draw.choice(DEVICE_KINDS),) if draw.random() < world.devices else ()
     noise = rng.standard_normal((world.size, world.size), dtype=np.float32)
-    scene.pixels = noise * np.float32(scene.params["noise"])
-    return scene
+    pixels = noise * np.float32(params["noise"])
+    return Scene(params, planner.facts, parts, devices, pixels)
 
 
 # ---------------------------------------------------------------- rendering
@@ -566,7 +565,7 @@ RENDERERS: dict[str, Callable[[_Lesions], Rendered]] = {
 }
 
 
-def _hide_devices(body: _Body, scenes: Sequence[Scene], density: Array) -> None:
+def _add_devices(body: _Body, scenes: Sequence[Scene], density: Array) -> None:
     """Draw pacemakers, lines and leads over the film (in place)."""
     kinds = np.array([s.devices[0] if s.devices else "" for s in scenes])
     pixel = body.pixel
@@ -649,7 +648,7 @@ def render(scenes: Sequence[Scene], size: int) -> tuple[Array, dict[tuple[int, i
         if finding in jobs:
             for i, r, c, mask in _render_finding(body, density, finding, jobs[finding]):
                 masks[i, r, c] = mask
-    _hide_devices(body, scenes, density)
+    _add_devices(body, scenes, density)
     return _expose(density, body, scenes), masks
 
 

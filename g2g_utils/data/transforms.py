@@ -1,13 +1,296 @@
-"""stub"""
+"""Image files to arrays, and the one affine map that images and boxes share.
+
+Geometry: the largest centred square of the image is resized to S × S (the shorter side becomes
+S), antialiased; boxes go through the same map as numbers.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+if TYPE_CHECKING:
+    from g2g_utils.data.record import Box
+
+log = logging.getLogger(__name__)
+
+SMALLEST_SIDE = 8  # pixels: nothing can be seen in less
+DICOM_SUFFIXES = (".dcm", ".dicom", ".dic")
+BIT_DEPTHS = (8, 10, 12, 14, 16)
+NO_DECODER = (
+    "Unable to decompress",
+    "missing dependencies",
+    "does not support",
+    "missing required",
+)
 
 
-def read_image(p):
-    raise NotImplementedError
+class ImageError(ValueError):
+    """An image file that cannot be used: one line with the file, the problem and the fix."""
+
+    def __init__(self, path: Path, problem: str, fix: str) -> None:
+        super().__init__(f"{path}: {problem}; {fix}")
 
 
-def crop_resize(i, s):
-    raise NotImplementedError
+# ---------------------------------------------------------------- files
 
 
-def transform_boxes(b, h, w, s):
-    raise NotImplementedError
+def read_image(path: str | os.PathLike[str]) -> np.ndarray:
+    """An image file as float32 [H, W] in [0, 1], upright, white = 1.
+
+    PNG, JPEG and what else Pillow reads (1-bit, grey, palette, RGB(A), CMYK, 16-bit), or DICOM
+    (first frame; modality LUT, then the header's window or VOI LUT; MONOCHROME1 is inverted;
+    no header field is kept). Colour becomes luminance, transparency black. 16-bit files are
+    scaled by the smallest of 8, 10, 12, 14, 16 bits that holds their maximum.
+    Raises ImageError for anything else.
+    """
+    path = _existing(path)
+    image = _read_dicom(path) if _is_dicom(path) else _read_pillow(path)
+    if not np.isfinite(image).all():
+        raise ImageError(path, "the image holds NaN or infinite values", "export it again")
+    _check_side(path, *image.shape)
+    return np.clip(image, 0, 1).astype(np.float32, copy=False)
+
+
+def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """(height, width) of an image file as :func:`read_image` would give it, from its header."""
+    path = _existing(path)
+    if _is_dicom(path):
+        header = _open_dicom(path, pixels=False)
+        if "Rows" not in header or "Columns" not in header:
+            raise _no_pixels(path, header)
+        height, width = int(header.Rows), int(header.Columns)
+    else:
+        with _open_pillow(path) as image:
+            width, height = image.size
+            if image.getexif().get(0x0112, 1) in (5, 6, 7, 8):  # orientation: lying on its side
+                width, height = height, width
+    _check_side(path, height, width)
+    return height, width
+
+
+def _existing(path: str | os.PathLike[str]) -> Path:
+    path = Path(path)
+    if path.is_dir():
+        raise ImageError(path, "is a directory", "name one image file in it")
+    if not path.exists():
+        raise ImageError(path, "no such file", "check the spelling and the folder")
+    if path.stat().st_size == 0:
+        raise ImageError(path, "the file is empty", "download or export it again")
+    return path
+
+
+def _check_side(path: Path, height: int, width: int) -> None:
+    if min(height, width) < SMALLEST_SIDE:
+        problem = f"the image is only {width}×{height} pixels"
+        raise ImageError(path, problem, f"use one of at least {SMALLEST_SIDE} pixels a side")
+
+
+# ---------------------------------------------------------------- Pillow
+
+
+def _open_pillow(path: Path) -> Image.Image:
+    try:
+        return Image.open(path)
+    except UnidentifiedImageError:
+        fix = "give a PNG, JPEG or DICOM file (DICOM without preamble needs the suffix .dcm)"
+        raise ImageError(path, "not an image", fix) from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise _broken(path, error) from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(path, str(error), "resize the image first") from error
+
+
+def _broken(path: Path, error: Exception) -> ImageError:
+    problem = "truncated or damaged image" if isinstance(error, OSError) else "damaged image"
+    return ImageError(path, f"{problem} ({error})", "download or export it again")
+
+
+def _read_pillow(path: Path) -> np.ndarray:
+    with _open_pillow(path) as image:
+        try:
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise _broken(path, error) from error
+        return _grey(upright)
+
+
+def _grey(image: Image.Image) -> np.ndarray:
+    """Any Pillow mode as float [H, W] in [0, 1]."""
+    if image.mode.startswith("I"):
+        return _scale_integers(np.asarray(image).astype(np.float32))
+    if image.mode == "F":
+        return _stretch(np.asarray(image, dtype=np.float32))
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
+    if image.mode not in ("L", "1"):
+        image = image.convert("RGB")
+    return np.asarray(image.convert("L"), dtype=np.float32) / 255
+
+
+def _scale_integers(values: np.ndarray) -> np.ndarray:
+    peak = max(float(values.max()), 0.0)
+    for bits in BIT_DEPTHS:
+        if peak < 2**bits:
+            return values / np.float32(2**bits - 1)
+    return values / np.float32(peak)
+
+
+def _stretch(values: np.ndarray) -> np.ndarray:
+    """Values already in [0, 1] as they are, others min–max scaled; a constant becomes 0."""
+    low, high = float(values.min()), float(values.max())
+    if 0 <= low and high <= 1:
+        return values
+    return (values - low) / (high - low) if high > low else np.zeros_like(values)
+
+
+# ---------------------------------------------------------------- DICOM
+
+
+def _is_dicom(path: Path) -> bool:
+    with path.open("rb") as file:
+        start = file.read(132)
+    return start[128:] == b"DICM" or path.suffix.lower() in DICOM_SUFFIXES
+
+
+def _open_dicom(path: Path, pixels: bool = True) -> Any:
+    import pydicom
+
+    try:
+        dataset = pydicom.dcmread(path, force=True, stop_before_pixels=not pixels)
+        known = "SOPClassUID" in dataset or "Rows" in dataset
+    except Exception as error:  # pydicom raises many kinds for damaged files
+        raise ImageError(path, f"damaged DICOM file ({error})", "export it again") from error
+    if not known:
+        raise ImageError(path, "not a DICOM file", "give a PNG, JPEG or DICOM file")
+    return dataset
+
+
+def _no_pixels(path: Path, dataset: Any) -> ImageError:
+    kind = getattr(dataset.get("SOPClassUID"), "name", "unknown kind")
+    fix = "give the file of the image itself"
+    return ImageError(path, f"DICOM file without pixel data ({kind})", fix)
+
+
+def _dicom_pixels(path: Path, dataset: Any) -> np.ndarray:
+    """Stored values of the first frame, [H, W] or [H, W, 3] (RGB)."""
+    from pydicom.pixels import pixel_array
+
+    if "PixelData" not in dataset:
+        raise _no_pixels(path, dataset)
+    try:
+        return pixel_array(dataset, index=0)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        if any(sign in reason for sign in NO_DECODER):
+            syntax = dataset.file_meta.TransferSyntaxUID.name
+            problem = f"no decoder for DICOM pixels compressed as {syntax}"
+            fix = 'pip install "pylibjpeg[all]" pyjpegls, or export it uncompressed'
+            raise ImageError(path, problem, fix) from error
+        problem = f"damaged or incomplete DICOM pixel data ({reason})"
+        raise ImageError(path, problem, "export it again") from error
+
+
+def _read_dicom(path: Path) -> np.ndarray:
+    from pydicom.pixels import apply_color_lut, apply_modality_lut
+
+    dataset = _open_dicom(path)
+    stored = _dicom_pixels(path, dataset)
+    photometric = str(dataset.get("PhotometricInterpretation", "MONOCHROME2"))
+    if photometric == "PALETTE COLOR":
+        stored = apply_color_lut(stored, dataset)
+    if stored.ndim == 3:
+        luminance = stored.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+        return _scale_integers(luminance)
+    try:
+        grey = _windowed(apply_modality_lut(stored, dataset), stored, dataset)
+    except (ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError) as e:
+        problem = f"unusable LUT or window in the DICOM header ({e})"
+        raise ImageError(path, problem, "export it as PNG") from e
+    return 1 - grey if photometric == "MONOCHROME1" else grey
+
+
+def _windowed(values: np.ndarray, stored: np.ndarray, dataset: Any) -> np.ndarray:
+    """Modality values through the header's VOI LUT or first window, else min–max, to [0, 1]."""
+    from pydicom.pixels import apply_voi, apply_windowing
+
+    luts = dataset.get("VOILUTSequence")
+    if luts:
+        bits = int(luts[0].LUTDescriptor[2])
+        return apply_voi(values.astype(np.int64), dataset).astype(np.float32) / (2**bits - 1)
+    if dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None:
+        far = np.array([-1e9, 1e9])  # what the window's ends are mapped to
+        low, high = apply_windowing(far, dataset)
+        shown = apply_windowing(values.astype(np.float64), dataset)
+        return ((shown - low) / max(high - low, 1e-9)).astype(np.float32)
+    return _min_max(values.astype(np.float32), stored, dataset)
+
+
+def _min_max(values: np.ndarray, stored: np.ndarray, dataset: Any) -> np.ndarray:
+    """Min–max over the pixels that are not padding; padding is clipped into the range."""
+    padding = dataset.get("PixelPaddingValue")
+    real = values[stored != padding] if isinstance(padding, int) else values
+    low, high = (float(real.min()), float(real.max())) if real.size else (0.0, 0.0)
+    return np.clip((values - low) / (high - low), 0, 1) if high > low else np.zeros_like(values)
+
+
+# ---------------------------------------------------------------- geometry
+
+
+def _square(height: int, width: int) -> tuple[int, int, int]:
+    """Left, top and side of the largest centred square, whole pixels."""
+    side = min(height, width)
+    return (width - side) // 2, (height - side) // 2, side
+
+
+def crop_resize(image: np.ndarray, size: int) -> np.ndarray:
+    """Shorter side to ``size`` (antialiased bilinear), centre crop: [H, W] to [size, size].
+
+    Keeps float32 and the range; an image that is size × size already is returned unchanged.
+    """
+    if image.ndim != 2:
+        raise ValueError(f"crop_resize wants an image [H, W], got shape {image.shape}")
+    if size < 1:
+        raise ValueError(f"crop_resize wants a positive size, got {size}")
+    left, top, side = _square(*image.shape)
+    square = np.ascontiguousarray(image[top : top + side, left : left + side], dtype=np.float32)
+    if side == size:
+        return square
+    resized = Image.fromarray(square).resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(resized, dtype=np.float32)
+
+
+def transform_box(box: Box, height: int, width: int, size: int) -> Box | None:
+    """One (x, y, w, h) through the map of :func:`crop_resize`, clipped; None if nothing is left."""
+    left, top, side = _square(height, width)
+    x, y, w, h = box
+    if not all(map(math.isfinite, box)):
+        raise ValueError(f"a box holds finite numbers, got {box}")
+    scale = size / side
+    x0, x1 = (min(max((v - left) * scale, 0.0), float(size)) for v in (x, x + w))
+    y0, y1 = (min(max((v - top) * scale, 0.0), float(size)) for v in (y, y + h))
+    return (x0, y0, x1 - x0, y1 - y0) if x1 > x0 and y1 > y0 else None
+
+
+def transform_boxes(boxes: Iterable[Box], height: int, width: int, size: int) -> tuple[Box, ...]:
+    """Boxes of a height × width image in the frame of :func:`crop_resize`, in pixels of size².
+
+    Boxes are clipped to the frame; those wholly outside are dropped and reported in the log.
+    """
+    kept = []
+    for box in boxes:
+        moved = transform_box(box, height, width, size)
+        if moved is None:
+            log.warning("box %s lies outside the centre crop of a %d×%d image", box, width, height)
+        else:
+            kept.append(moved)
+    return tuple(kept)
