@@ -7,6 +7,8 @@ captions about them. Nothing in it knows chests, sides or zones.
 from __future__ import annotations
 
 import numpy as np
+from matplotlib.colors import XKCD_COLORS, to_rgb
+from spacy.lang.en.stop_words import STOP_WORDS
 
 SHAPES = ("disc", "square", "triangle", "ring", "cross", "diamond", "bar", "star")
 NAMES = {
@@ -19,17 +21,13 @@ NAMES = {
     "bar": ("bar", "stick", "plank"),
     "star": ("star", "flower", "spark"),
 }
-COLOURS = {
-    "red": (0.9, 0.15, 0.15),
-    "green": (0.15, 0.75, 0.2),
-    "blue": (0.2, 0.3, 0.95),
-    "yellow": (0.95, 0.9, 0.2),
-    "purple": (0.6, 0.2, 0.75),
-    "orange": (0.98, 0.55, 0.1),
-    "white": (0.97, 0.97, 0.97),
-    "grey": (0.5, 0.5, 0.5),
+BASIC = ("red", "green", "blue", "yellow", "purple", "orange", "white", "grey")
+COLOURS = {name: to_rgb(name) for name in BASIC} | {
+    name.removeprefix("xkcd:").replace("/", " "): to_rgb(code)  # 949 everyday names of colours
+    for name, code in XKCD_COLORS.items()
 }
 SIZES = {"tiny": 0.07, "small": 0.11, "large": 0.17, "huge": 0.24}
+_NAMES = list(COLOURS)
 NUMBERS = ("a", "two", "three", "four")
 TEXTURES = ("plain", "striped", "spotted")
 TEMPLATES = (
@@ -55,12 +53,12 @@ def generate(n: int, seed: int, size: int = 32) -> tuple[np.ndarray, list[str]]:
 
 def _draw(rng: np.random.Generator, yy: np.ndarray, xx: np.ndarray) -> tuple[np.ndarray, str]:
     """One image [3, size, size] and its caption: one or two kinds of glyph."""
-    ground = str(rng.choice(list(COLOURS)))
+    ground = _colour(rng)
     image = np.broadcast_to(np.array(COLOURS[ground])[:, None, None] * 0.6, (3, *yy.shape)).copy()
     phrases = []
     for _ in range(int(rng.integers(1, 3))):
         shape, size = str(rng.choice(SHAPES)), str(rng.choice(list(SIZES)))
-        colour = str(rng.choice([c for c in COLOURS if c != ground]))
+        colour = _colour(rng)
         count, texture = int(rng.integers(0, 4)), str(rng.choice(TEXTURES))
         for _ in range(count + 1):
             mask = _mask(shape, texture, SIZES[size], rng, yy, xx)
@@ -69,6 +67,16 @@ def _draw(rng: np.random.Generator, yy: np.ndarray, xx: np.ndarray) -> tuple[np.
     image += rng.normal(0, 0.04, image.shape)
     text = str(rng.choice(TEMPLATES)).format(" and ".join(phrases), ground)
     return image.clip(0, 1), text
+
+
+def _colour(rng: np.random.Generator) -> str:
+    """A basic colour half of the time, else one of the 949 names."""
+    return str(rng.choice(BASIC if rng.random() < 0.5 else _NAMES))
+
+
+def vocabulary() -> list[str]:
+    """Everyday English on which a byte-pair tokenizer learns its merges, beside captions."""
+    return [*COLOURS, *sorted(STOP_WORDS)]
 
 
 def _describe(
