@@ -94,8 +94,9 @@ run_profile() {
     done
     prepare
     if [[ -z "$jobs" ]]; then
-        jobs="$("$PYTHON" -c 'import os; print(min(8, os.cpu_count() or 1))')"
-        if command -v nproc >/dev/null && (($(nproc) < jobs)); then jobs="$(nproc)"; fi
+        jobs="$("$PYTHON" -c 'import os
+cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+print(min(8, cores or 1))')"
     fi
     ((retrain == 0)) || extra+=(--forcerun training)
     case "$profile" in # phantoms need no hub, and must not wait for one

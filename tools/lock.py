@@ -20,7 +20,12 @@ ROOT = Path(__file__).resolve().parents[1]
 APART = re.compile(r"(torch|triton|(nvidia|cuda)-.*)$")
 PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)(?: *; *([^\\\n]+?))?(?= *\\?$)", re.M)
 PLATFORMS = [
-    {"sys_platform": system, "platform_system": name, "platform_machine": machine, "os_name": "posix"}
+    {
+        "sys_platform": system,
+        "platform_system": name,
+        "platform_machine": machine,
+        "os_name": "posix",
+    }
     for system, name, machine in [
         ("linux", "Linux", "x86_64"),
         ("linux", "Linux", "aarch64"),
@@ -36,8 +41,9 @@ PYTHON = {
 }
 HEADER = """\
 # Exact versions of everything but torch, with hashes. Written by `python tools/lock.py`.
-# Install: pip install --no-deps --require-hashes -r requirements.lock; then pip install torch=={torch}
-# (CPU, CUDA or macOS build); then pip install --no-deps --no-build-isolation -e .
+# Install: pip install --no-deps --require-hashes -r requirements.lock
+#          pip install torch=={torch}   (the CPU, CUDA or macOS build)
+#          pip install --no-deps --no-build-isolation -e .
 # torch=={torch}
 # dependencies of pyproject.toml: sha256 {digest}
 """
@@ -119,7 +125,9 @@ def main() -> None:
     text = HEADER.format(torch=torch_pin(), digest=digest()) + narrowed(output.read_text())
     lock.write_text(text)
     (ROOT / "environment.yml").write_text(environment(text, torch_pin()))
-    print(f"{len(pins(text))} packages and torch {torch_pin()} -> requirements.lock, environment.yml")
+    print(
+        f"{len(pins(text))} packages and torch {torch_pin()} -> requirements.lock, environment.yml"
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Find or make an environment that holds requirements.lock; print the path of its Python.
 
-Standard library only: it runs before anything is installed. The active conda or virtual environment
-is taken when it satisfies the lock; else `.venv` is used, made or completed. Progress goes to stderr.
+Standard library only: it runs before anything is installed. The active conda or virtual
+environment is taken when it satisfies the lock; else `.venv` is used, made or completed.
+Progress goes to stderr.
 """
 
 import fcntl
@@ -29,7 +30,9 @@ def pins() -> dict[str, str]:
     """name -> version of this platform's part of the lock, torch included."""
     found = {}
     for line in LOCK.read_text().splitlines():
-        if match := re.match(r"(?:# )?([\w.-]+)==([^\s;\\]+)(?: *; *sys_platform == '(\w+)')?", line):
+        if match := re.match(
+            r"(?:# )?([\w.-]+)==([^\s;\\]+)(?: *; *sys_platform == '(\w+)')?", line
+        ):
             if match[3] in (None, sys.platform):
                 found[normal(match[1])] = match[2]
     return found
@@ -70,8 +73,10 @@ def active() -> Path | None:
         absent = lacks(prefix / "bin" / "python")
         if absent == []:
             return prefix / "bin" / "python"
-        why = "no Python 3.11" if absent is None else f"{len(absent)} packages differ: {absent[0]}, …"
-        say(f"the active environment {prefix} does not satisfy requirements.lock ({why}); using .venv")
+        why = (
+            "no Python 3.11" if absent is None else f"{len(absent)} packages differ: {absent[0]}, …"
+        )
+        say(f"the active environment {prefix} does not satisfy the lock ({why}); using .venv")
     return None
 
 
@@ -81,7 +86,9 @@ def pip(*arguments: str) -> None:
     run = subprocess.run([*command, "--quiet", *arguments], stdout=sys.stderr, cwd=ROOT)
     if run.returncode:
         tried = " ".join(arguments)
-        sys.exit(f"[g2g] pip install {tried} failed (see above); run the same command again to go on")
+        sys.exit(
+            f"[g2g] pip install {tried} failed (see above); run the same command again to go on"
+        )
 
 
 def make() -> None:
@@ -89,14 +96,18 @@ def make() -> None:
     start, torch = time.time(), pins()["torch"]
     if lacks(VENV / "bin" / "python") is None:
         say(f"making .venv with Python {sys.version.split()[0]}")
-        subprocess.run([sys.executable, "-m", "venv", "--clear", VENV], check=True, stdout=sys.stderr)
+        subprocess.run(
+            [sys.executable, "-m", "venv", "--clear", VENV], check=True, stdout=sys.stderr
+        )
     if absent := lacks(VENV / "bin" / "python"):
         say(f"installing {len(absent)} locked packages (2-5 minutes, once)")
         pip("--no-deps", "--require-hashes", "-r", str(LOCK))
         index = os.environ.get("G2G_TORCH_INDEX")
         say(f"installing torch {torch} from {index or 'the default index'}")
         if not index and sys.platform == "linux" and not shutil.which("nvidia-smi"):
-            say("no NVIDIA driver here: G2G_TORCH_INDEX=https://download.pytorch.org/whl/cpu is smaller")
+            say(
+                "no NVIDIA driver here: see G2G_TORCH_INDEX in ./run_all.sh --help for a smaller torch"
+            )
         pip(f"torch=={torch}", *(["--index-url", index] if index else []))
     pip("--no-deps", "--no-build-isolation", "-e", str(ROOT))
     if absent := lacks(VENV / "bin" / "python"):

@@ -1,7 +1,7 @@
 """Run a command as the only one on a build folder: python locked.py BUILD COMMAND…
 
-The lock belongs to the process and vanishes with it, however that ends; nothing is left to clean up.
-The command replaces this process, so that its id is the one to stop.
+The lock belongs to the process and vanishes with it, however that ends: nothing to clean up. The
+command replaces this process, so that its id is the one to stop.
 """
 
 import fcntl

@@ -9,6 +9,8 @@ success, NAME.run.json with the parameters, the figures it wrote and where it ra
 import argparse
 import ast
 import os
+import re
+import resource
 import signal
 import socket
 import sys
@@ -42,13 +44,30 @@ def follow_controller(seconds: float = 1.0) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def prepare(notebook: Path, output: Path) -> None:
+    """Copy the notebook, without outputs and for this environment's kernel."""
+    import nbformat
+
+    content = nbformat.read(notebook, as_version=4)
+    content.metadata["kernelspec"] = {
+        "name": "python3",
+        "display_name": "Python 3",
+        "language": "python",
+    }
+    for cell in content.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    with runs.atomic(output) as temporary:
+        nbformat.write(content, temporary)
+
+
 def checked(notebook: Path, given: dict[str, Any]) -> dict[str, Any]:
-    """The parameters that differ from the notebook's defaults; unknown names end the run."""
+    """The parameters that differ from the notebook's defaults; an unknown name is an error."""
     import papermill
 
     known = papermill.inspect_notebook(str(notebook))
     if wrong := sorted(given.keys() - known.keys()):
-        sys.exit(
+        raise ValueError(
             f"{notebook.name} has no parameter {', '.join(map(repr, wrong))}: "
             f"its parameters cell knows {', '.join(known) or 'none'}"
         )
@@ -89,12 +108,13 @@ def execute(notebook: Path, profile: str, parameters: dict[str, Any]) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     record.unlink(missing_ok=True)
     error.unlink(missing_ok=True)
-    before, changed = figures(config.figures_dir), checked(notebook, parameters)
+    before = figures(config.figures_dir)
     try:
+        prepare(notebook, output)
         papermill.execute_notebook(
-            str(notebook),
             str(output),
-            parameters=changed,
+            str(output),
+            parameters=checked(output, parameters),
             kernel_name="python3",
             cwd=str(notebook.parent),
             progress_bar=False,
@@ -102,10 +122,14 @@ def execute(notebook: Path, profile: str, parameters: dict[str, Any]) -> None:
         )
     except Exception as problem:
         text = str(problem).strip().splitlines() or [type(problem).__name__]
-        error.write_text(f"{notebook.name} failed: {text[-1]}\n  executed up to there: {output}\n")
+        line = re.sub(r"\x1b\[[0-9;]*m", "", text[-1])
+        error.write_text(f"{notebook.name} failed: {line}\n  executed up to there: {output}\n")
         sys.exit(error.read_text())
     finally:
         mark(output, profile)
+    peak = resource.getrusage(
+        resource.RUSAGE_CHILDREN
+    ).ru_maxrss  # the kernel's, not this process's
     new = [p for p, t in figures(config.figures_dir).items() if before.get(p) != t]
     fields = {
         "notebook": notebook.stem,
@@ -113,6 +137,7 @@ def execute(notebook: Path, profile: str, parameters: dict[str, Any]) -> None:
         "figures": sorted(os.path.relpath(p, config.figures_dir) for p in new),
         "executed": runs.file_digest(output),
         **runs.provenance(started),
+        "peak_memory_mib": round(peak / (2**20 if sys.platform == "darwin" else 2**10)),
     }
     runs.write_json(record, fields)
     print(f"{notebook.stem}: {fields['wall_s']:.0f} s, {len(new)} files in {config.figures_dir}")
@@ -120,7 +145,9 @@ def execute(notebook: Path, profile: str, parameters: dict[str, Any]) -> None:
 
 def main() -> None:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("notebook", type=Path)
     parser.add_argument("--profile", required=True)
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
