@@ -105,9 +105,7 @@ def make() -> None:
         index = os.environ.get("G2G_TORCH_INDEX")
         say(f"installing torch {torch} from {index or 'the default index'}")
         if not index and sys.platform == "linux" and not shutil.which("nvidia-smi"):
-            say(
-                "no NVIDIA driver here: see G2G_TORCH_INDEX in ./run_all.sh --help for a smaller torch"
-            )
+            say("no NVIDIA driver: for a smaller torch see G2G_TORCH_INDEX in run_all.sh --help")
         pip(f"torch=={torch}", *(["--index-url", index] if index else []))
     pip("--no-deps", "--no-build-isolation", "-e", str(ROOT))
     if absent := lacks(VENV / "bin" / "python"):
