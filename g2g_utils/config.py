@@ -47,6 +47,7 @@ class Vae(Section):
     batch_size: int = 32
     learning_rate: float = 2.0e-3
     kl_weight: float = 1.0e-6
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
 
 
 class Text(Section):
@@ -174,7 +175,9 @@ class Config(Section):
     def _arms_have_encoders(self) -> Config:
         for name, arm in self.training.arms.items():
             if arm.encoder not in self.encoders:
-                raise ValueError(f"training.arms.{name}.encoder = {arm.encoder!r} is not in encoders")
+                raise ValueError(
+                    f"training.arms.{name}.encoder = {arm.encoder!r} is not in encoders"
+                )
         return self
 
     @property

@@ -30,7 +30,11 @@ from transformers import (
 
 from g2g_utils import models, runs
 from g2g_utils.config import Encoder, Vae
+from g2g_utils.data import glyphs
 from g2g_utils.loop import Modules, Options, fit, seeded
+
+
+LOCAL_BATCH = 16  # pairs of a batch in the local contrast, whose cost grows with their square
 
 
 def train_vae(images: Tensor, config: Vae, folder: Path, seed: int) -> dict[str, Any]:
@@ -47,11 +51,17 @@ def train_vae(images: Tensor, config: Vae, folder: Path, seed: int) -> dict[str,
         target = models.vae_input(vae, images[ids])
         posterior = modules["vae"].encode(target).latent_dist
         eps = torch.randn(posterior.mean.shape, generator=generator)
-        output = modules["vae"].decode(posterior.mean + posterior.std * eps).sample
+        output = modules["vae"].decode(posterior.mean + posterior.std * eps).sample.float()
         error = F.mse_loss(output, target) + 0.3 * F.l1_loss(output, target)
         return error + config.kl_weight * posterior.kl().mean()
 
-    options = Options(config.steps, warmup=config.steps // 20, checkpoint_every=250, ema=0.99)
+    options = Options(
+        config.steps,
+        warmup=config.steps // 20,
+        ema=0.99,
+        checkpoint_every=250,
+        mixed_precision=config.mixed_precision,
+    )
     groups = [{"params": list(vae.parameters()), "lr": config.learning_rate}]
     ema = fit("VAE", {"vae": vae}, groups, loss, folder, options, averaged="vae")
     if ema is not None:
@@ -133,7 +143,12 @@ def local_contrast(words: Tensor, mask: Tensor, patches: Tensor, sharp: float = 
 
 
 def masked_language_loss(
-    bert: PreTrainedModel, heads: Heads, ids: Tensor, mask: Tensor, mask_id: int, special: Tensor,
+    bert: PreTrainedModel,
+    heads: Heads,
+    ids: Tensor,
+    mask: Tensor,
+    mask_id: int,
+    special: Tensor,
     generator: torch.Generator,
 ) -> Tensor:
     """Cross-entropy of recovering 20 % masked tokens; output embeddings tied to the input ones."""
@@ -158,13 +173,13 @@ def word_tokenizer(texts: list[str], folder: Path, max_length: int) -> PreTraine
 
 
 def byte_tokenizer(texts: list[str], folder: Path, max_length: int) -> PreTrainedTokenizerBase:
-    """A CLIP byte-pair tokenizer trained on `texts`; unseen words fall into shorter pieces."""
+    """A CLIP byte-pair tokenizer trained on `texts` and everyday words; others fall into pieces."""
     specials = {"<|startoftext|>": 0, "<|endoftext|>": 1}
     base = CLIPTokenizer(vocab=specials, merges=[], model_max_length=max_length)
     characters = " ".join(chr(c) for c in range(33, 127))  # each also as a word of its own
     tokenizer = base.train_new_from_iterator(
-        [text.lower() for text in texts] + [characters] * 2,
-        vocab_size=1200,
+        [text.lower() for text in texts] + [*glyphs.vocabulary(), characters] * 2,
+        vocab_size=2000,
         initial_alphabet=ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -192,7 +207,12 @@ def build_text_encoder(
 
 
 def pretrain_encoder(
-    config: Encoder, images: Tensor, captions: list[str], folder: Path, *, max_length: int,
+    config: Encoder,
+    images: Tensor,
+    captions: list[str],
+    folder: Path,
+    *,
+    max_length: int,
     seed: int,
 ) -> None:
     """Pre-train a text encoder on images [n, c, H, W] in [0, 1] and captions; save it in `folder`.
@@ -249,7 +269,8 @@ def _encoder_loss(
         sentence = heads.sentence(sentence_state(states, x, m, config.kind))
         value = value + contrast(sentence, pooled, heads.log_scale)
         if config.objective == "domain":
-            value = value + local_contrast(heads.word(states), m.bool() & ~special, patches)
+            real, part = m.bool() & ~special, slice(LOCAL_BATCH)
+            value = value + local_contrast(heads.word(states[part]), real[part], patches[part])
         return value
 
     return loss
