@@ -256,7 +256,7 @@ class CrossAttentionRecorder:
         layers: Layers | None = None,
         steps: Sequence[int] | None = None,
     ) -> Tensor:
-        """Mean maps [B, H, W], float32, over tokens, layers and steps: the activation map's raw form.
+        """Mean maps [B, H, W], float32, over tokens, layers and steps: the raw activation map.
 
         tokens default to each sample's recorded ones. Raises ValueError for a choice that `keep`
         no longer allows or a token that was not recorded.
@@ -298,14 +298,14 @@ class CrossAttentionRecorder:
         return out.squeeze(1) if self.keep == "layers" else out
 
     def native(self, layers: Layers | None = None) -> list[Tensor]:
-        """Maps of `step_tokens` (or of keep="steps") per layer, [B, T, h, w] in native resolution."""
+        """Per layer the maps of `step_tokens` (or keep="steps"), [B, T, h, w], not upsampled."""
         self._need_results()
         if not self._bias:
             raise ValueError('native maps need keep="steps" or step_tokens=...')
         return [torch.cat(self._bias[name]).transpose(0, 1) for name in self._pick_layers(layers)]
 
     def native_tokens(self, layer: str, steps: Sequence[int] | None = None) -> Tensor:
-        """One layer's token maps in native resolution: keep="all" [B, T, N, h, w], "layers" T = 1."""
+        """One layer's token maps, not upsampled: keep="all" [B, T, N, h, w], "layers" T = 1."""
         self._need_results()
         if self.keep not in ("all", "layers"):
             raise ValueError(f'keep={self.keep!r} holds no maps per layer: use "layers" or "all"')
@@ -374,7 +374,7 @@ class CrossAttentionRecorder:
 
 
 class _Capture:
-    """Attention processor: diffusers' plain attention that shows its probabilities to a recorder."""
+    """Attention processor: plain attention that shows its probabilities to a recorder."""
 
     def __init__(self, recorder: CrossAttentionRecorder, layer: str, original: Any) -> None:
         self.recorder, self.layer, self.original = recorder, layer, original

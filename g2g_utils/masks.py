@@ -1,4 +1,4 @@
-"""Foreground masks from heat maps (paper section 3.3): a Gaussian mixture, then an orphan filter."""
+"""Foreground masks of heat maps (paper section 3.3): Gaussian mixture, then an orphan filter."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def gmm_mask(heatmap: Tensor, seed: int = 0) -> Tensor:
 
 
 def remove_orphans(mask: Tensor) -> Tensor:
-    """Mask [H, W] after a majority vote: >= 5 of a pixel's 3 x 3 neighbourhood; the border stays."""
+    """Mask [H, W] after a majority vote: >= 5 of a 3 x 3 neighbourhood; the border stays."""
     kernel = torch.ones(1, 1, 3, 3, device=mask.device)
     votes = F.conv2d(mask[None, None].float(), kernel)[0, 0]  # interior only
     out = mask.clone()

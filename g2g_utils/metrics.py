@@ -10,7 +10,7 @@ score equal to the target's share; an empty mask has the IoU 0 that follows from
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -113,7 +113,7 @@ def threshold_iou(
     target: ArrayLike | Tensor,
     thresholds: Sequence[float] = THRESHOLDS,
 ) -> float | Tensor:
-    """Mean foreground IoU of the min-max scaled map above thresholds: what BioViL's line calls mIoU.
+    """Mean IoU of the min-max scaled map above thresholds: what BioViL's line calls mIoU.
 
     NaN for an empty target or a constant map.
     """
@@ -270,9 +270,9 @@ def bootstrap(
     return Interval(float(estimate), *map(float, tails))
 
 
-def paired(first: ArrayLike, second: ArrayLike, groups: object = None, **options: object) -> Interval:
+def paired(first: ArrayLike, second: ArrayLike, groups: Any = None, **options: Any) -> Interval:
     """Bootstrap of the mean paired difference first - second; options as for `bootstrap`."""
-    return bootstrap(np.asarray(first, float) - np.asarray(second, float), groups, **options)  # type: ignore[arg-type]
+    return bootstrap(np.asarray(first, float) - np.asarray(second, float), groups, **options)
 
 
 def _class_mean(sums: NDArray, counts: NDArray, power: int) -> NDArray:

@@ -2,7 +2,15 @@ import warnings
 
 import pytest
 import spacy
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import BertTokenizerFast, CLIPTokenizerFast, PreTrainedTokenizerFast
 
 from g2g_utils import text
@@ -21,7 +29,7 @@ def bert():
 
 @pytest.fixture(scope="module")
 def clip():
-    """A byte-pair tokenizer set up like CLIP's: lower case, end-of-word mark, end token as padding."""
+    """Byte pairs set up like CLIP's: lower case, end-of-word mark, end token as padding."""
     raw = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
     raw.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     split = pre_tokenizers.Split(

@@ -1,0 +1,652 @@
+"""Ground a phrase in an image: maps, bias merging, mask and metrics in one call (paper, section 3).
+
+`ground` takes one image and phrase, `ground_batch` many, `evaluate` a data set. All randomness
+comes from generators made for (seed, image, timestep): results don't depend on how a batch is
+split, and phrases and models are compared on the same noise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from diffusers import DDIMScheduler
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from g2g_utils import bbm, metrics
+from g2g_utils.attention import CrossAttentionRecorder, Layers, matches, upsample
+from g2g_utils.masks import gmm_mask
+from g2g_utils.text import Filter, PhraseTokens, select_tokens, stack, tokenize
+
+Sampling = Literal["gt", "gt_first", "cfg", "text"]
+Bias = dict[str, Tensor]  # layer -> T h w, native resolution, float16
+Explicit = Sequence[int | str]
+
+_CACHE_SIZE = 128
+_cache: OrderedDict[tuple[Any, ...], Bias] = OrderedDict()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to ground; every field is a keyword of `ground`, `ground_batch` and `evaluate`.
+
+    filter: content tokens: "lexical", "disease" or "all". timesteps: T; keep_last: k least noisy
+    steps of the activation map (default 4/5 of T, as published); the biases use all T.
+    curve: None (no bias merging), "linear", "quadratic" or "mixture". text_guidance: scale while
+    the text bias is sampled; 1 needs no unconditional half. sampling: "gt" (the image's latent
+    noised to every step; guidance could have no effect, so none is run), "gt_first" (noised once,
+    then DDIM under `guidance`), "cfg" (from noise, under `guidance`), "text" (from noise, without).
+    layers: names, blocks or map heights; None: all. batch_size: U-Net rows in one forward.
+    keep: "mean", or "layers" or "all" to keep maps apart in `Grounding.maps`.
+    """
+
+    filter: Filter = "lexical"
+    timesteps: int = 50
+    keep_last: int | None = None
+    curve: bbm.Curve | None = None
+    text_guidance: float = 16.0
+    guidance: float = 16.0
+    sampling: Sampling = "gt"
+    layers: Layers | None = None
+    seed: int = 0
+    batch_size: int = 16
+    keep: Literal["mean", "layers", "all"] = "mean"
+    spacy_model: Any = None
+    compat: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.sampling not in ("gt", "gt_first", "cfg", "text"):
+            raise ValueError(f"sampling={self.sampling!r}: choose gt, gt_first, cfg or text")
+        if self.keep not in ("mean", "layers", "all"):
+            raise ValueError(f"keep={self.keep!r}: choose mean, layers or all")
+        if not 1 <= self.last <= self.timesteps:
+            raise ValueError(f"keep_last={self.keep_last} of timesteps={self.timesteps}")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size}: at least one row")
+
+    @property
+    def last(self) -> int:
+        """Number of least noisy steps in the activation map."""
+        if self.keep_last is not None:
+            return self.keep_last
+        return max(1, round(0.8 * self.timesteps))
+
+    @property
+    def guided(self) -> bool:
+        """Whether the activation's sampling needs an unconditional half."""
+        return self.sampling in ("gt_first", "cfg") and self.guidance != 1
+
+    @property
+    def group(self) -> int:
+        """Pairs that share forwards.
+
+        One where latents are sampled: guidance amplifies the rounding that differs between batch
+        sizes a thousandfold, and maps would depend on their neighbours.
+        """
+        return max(1, self.batch_size // self.timesteps) if self.sampling == "gt" else 1
+
+
+@dataclass(frozen=True, eq=False)
+class Grounding:
+    """What grounding a phrase gives; maps are float32 on the CPU at latent resolution [H, W].
+
+    heatmap: the result in [0, 1] (activation, or merged by the bias curve); activation: scaled
+    mean map of the content tokens; interaction, confidence: None without bias merging; mask:
+    foreground; tokens, words: those that ground; token_maps: mean map of every token from start
+    to end, unscaled [tokens, H, W]; maps: layer -> kept maps in native resolution, keep="layers"
+    [tokens, h, w], keep="all" [k, tokens, h, w]; timesteps: all T, the last k of which made the
+    activation; metrics: of `metrics.evaluate` where boxes were given.
+    """
+
+    phrase: str
+    heatmap: Tensor
+    activation: Tensor
+    interaction: Tensor | None
+    confidence: float | None
+    mask: Tensor
+    words: tuple[str, ...]
+    tokens: tuple[int, ...]
+    phrase_tokens: PhraseTokens = field(repr=False)
+    token_maps: Tensor = field(repr=False)
+    layers: tuple[str, ...]
+    timesteps: tuple[int, ...]
+    keep_last: int
+    metrics: dict[str, float | str]
+    maps: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    def word_map(self, word: str | int) -> Tensor:
+        """Mean map [H, W] of one word's tokens, unscaled."""
+        return self.token_maps[self.phrase_tokens.tokens_of(word)].mean(0)
+
+    def select(
+        self,
+        tokens: Sequence[int] | None = None,
+        layers: Layers | None = None,
+        steps: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Scaled mean map [H, W] of chosen tokens, layers and kept steps (what `keep` allows)."""
+        chosen = list(self.tokens if tokens is None else tokens)
+        size = (self.token_maps.shape[-2], self.token_maps.shape[-1])
+        if layers is None and steps is None:
+            return bbm.minmax(self.token_maps[chosen].mean(0))
+        names = [n for n, m in self.maps.items() if matches(n, tuple(m.shape[-2:]), layers)]
+        if not names or (steps is not None and self.maps[names[0]].ndim == 3):
+            need = "all" if steps is not None else "layers"
+            raise ValueError(f"no maps of layers={layers!r}, steps={steps}: keep={need!r} has them")
+        found = []
+        for name in names:
+            maps = self.maps[name].float()
+            maps = maps[None] if maps.ndim == 3 else maps  # k tokens h w
+            kept = maps if steps is None else maps[list(steps)]
+            found.append(upsample(kept[:, chosen].mean((0, 1)), size))
+        return bbm.minmax(torch.stack(found).mean(0))
+
+
+@dataclass(frozen=True, eq=False)
+class _Pair:
+    """One image-phrase pair, ready to run."""
+
+    image: Tensor  # 1|3 S S
+    phrase: PhraseTokens
+    tokens: list[int]
+    boxes: Any
+    digest: str
+
+
+# -- public -----------------------------------------------------------------------------------
+
+
+def ground(
+    model: Any,
+    image: Tensor | np.ndarray,
+    phrase: str,
+    *,
+    finding: str | None = None,
+    tokens: Explicit | None = None,
+    boxes: Any = None,
+    **options: Any,
+) -> Grounding:
+    """Ground one phrase in one image [H, W], [1, H, W] or [3, H, W] in [0, 1].
+
+    finding: class, for filter="disease"; tokens: explicit token positions or words; boxes:
+    [[x, y, w, h], ...] in image pixels, for metrics; other keywords: see `Options`. Raises
+    ValueError for an empty phrase, one without content words, and images of another size.
+    """
+    return ground_batch(
+        model, [image], [phrase], findings=[finding], tokens=[tokens], boxes=[boxes], **options
+    )[0]
+
+
+def ground_batch(
+    model: Any,
+    images: Sequence[Tensor | np.ndarray] | Tensor,
+    phrases: Sequence[str],
+    *,
+    findings: Sequence[str | None] | None = None,
+    tokens: Sequence[Explicit | None] | None = None,
+    boxes: Sequence[Any] | None = None,
+    **options: Any,
+) -> list[Grounding]:
+    """Ground each phrase in its image; as `ground`, with one entry per pair."""
+    chosen, none = Options(**options), [None] * len(phrases)
+    pairs = [
+        _prepare(model, *row, chosen)
+        for row in zip(
+            images, phrases, findings or none, tokens or none, boxes or none, strict=True
+        )
+    ]
+    return [g for group in _chunks(pairs, chosen.group) for g in _ground(model, group, chosen)]
+
+
+def text_bias(
+    model: Any,
+    phrase: str | PhraseTokens,
+    *,
+    tokens: Sequence[int] | None = None,
+    timesteps: int = 50,
+    text_guidance: float = 16.0,
+    seed: int = 0,
+) -> Bias:
+    """Content-token maps of a phrase while sampling from noise: layer -> [T, h, w], float16.
+
+    DDIM, eta = 0, guided by the empty prompt at `text_guidance`. Depends on the phrase alone, so it
+    is cached per (weights, phrase, tokens, T, guidance, seed). tokens default to the lexical ones.
+    """
+    words = phrase
+    if isinstance(words, str):
+        words = tokenize(model.tokenizer, words, model.max_length)
+    chosen = list(select_tokens(words) if tokens is None else tokens)
+    key = (_fingerprint(model), words.text, tuple(chosen), timesteps, text_guidance, seed)
+    if key not in _cache:
+        recorder = CrossAttentionRecorder(
+            model.unet, chosen, "steps", rows=slice(1, None) if text_guidance != 1 else None
+        )
+        states = model.encode_text(words.input_ids, words.attention_mask)
+        noise = _noise(model, (seed, words.text, "text bias"))[None]
+        _denoise(model, noise, states, timesteps, text_guidance, [recorder] * timesteps)
+        _cache[key] = {n: m[0] for n, m in zip(recorder.layers, recorder.native(), strict=True)}
+        while len(_cache) > _CACHE_SIZE:
+            _cache.popitem(last=False)
+    _cache.move_to_end(key)
+    return _cache[key]
+
+
+def clear_cache() -> None:
+    """Forget all text biases."""
+    _cache.clear()
+
+
+@dataclass(frozen=True, eq=False)
+class Spread:
+    """Mean and standard deviation [H, W] of a heat map over sampling seeds, and all [S, H, W]."""
+
+    mean: Tensor
+    std: Tensor
+    heatmaps: Tensor
+
+
+def spread(
+    model: Any,
+    image: Tensor | np.ndarray,
+    phrase: str,
+    *,
+    seeds: Sequence[int] = range(5),
+    **options: Any,
+) -> Spread:
+    """How much a heat map depends on the sampling noise; options as for `ground`."""
+    options.pop("seed", None)
+    maps = torch.stack([ground(model, image, phrase, seed=s, **options).heatmap for s in seeds])
+    return Spread(maps.mean(0), maps.std(0, unbiased=len(maps) > 1), maps)
+
+
+def evaluate(
+    model: Any,
+    examples: Sequence[Any],
+    *,
+    size: int | None = None,
+    others: bool | Sequence[str] = False,
+    progress: bool = True,
+    **options: Any,
+) -> pd.DataFrame:
+    """One row per image-phrase pair: identity, metrics and a `note` on degenerate cases.
+
+    examples: with image [H, W] in [0, 1], phrase, finding, boxes in pixels of the model's frame,
+    image_id, subject_id, split; those with a method `framed(side)` are brought to that frame first.
+    size: side of the frame in which metrics are taken (default: the model's image side).
+    others: also ground another phrase on the same image (True: drawn by `draw_others`; or given,
+    "" for none) and report `specificity` = CNR of the own map - CNR of the other's, both against
+    the own boxes. A phrase that can't be grounded keeps its row, with NaN and the reason.
+    """
+    chosen, side = Options(**options), model.image_size
+    strangers = draw_others(examples, side, chosen.seed) if others is True else list(others or [])
+    if strangers and len(strangers) != len(examples):
+        raise ValueError(f"{len(strangers)} other phrases for {len(examples)} examples")
+    groups = list(_chunks(list(range(len(examples))), chosen.group))
+    rows: list[dict[str, Any]] = []
+    for indices in tqdm(groups, desc="grounding", disable=not progress):
+        batch, frame = [_framed(examples[i], side) for i in indices], size or side
+        own = _scores(model, batch, [e.phrase for e in batch], frame, chosen)
+        found = [_identity(e) | scores for e, scores in zip(batch, own, strict=True)]
+        if strangers:
+            _add_specificity(model, batch, [strangers[i] for i in indices], found, frame, chosen)
+        rows += found
+    return pd.DataFrame(rows)
+
+
+def draw_others(examples: Sequence[Any], side: int, seed: int = 0) -> list[str]:
+    """For each example the phrase of one of another finding elsewhere (IoU of boxes < 0.1).
+
+    Boxes are in a frame of `side` pixels. Drawn with a generator from `seed`; "" where there is
+    none. Overlap is measured on a 64 x 64 grid.
+    """
+    boxes = [_framed(e, side).boxes for e in examples]
+    grid = [metrics.rasterise(b, 64, source_size=side).flatten() for b in boxes]
+    masks = torch.stack(grid).float()  # n pixels
+    both, area = masks @ masks.T, masks.sum(1)
+    apart = (both < 0.1 * (area[:, None] + area[None] - both)).numpy()
+    findings = np.array([e.finding for e in examples])
+    drawn, rng = [], np.random.default_rng(seed)
+    for i in range(len(examples)):
+        candidates = np.flatnonzero(apart[i] & (findings != findings[i]))
+        drawn.append(examples[rng.choice(candidates)].phrase if len(candidates) else "")
+    return drawn
+
+
+# -- one group of pairs -------------------------------------------------------------------------
+
+
+def _prepare(
+    model: Any,
+    image: Tensor | np.ndarray,
+    phrase: str,
+    finding: str | None,
+    tokens: Explicit | None,
+    boxes: Any,
+    options: Options,
+) -> _Pair:
+    """Check an image and choose the phrase's tokens."""
+    pixels = torch.as_tensor(image).float()
+    pixels = pixels[None] if pixels.ndim == 2 else pixels
+    side = model.image_size
+    if pixels.ndim != 3 or pixels.shape[0] not in (1, 3) or tuple(pixels.shape[1:]) != (side, side):
+        raise ValueError(f"image {tuple(pixels.shape)}: need [1 or 3, {side}, {side}] in [0, 1]")
+    words = tokenize(model.tokenizer, phrase, model.max_length)
+    chosen = select_tokens(
+        words,
+        options.filter,
+        finding,
+        tokens,
+        spacy_model=options.spacy_model,
+        compat=options.compat,
+    )
+    digest = hashlib.blake2b(pixels.cpu().numpy().tobytes(), digest_size=8).hexdigest()
+    return _Pair(pixels, words, chosen, boxes, digest)
+
+
+def _ground(model: Any, pairs: Sequence[_Pair], options: Options) -> Iterator[Grounding]:
+    """Record a group's maps in shared forwards, then finish pair by pair."""
+    early, late = _recorders(model, options, len(pairs))
+    states = model.encode_text(*stack([p.phrase for p in pairs]))  # b n d
+    if options.sampling == "gt":
+        times = _ground_truth(model, pairs, states, options, early, late)
+    else:
+        first = options.timesteps - options.last
+        contexts = [early] * first + [late] * options.last
+        start = _start(model, pairs, options)
+        guidance = options.guidance if options.guided else 1.0
+        times = _denoise(model, start, states, options.timesteps, guidance, contexts)
+    token_maps = _token_maps(late).cpu()
+    biases = _image_bias(early, late) if options.curve else [[]] * len(pairs)
+    for b, pair in enumerate(pairs):
+        yield _finish(model, pair, token_maps[b], biases[b], late, b, times, options)
+
+
+def _recorders(
+    model: Any, options: Options, pairs: int
+) -> tuple[CrossAttentionRecorder | None, CrossAttentionRecorder]:
+    """Recorders of the first T - k steps (start token only, None without bias) and the last k."""
+    shared: dict[str, Any] = {
+        "rows_per_step": pairs,
+        "layers": options.layers,
+        "rows": slice(pairs, None) if options.guided else None,
+        "dtype": torch.float16 if options.keep == "all" else torch.float32,
+    }
+    start = [0] if options.curve else None
+    late = CrossAttentionRecorder(model.unet, None, options.keep, step_tokens=start, **shared)
+    if not options.curve or options.last == options.timesteps:
+        return None, late
+    return CrossAttentionRecorder(model.unet, [0], "steps", **shared), late
+
+
+@torch.no_grad()
+def _ground_truth(
+    model: Any,
+    pairs: Sequence[_Pair],
+    states: Tensor,
+    options: Options,
+    early: CrossAttentionRecorder | None,
+    late: CrossAttentionRecorder,
+) -> list[int]:
+    """Show the U-Net the real latents, noised to each timestep, several timesteps at a time.
+
+    Steps that nothing records are not run. Returns all T timesteps, descending.
+    """
+    times = _scheduler(model, options.timesteps).timesteps.tolist()
+    posterior = model.image_posterior(_rgb_alike([p.image for p in pairs]))  # mean, std: b c h w
+    split = options.timesteps - options.last
+    per_forward = max(1, options.batch_size // len(pairs))
+    for recorder, some in ((early, times[:split]), (late, times[split:])):
+        for chunk in _chunks(some, per_forward) if recorder is not None else ():
+            latents = torch.cat([_noised(model, pairs, posterior, t, options.seed) for t in chunk])
+            rows = torch.tensor(chunk, device=latents.device).repeat_interleave(len(pairs))
+            with recorder:  # type: ignore[union-attr]
+                model.unet(latents, rows, states.repeat(len(chunk), 1, 1))
+    return times
+
+
+def _noised(
+    model: Any, pairs: Sequence[_Pair], posterior: tuple[Tensor, Tensor], t: int, seed: int
+) -> Tensor:
+    """A fresh posterior sample [b, c, h, w] of every image, noised to t with fresh noise."""
+    draws = [_noise(model, (seed, p.digest, t), 2) for p in pairs]
+    eps, noise = torch.stack(draws, 1)  # b c h w each
+    mean, std = posterior
+    return model.add_noise(mean + std * eps, noise, torch.full((len(pairs),), t))
+
+
+def _start(model: Any, pairs: Sequence[_Pair], options: Options) -> Tensor:
+    """Latents that sampling starts from: the images noised to the last timestep, or pure noise."""
+    if options.sampling == "gt_first":
+        final = model.scheduler.config.num_train_timesteps - 1
+        posterior = model.image_posterior(_rgb_alike([p.image for p in pairs]))
+        return _noised(model, pairs, posterior, final, options.seed)
+    return torch.stack([_noise(model, (options.seed, p.phrase.text, "start")) for p in pairs])
+
+
+@torch.no_grad()
+def _denoise(
+    model: Any,
+    latents: Tensor,
+    states: Tensor,
+    timesteps: int,
+    guidance: float,
+    contexts: Sequence[AbstractContextManager | None],
+) -> list[int]:
+    """Sample by DDIM (eta = 0) from `latents` [b, c, h, w], one context per step around the U-Net.
+
+    Under guidance the batch is [unconditional b rows, conditional b rows]. Returns the timesteps.
+    """
+    scheduler = _scheduler(model, timesteps)
+    if guidance != 1:
+        empty = _empty_states(model).expand(len(states), -1, -1)
+        states = torch.cat([empty, states])
+    for t, context in zip(scheduler.timesteps, contexts, strict=True):
+        rows = latents.repeat(len(states) // len(latents), 1, 1, 1)
+        with context or nullcontext():
+            predicted = model.unet(rows, t, states).sample
+        if guidance != 1:
+            without, given = predicted.chunk(2)
+            predicted = without + guidance * (given - without)
+        latents = scheduler.step(predicted, t, latents, eta=0.0).prev_sample
+    return scheduler.timesteps.tolist()
+
+
+def _token_maps(recorder: CrossAttentionRecorder) -> Tensor:
+    """Mean maps of all tokens [b, n, H, W] from whatever the recorder kept."""
+    if recorder.keep == "mean":
+        return recorder.maps()
+    size = recorder.latent_size
+    return torch.stack(
+        [upsample(recorder.native_tokens(n).mean(1), size) for n in recorder.layers]
+    ).mean(0)
+
+
+def _image_bias(
+    early: CrossAttentionRecorder | None, late: CrossAttentionRecorder
+) -> list[list[Tensor]]:
+    """Start-token maps of each pair: one [T, h, w] per layer, all timesteps in order."""
+    layers = late.native()
+    if early is not None:
+        layers = [torch.cat([a, b], 1) for a, b in zip(early.native(), layers, strict=True)]
+    return [[maps[b] for maps in layers] for b in range(len(layers[0]))]
+
+
+def _finish(
+    model: Any,
+    pair: _Pair,
+    token_maps: Tensor,
+    image_bias: list[Tensor],
+    late: CrossAttentionRecorder,
+    b: int,
+    times: list[int],
+    options: Options,
+) -> Grounding:
+    """Heat map, mask and metrics of one pair from its recorded maps."""
+    heatmap = activation = bbm.minmax(token_maps[pair.tokens].mean(0))
+    interaction, confidence = None, None
+    if options.curve:
+        interaction, confidence = _bias_merging(model, pair, image_bias, late, options)
+        heatmap = bbm.merge(activation, interaction, confidence, options.curve)
+    mask = gmm_mask(heatmap)
+    phrase = pair.phrase
+    scores: dict[str, float | str] = {}
+    if pair.boxes is not None:
+        scores = metrics.evaluate(heatmap, pair.boxes, model.image_size, mask=mask)
+    return Grounding(
+        phrase=phrase.text,
+        heatmap=heatmap,
+        activation=activation,
+        interaction=interaction,
+        confidence=confidence,
+        mask=mask,
+        words=tuple(w.text for w in phrase.words if set(w.tokens) & set(pair.tokens)),
+        tokens=tuple(pair.tokens),
+        phrase_tokens=phrase,
+        token_maps=token_maps[: phrase.end + 1].clone(),
+        layers=tuple(late.layers),
+        timesteps=tuple(times),
+        keep_last=options.last,
+        metrics=scores,
+        maps=_kept(late, b, phrase.end + 1) if options.keep != "mean" else {},
+    )
+
+
+def _bias_merging(
+    model: Any,
+    pair: _Pair,
+    image_bias: list[Tensor],
+    late: CrossAttentionRecorder,
+    options: Options,
+) -> tuple[Tensor, float]:
+    """Interaction map and confidence of one pair; its text bias is sampled or remembered."""
+    bias = text_bias(
+        model,
+        pair.phrase,
+        tokens=pair.tokens,
+        timesteps=options.timesteps,
+        text_guidance=options.text_guidance,
+        seed=options.seed,
+    )
+    text, size = [bias[name] for name in late.layers], late.latent_size
+    interaction = bbm.interaction_native(image_bias, text, size)
+    means = (bbm.native_mean(maps, size) for maps in (image_bias, text))
+    return interaction.cpu(), bbm.confidence(*means)
+
+
+def _kept(recorder: CrossAttentionRecorder, b: int, tokens: int) -> dict[str, Tensor]:
+    """Layer -> maps of one pair's tokens, float16, CPU: [k, tokens, h, w] or [tokens, h, w]."""
+    kept = {n: recorder.native_tokens(n)[b, :, :tokens].half().cpu() for n in recorder.layers}
+    return kept if recorder.keep == "all" else {n: maps[0] for n, maps in kept.items()}
+
+
+# -- evaluation ---------------------------------------------------------------------------------
+
+
+def _framed(example: Any, side: int) -> Any:
+    """The example in the model's frame, where it knows how to get there."""
+    return example.framed(side) if hasattr(example, "framed") else example
+
+
+def _identity(example: Any) -> dict[str, Any]:
+    names = ("image_id", "subject_id", "split", "finding", "phrase")
+    return {name: getattr(example, name, None) for name in names}
+
+
+def _scores(
+    model: Any, batch: Sequence[Any], phrases: Sequence[str], frame: int, options: Options
+) -> list[dict[str, Any]]:
+    """Metrics of each example's map for a phrase against its own boxes; NaN and note on failure."""
+    missing = {name: float("nan") for name in metrics.METRICS}
+    rows: list[dict[str, Any]] = [missing | {"note": "no phrase"} for _ in batch]
+    pairs = {}
+    for i, (example, phrase) in enumerate(zip(batch, phrases, strict=True)):
+        try:
+            row = (example.image, phrase, example.finding, None, None)
+            pairs[i] = _prepare(model, *row, options)
+        except ValueError as error:
+            rows[i]["note"] = str(error)
+    found = _ground(model, list(pairs.values()), options) if pairs else iter(())
+    for i, g in zip(pairs, found, strict=True):
+        cut = f"cut off: {' '.join(g.phrase_tokens.truncated)}" if g.phrase_tokens.truncated else ""
+        boxes = np.reshape(batch[i].boxes, (-1, 4)) * (frame / model.image_size)
+        rows[i] = metrics.evaluate(g.heatmap, boxes, frame, mask=g.mask)
+        rows[i]["note"] = "; ".join(filter(None, (rows[i]["note"], cut)))
+        rows[i] |= {"confidence": g.confidence} if options.curve else {}
+    return rows
+
+
+def _add_specificity(
+    model: Any,
+    batch: Sequence[Any],
+    phrases: Sequence[str],
+    rows: list[dict[str, Any]],
+    frame: int,
+    options: Options,
+) -> None:
+    """Add `other_phrase`, `other_cnr` and `specificity` to the rows of a batch.
+
+    The other phrase names another finding, so a disease filter gives way to the lexical one.
+    """
+    lexical = replace(options, filter="lexical" if options.filter == "disease" else options.filter)
+    scores = _scores(model, batch, phrases, frame, lexical)
+    for row, phrase, other in zip(rows, phrases, scores, strict=True):
+        row["other_phrase"], row["other_cnr"] = phrase, other["cnr"]
+        row["specificity"] = row["cnr"] - other["cnr"]
+
+
+# -- details ------------------------------------------------------------------------------------
+
+
+def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    return (items[i : i + size] for i in range(0, len(items), size))
+
+
+def _scheduler(model: Any, timesteps: int) -> DDIMScheduler:
+    """A fresh DDIM scheduler on the model's noise schedule, set to T timesteps."""
+    scheduler = DDIMScheduler.from_config(model.scheduler.config)
+    scheduler.set_timesteps(timesteps, device=model.device)
+    return scheduler
+
+
+def _noise(model: Any, key: tuple[Any, ...], draws: int | None = None) -> Tensor:
+    """Gaussian latents [c, h, w] or [draws, c, h, w], drawn on the CPU for a key."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=7).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+    shape = model.latent_shape if draws is None else (draws, *model.latent_shape)
+    return torch.randn(shape, generator=generator).to(model.device, model.dtype)
+
+
+def _rgb_alike(images: Sequence[Tensor]) -> Tensor:
+    """Images [b, 1 or 3, S, S]; grey ones are repeated where a batch mixes both."""
+    channels = max(len(image) for image in images)
+    return torch.stack([image.expand(channels, -1, -1) for image in images])
+
+
+def _empty_states(model: Any) -> Tensor:
+    """Text states [1, n, d] of the empty prompt."""
+    encoded = model.tokenizer(
+        "",
+        max_length=model.max_length,
+        padding="max_length",
+        truncation=True,
+        return_tensors="pt",
+    )
+    return model.encode_text(encoded["input_ids"], encoded["attention_mask"])
+
+
+def _fingerprint(model: Any) -> tuple[Any, ...]:
+    """Identity of a model's weights: changes when U-Net or text encoder are trained or swapped."""
+    parts: list[Any] = [repr(sorted(model.scheduler.config.items(), key=str))]
+    for module in (model.unet, model.text_encoder):
+        weights = list(module.parameters())
+        sums = sum(float(w.detach().sum()) for w in weights[-2:])
+        parts += [id(module), sum(w._version for w in weights), sums]
+    return tuple(parts)

@@ -1,0 +1,273 @@
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor2_0
+from peft import LoraConfig, get_peft_model
+
+from g2g_utils.attention import CrossAttentionRecorder, find_layers, native_size, upsample
+
+TOKENS, WIDTH = 7, 16
+
+
+def make_unet(**options):
+    torch.manual_seed(0)
+    settings = {
+        "sample_size": 16,
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "cross_attention_dim": WIDTH,
+        "attention_head_dim": 2,
+        "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    }
+    return UNet2DConditionModel(**(settings | options)).eval()
+
+
+@pytest.fixture(scope="module")
+def unet():
+    return make_unet()
+
+
+def inputs(batch=2, size=(16, 16), seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, 4, *size, generator=g), torch.randn(batch, TOKENS, WIDTH, generator=g)
+
+
+@torch.no_grad()
+def run(unet, recorder, times=(900, 1), batch=2, size=(16, 16)):
+    outputs = []
+    with recorder:
+        for t in times:
+            latents, states = inputs(batch, size, seed=t)
+            outputs.append(unet(latents, t, states).sample)
+    return outputs
+
+
+def kept(unet, keep, tokens=None, **options):
+    recorder = CrossAttentionRecorder(unet, tokens, keep, **options)
+    run(unet, recorder)
+    return recorder
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"use_linear_projection": True, "attention_head_dim": (2, 4)},
+        {"upcast_attention": True},
+    ],
+)
+@pytest.mark.parametrize("size", [(16, 16), (8, 24), (10, 14)])
+def test_output_is_that_of_the_plain_unet(options, size):
+    unet = make_unet(**options)
+    recorded = run(unet, CrossAttentionRecorder(unet), size=size)
+    for t, output in zip((900, 1), recorded, strict=True):
+        latents, states = inputs(size=size, seed=t)
+        with torch.no_grad():
+            assert (unet(latents, t, states).sample - output).abs().max() < 1e-5
+
+
+def test_an_encoder_mask_is_respected(unet):
+    latents, states = inputs()
+    mask = torch.ones(2, TOKENS, dtype=torch.bool)
+    mask[:, 4:] = False
+    with torch.no_grad(), CrossAttentionRecorder(unet) as recorder:
+        masked = unet(latents, 5, states, encoder_attention_mask=mask).sample
+    with torch.no_grad():
+        plain = unet(latents, 5, states, encoder_attention_mask=mask).sample
+    assert (plain - masked).abs().max() < 1e-5
+    assert recorder.maps()[:, 4:].max() < 1e-6
+
+
+def test_layers_in_forward_order(unet):
+    names = list(find_layers(unet))
+    calls = []
+    hooks = [
+        m.register_forward_hook(lambda *_, name=n: calls.append(name))
+        for n, m in find_layers(unet).items()
+    ]
+    recorder = kept(unet, "mean")
+    for hook in hooks:
+        hook.remove()
+    assert calls[: len(names)] == names == recorder.layers
+    assert [n.split("_")[0] for n in names] == ["down"] * 2 + ["mid"] + ["up"] * 4
+
+
+def test_maps_are_probabilities(unet):
+    maps = kept(unet, "mean").maps()
+    assert maps.shape == (2, TOKENS, 16, 16)
+    assert torch.allclose(maps.sum(1), torch.ones(2, 16, 16), atol=1e-5)
+
+
+def test_all_ways_of_keeping_agree(unet):
+    tokens = [2, 3, 5]
+    full = kept(unet, "all", dtype=torch.float32)
+    mean, layers, steps = (
+        kept(unet, k, tokens, dtype=torch.float32) for k in ("mean", "layers", "steps")
+    )
+    maps = full.maps(tokens)  # b t l n h w
+    assert maps.shape == (2, 2, 7, 3, 16, 16)
+    close = {"atol": 1e-6}
+    assert torch.allclose(mean.maps(), maps.mean((1, 2)), **close)
+    assert torch.allclose(layers.maps(), maps.mean(1), **close)
+    assert torch.allclose(steps.maps(), maps.mean(3), **close)
+    for one in (mean, layers, steps, full):
+        found = one.mean(tokens) if one is full else one.mean()
+        assert torch.allclose(found, maps.mean((1, 2, 3)), **close)
+    assert torch.allclose(layers.mean([3], layers="up"), maps[:, :, 3:, 1].mean((1, 2)), **close)
+    assert torch.allclose(steps.mean(steps=[1]), maps[:, 1].mean((1, 2)), **close)
+    low = full.mean(tokens, layers=8, steps=[0])
+    coarse = [i for i, n in enumerate(full.layers) if full.sizes[n] == (8, 8)]
+    assert torch.allclose(low, maps[:, 0, coarse].mean((1, 2)), **close)
+    natives = full.native_tokens(full.layers[2])
+    assert natives.shape == (2, 2, TOKENS, 8, 8)
+
+
+def test_stacked_timesteps_equal_single_ones(unet):
+    one_by_one = kept(unet, "all", [1, 2], step_tokens=[0], dtype=torch.float32)
+    latents, states = (torch.cat(x) for x in zip(*(inputs(seed=t) for t in (900, 1)), strict=True))
+    times = torch.tensor([900, 900, 1, 1])
+    stacked = CrossAttentionRecorder(
+        unet, [1, 2], "all", rows_per_step=2, step_tokens=[0], dtype=torch.float32
+    )
+    mean = CrossAttentionRecorder(unet, [1, 2], rows_per_step=2)
+    for recorder in (stacked, mean):
+        with recorder, torch.no_grad():
+            unet(latents, times, states)
+    assert stacked.steps == mean.steps == 2
+    assert torch.allclose(stacked.maps(), one_by_one.maps(), atol=1e-6)
+    assert torch.allclose(mean.mean(), one_by_one.mean(), atol=1e-6)
+    for a, b in zip(stacked.native(), one_by_one.native(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+    with pytest.raises(ValueError, match="no multiple of rows_per_step=3"), torch.no_grad():
+        with CrossAttentionRecorder(unet, rows_per_step=3):
+            unet(latents, times, states)
+    assert all(isinstance(m.processor, AttnProcessor2_0) for m in find_layers(unet).values())
+
+
+def test_ragged_tokens(unet):
+    full = kept(unet, "mean")
+    ragged = kept(unet, "mean", [[1], [2, 4, 5]])
+    everything = full.maps()
+    assert torch.allclose(ragged.mean()[0], everything[0, 1], atol=1e-6)
+    assert torch.allclose(ragged.mean()[1], everything[1, [2, 4, 5]].mean(0), atol=1e-6)
+    maps = ragged.maps()
+    assert maps.shape == (2, 3, 16, 16) and maps[0, 1:].isnan().all()
+    assert not maps[1].isnan().any()
+    assert torch.allclose(full.mean([[1], [2, 4, 5]]), ragged.mean(), atol=1e-6)
+    assert torch.allclose(kept(unet, "steps", [[1], [2, 4, 5]]).mean(), ragged.mean(), atol=1e-3)
+    with pytest.raises(ValueError, match=r"tokens \[3\] of sample 0"):
+        ragged.mean([[3], [2]])
+
+
+def test_rows_pick_the_conditional_half(unet):
+    latents, states = inputs(4)
+    half = CrossAttentionRecorder(unet, rows=slice(2, None))
+    whole = CrossAttentionRecorder(unet)
+    for recorder in (half, whole):
+        with recorder, torch.no_grad():
+            unet(latents, 5, states)
+    assert torch.allclose(half.maps(), whole.maps()[2:], atol=1e-6)
+
+
+def test_only_chosen_layers_are_captured(unet):
+    up = kept(unet, "layers", layers="up")
+    assert up.layers == [n for n in find_layers(unet) if n.startswith("up")]
+    by_size = kept(unet, "layers", layers=[8, "mid"])
+    assert set(by_size.sizes.values()) == {(8, 8)}
+    full = kept(unet, "layers")
+    assert torch.allclose(by_size.mean(), full.mean(layers=8), atol=1e-6)
+    with pytest.raises(ValueError, match="matches none"), CrossAttentionRecorder(unet, layers="x"):
+        pass
+
+
+def test_processors_come_back_after_errors_and_nesting_is_refused(unet):
+    before = dict(unet.attn_processors)
+    with pytest.raises(KeyError), CrossAttentionRecorder(unet):
+        raise KeyError
+    assert unet.attn_processors == before
+    with CrossAttentionRecorder(unet) as outer:
+        selfs = [p for n, p in unet.attn_processors.items() if ".attn1." in n]
+        assert all(isinstance(p, AttnProcessor2_0) for p in selfs)
+        for again in (outer, CrossAttentionRecorder(unet)):
+            with pytest.raises(RuntimeError, match="already active"), again:
+                pass
+    assert unet.attn_processors == before
+    assert not unet.conv_in._forward_pre_hooks
+
+
+def test_custom_processors_are_refused():
+    class Custom(AttnProcessor2_0):
+        pass
+
+    unet = make_unet()
+    unet.set_attn_processor(Custom())
+    with pytest.raises(TypeError, match="custom processor Custom"), CrossAttentionRecorder(unet):
+        pass
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_lora(wrapped):
+    unet = make_unet()
+    lora = LoraConfig(r=2, target_modules=["to_q", "to_k", "to_v"], init_lora_weights=False)
+    adapted = get_peft_model(unet, lora) if wrapped else unet
+    if not wrapped:
+        unet.add_adapter(lora)
+    recorder = CrossAttentionRecorder(adapted)
+    latents, states = inputs()
+    with torch.no_grad():
+        plain = adapted(latents, 3, states).sample
+        with recorder:
+            recorded = adapted(latents, 3, states).sample
+    assert (plain - recorded).abs().max() < 1e-5
+    assert recorder.layers == list(find_layers(make_unet()))
+
+
+def test_non_square_and_odd_latents(unet):
+    recorder = CrossAttentionRecorder(unet, [1], "layers")
+    run(unet, recorder, size=(6, 10), times=(1,))
+    assert recorder.maps().shape == (2, 7, 1, 6, 10)
+    assert set(recorder.sizes.values()) == {(6, 10), (3, 5)}
+    assert native_size(12, (5, 7)) == (3, 4)
+    with pytest.raises(ValueError, match="13 positions"):
+        native_size(13, (8, 8))
+    assert upsample(torch.eye(2), (4, 4)).sum() == 8
+
+
+def test_memory_does_not_grow_with_steps(unet):
+    sizes = []
+    for times in ((1,), (1, 2, 3, 4)):
+        recorder = CrossAttentionRecorder(unet)
+        run(unet, recorder, times=times)
+        sizes.append(recorder.nbytes)
+    assert sizes[0] == sizes[1] == 2 * TOKENS * (16 * 16 + 8 * 8) * 4
+
+
+@pytest.mark.parametrize(
+    ("keep", "choice", "message"),
+    [
+        ("mean", {"layers": "up"}, "averaged the layers"),
+        ("layers", {"steps": [0]}, "averaged the steps"),
+        ("steps", {"tokens": [1]}, "averaged the tokens"),
+        ("layers", {"layers": 99}, "matches none"),
+        ("mean", {"tokens": [99]}, "were not recorded"),
+    ],
+)
+def test_impossible_selections(unet, keep, choice, message):
+    with pytest.raises(ValueError, match=message):
+        kept(unet, keep, [1, 2]).mean(**choice)
+
+
+def test_misuse(unet):
+    with pytest.raises(RuntimeError, match="nothing recorded"):
+        CrossAttentionRecorder(unet).mean()
+    with pytest.raises(ValueError, match="keep='some'"):
+        CrossAttentionRecorder(unet, keep="some")
+    with pytest.raises(ValueError, match="no cross-attention"):
+        find_layers(torch.nn.Linear(1, 1))
+    with pytest.raises(ValueError, match=r"not all in 0\.\.6"):
+        kept(unet, "mean", [7])
+    with pytest.raises(ValueError, match="changed from"):
+        recorder = kept(unet, "mean")
+        run(unet, recorder, batch=3)

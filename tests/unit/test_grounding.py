@@ -1,0 +1,241 @@
+"""Grounding on a tiny random model: two blocks on 16 x 16 latents, word-level BERT."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from transformers import BertConfig, BertModel, BertTokenizerFast
+
+from g2g_utils import bbm, grounding
+from g2g_utils.attention import CrossAttentionRecorder
+from g2g_utils.grounding import evaluate, ground, ground_batch, spread, text_bias
+
+WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] small left right effusion edema opacity in the lung ."
+PHRASES = ["small left effusion", "edema in the right lung", "opacity"]
+BOXES = [[[2, 3, 8, 9]], [[20, 4, 9, 20]], [[0, 0, 6, 6], [10, 20, 9, 9]]]
+FAST = {"timesteps": 5, "keep_last": 3}
+
+
+class Model:
+    """The duck that grounding asks for; the posterior is a fixed projection of the image."""
+
+    image_size, max_length, latent_shape = 32, 12, (4, 16, 16)
+    device, dtype = torch.device("cpu"), torch.float32
+
+    def __init__(self):
+        self.tokenizer = BertTokenizerFast(vocab={w: i for i, w in enumerate(WORDS.split())})
+        torch.manual_seed(0)
+        size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        self.text_encoder = BertModel(
+            BertConfig(vocab_size=20, intermediate_size=16, **size), add_pooling_layer=False
+        ).eval()
+        self.unet = UNet2DConditionModel(
+            sample_size=16,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            norm_num_groups=4,
+            cross_attention_dim=16,
+            attention_head_dim=2,
+            down_block_types=("CrossAttnDownBlock2D",) * 2,
+            up_block_types=("CrossAttnUpBlock2D",) * 2,
+        ).eval()
+        with torch.no_grad():
+            for name, weight in self.unet.named_parameters():
+                if ".attn2.to_q." in name or ".attn2.to_k." in name:
+                    weight.mul_(6)
+        self.scheduler = DDIMScheduler(beta_schedule="scaled_linear", steps_offset=1)
+
+    @torch.no_grad()
+    def encode_text(self, input_ids, attention_mask):
+        return self.text_encoder(input_ids, attention_mask=attention_mask).last_hidden_state
+
+    def image_posterior(self, images):
+        mean = torch.nn.functional.pixel_unshuffle(images[:, :1], 2) * 2 - 1
+        return mean, torch.full_like(mean, 0.1)
+
+    def add_noise(self, latents, noise, timesteps):
+        return self.scheduler.add_noise(latents, noise, timesteps)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Model()
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.rand(3, 1, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def forwards(model):
+    """Rows of every U-Net forward."""
+    rows = []
+    hook = model.unet.conv_in.register_forward_pre_hook(lambda m, args: rows.append(len(args[0])))
+    yield rows
+    hook.remove()
+
+
+def test_result(model, images):
+    found = ground(model, images[0], PHRASES[0], boxes=BOXES[0], **FAST)
+    assert found.heatmap.shape == found.mask.shape == (16, 16)
+    assert (found.heatmap.min(), found.heatmap.max()) == (0, 1)
+    assert found.words == ("small", "left", "effusion") and found.tokens == (1, 2, 3)
+    assert found.token_maps.shape == (5, 16, 16)  # start, three words, end
+    assert torch.equal(found.heatmap, bbm.minmax(found.token_maps[1:4].mean(0)))
+    assert torch.equal(found.word_map("left"), found.token_maps[2])
+    assert len(found.timesteps) == 5 and found.timesteps[-1] == 1 and found.keep_last == 3
+    assert (found.interaction, found.confidence) == (None, None)
+    assert set(found.metrics) >= {"cnr", "balanced_iou", "auc_roc", "note"}
+
+
+@pytest.mark.parametrize("options", [{}, {"curve": "mixture"}, {"sampling": "cfg"}])
+def test_any_batch_split_gives_the_same_maps(model, images, options):
+    whole = ground_batch(model, images, PHRASES, batch_size=16, **FAST, **options)
+    for rows in (1, 4, 11):
+        split = ground_batch(model, images, PHRASES, batch_size=rows, **FAST, **options)
+        for a, b in zip(whole, split, strict=True):
+            assert (a.heatmap - b.heatmap).abs().max() < 1e-5
+    single = ground(model, images[2], PHRASES[2], **FAST, **options)
+    assert (single.heatmap - whole[2].heatmap).abs().max() < 1e-5
+
+
+def test_noise_follows_seed_image_and_step(model, images):
+    maps = {s: ground(model, images[0], PHRASES[0], seed=s, **FAST).heatmap for s in (0, 1)}
+    again = ground(model, images[0].numpy()[0], PHRASES[0], seed=0, **FAST).heatmap
+    assert torch.equal(maps[0], again)
+    assert not torch.allclose(maps[0], maps[1], atol=1e-4)
+
+
+def test_only_needed_rows_run(model, images, forwards):
+    ground(model, images[0], PHRASES[0], batch_size=2, **FAST)
+    assert sum(forwards) == 3  # last k alone, no unconditional half
+    grounding.clear_cache()
+    forwards.clear()
+    ground(model, images[0], PHRASES[0], curve="linear", **FAST)
+    assert sum(forwards) == 5 + 2 * 5  # all T for the image bias, guided text bias
+    forwards.clear()
+    ground(model, images[0], PHRASES[0], curve="linear", **FAST)
+    assert sum(forwards) == 5  # text bias remembered
+    forwards.clear()
+    ground(model, images[0], PHRASES[0], curve="linear", text_guidance=1, **FAST)
+    assert sum(forwards) == 5 + 5
+
+
+def test_bias_merging_follows_its_definition(model, images):
+    found = ground(model, images[0], PHRASES[0], curve="quadratic", **FAST)
+    bias = text_bias(model, PHRASES[0], timesteps=5)
+    assert set(bias) == set(found.layers) and all(len(m) == 5 for m in bias.values())
+    pair = grounding._prepare(
+        model, images[0], PHRASES[0], None, None, None, grounding.Options(**FAST)
+    )
+    times, recorder = found.timesteps, CrossAttentionRecorder(model.unet, [0], "steps")
+    states = model.encode_text(pair.phrase.input_ids, pair.phrase.attention_mask)
+    posterior = model.image_posterior(images[:1])
+    with recorder, torch.no_grad():
+        for t in times:
+            model.unet(grounding._noised(model, [pair], posterior, t, 0), t, states)
+    image = recorder.maps()[0]  # t l h w
+    text = torch.stack([bbm._nearest(bias[n].float(), (16, 16)) for n in found.layers], 1)
+    m = bbm.interaction(image, text)
+    c = bbm.confidence(image.mean((0, 1)), text.mean((0, 1)))
+    assert found.confidence == pytest.approx(c, abs=1e-3)
+    assert (found.interaction - m).abs().max() < 2e-3
+    merged = bbm.merge(found.activation, found.interaction, found.confidence, "quadratic")
+    assert torch.equal(found.heatmap, merged)
+
+
+def test_a_trained_model_gets_a_new_text_bias(model, forwards):
+    text_bias(model, "edema", timesteps=3)
+    forwards.clear()
+    text_bias(model, "edema", timesteps=3)
+    assert not forwards
+    with torch.no_grad():
+        model.unet.conv_out.bias.add_(1e-3)
+    text_bias(model, "edema", timesteps=3)
+    assert sum(forwards) == 6
+    with torch.no_grad():
+        model.unet.conv_out.bias.sub_(1e-3)
+
+
+@pytest.mark.parametrize("sampling", ["gt", "gt_first", "cfg", "text"])
+def test_sampling_inputs(model, images, forwards, sampling):
+    a, b = ground_batch(model, images[:2], ["edema"] * 2, sampling=sampling, **FAST)
+    rows = {"gt": 2 * 3, "gt_first": 20, "cfg": 20, "text": 10}[sampling]
+    assert sum(forwards) == rows
+    depends = not torch.allclose(a.heatmap, b.heatmap, atol=1e-4)
+    assert depends == sampling.startswith("gt")  # the others never see the image
+
+
+def test_guidance_leaves_ground_truth_maps_alone(model, images):
+    one, two = (ground(model, images[0], "edema", guidance=g, **FAST).heatmap for g in (1.0, 16.0))
+    assert torch.equal(one, two)
+
+
+def test_choice_of_layers_and_kept_maps(model, images):
+    whole = ground(model, images[0], PHRASES[0], keep="all", **FAST)
+    layers = ground(model, images[0], PHRASES[0], keep="layers", **FAST)
+    coarse = ground(model, images[0], PHRASES[0], layers=8, curve="linear", **FAST)
+    assert 0 < len(coarse.layers) < len(whole.layers)
+    assert (whole.select(layers=8) - coarse.activation).abs().max() < 5e-3
+    assert (layers.select(layers=8) - coarse.activation).abs().max() < 5e-3
+    assert (whole.heatmap - layers.heatmap).abs().max() < 5e-3
+    assert whole.select(tokens=[2], steps=[-1]).shape == (16, 16)
+    with pytest.raises(ValueError, match="keep='all' has"):
+        layers.select(steps=[0])
+
+
+def test_explicit_tokens_one_step_and_bad_input(model, images):
+    one = ground(model, images[0], PHRASES[0], tokens=["left", 4], timesteps=1)
+    assert one.tokens == (2, 4) and one.keep_last == 1
+    with pytest.raises(ValueError, match=r"need \[1 or 3, 32, 32\]"):
+        ground(model, images[0, 0, :16], "edema")
+    with pytest.raises(ValueError, match="keep_last=9"):
+        ground(model, images[0], "edema", timesteps=5, keep_last=9)
+    with pytest.raises(TypeError, match="steps_of"):
+        ground(model, images[0], "edema", steps_of=3)
+
+
+def test_spread(model, images):
+    found = spread(model, images[0], "edema", seeds=(0, 1, 2), **FAST)
+    assert found.heatmaps.shape == (3, 16, 16) and found.std.max() > 0
+    assert torch.allclose(found.mean, found.heatmaps.mean(0))
+
+
+def examples(images):
+    findings = ["Pleural Effusion", "Edema", "Lung Opacity"]
+    return [
+        SimpleNamespace(
+            image=image[0].numpy(),
+            phrase=phrase,
+            finding=finding,
+            boxes=boxes,
+            image_id=f"i{i}",
+            subject_id=f"s{i}",
+            split="test",
+        )
+        for i, (image, phrase, finding, boxes) in enumerate(
+            zip(images, PHRASES, findings, BOXES, strict=True)
+        )
+    ]
+
+
+def test_evaluate(model, images):
+    table = evaluate(model, examples(images), others=True, progress=False, **FAST)
+    assert list(table.image_id) == ["i0", "i1", "i2"] and (table.note == "").all()
+    assert np.allclose(table.specificity, table.cnr - table.other_cnr)
+    assert all(p in PHRASES and p != q for p, q in zip(table.other_phrase, PHRASES, strict=True))
+    one = ground(model, images[1], PHRASES[1], boxes=BOXES[1], **FAST)
+    assert table.cnr[1] == pytest.approx(one.metrics["cnr"], abs=1e-4)
+    large = evaluate(model, examples(images), size=64, progress=False, **FAST)
+    assert np.allclose(large.mask_fraction, table.mask_fraction, atol=0.1)
+
+
+def test_evaluate_reports_what_it_cannot_score(model, images):
+    rows = examples(images)
+    rows[0].phrase, rows[1].boxes = "in the", []
+    table = evaluate(model, rows, progress=False, **FAST)
+    assert table.cnr.isna().tolist() == [True, True, False]
+    assert "no content words" in table.note[0] and "empty target" in table.note[1]
