@@ -5,9 +5,11 @@ import time
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.ndimage import binary_dilation
 
 from g2g_utils.data import pairs, phantoms
+from g2g_utils.data.phantom_backgrounds import files
 from g2g_utils.data.phantom_text import DENIALS, NEGATIONS, SPLITS, Facts, draw_phrase, split_of
 from g2g_utils.data.record import FINDINGS
 
@@ -170,7 +172,7 @@ def test_a_finding_changes_the_film_where_its_mask_is(finding):
     settings = phantoms.World(
         findings=(finding,), counts=(1, 0, 0), normal=0, same_finding=0, devices=0
     )
-    scenes = [phantoms._draw_example(5, "train", i, settings)[0] for i in range(12)]
+    scenes = [phantoms.draw_example(5, "train", i, settings)[0] for i in range(12)]
     films, masks = phantoms.render(scenes, 64)
     for scene in scenes:
         scene.parts = []
@@ -204,7 +206,7 @@ def test_patients_have_one_or_two_images_of_the_same_build(world):
     assert set(per_subject) == {1, 2}
     assert re.fullmatch(r"train-\d{6}", subjects[0])
     settings = phantoms.World(second_image=1)
-    builds = [phantoms._draw_example(0, "train", i, settings)[0].params for i in (0, 1)]
+    builds = [phantoms.draw_example(0, "train", i, settings)[0].params for i in (0, 1)]
     assert (
         builds[0]["lung_u"] == builds[1]["lung_u"] and builds[0]["scale_x"] != builds[1]["scale_x"]
     )
@@ -255,3 +257,40 @@ def test_generation_is_fast():
     start = time.process_time()
     phantoms.generate(128, 9, "train")
     assert 128 / (time.process_time() - start) > 100  # measured: above 500 a second and core
+
+
+@pytest.fixture
+def radiographs(tmp_path):
+    """A folder of stand-in normal films of 30 patients."""
+    for i, example in enumerate(phantoms.generate(30, 3, "train", normal=1, zoom=(0.8, 0.8))):
+        film = Image.fromarray(np.rint(example.image * 255).astype(np.uint8))
+        film.resize((96, 90)).save(tmp_path / f"{i:08d}_000.png")
+    return tmp_path
+
+
+def test_findings_are_implanted_into_real_backgrounds(radiographs):
+    drawn, real = (
+        phantoms.generate(9, 0, "train", **w) for w in ({}, {"backgrounds": str(radiographs)})
+    )
+    again = phantoms.generate(4, 0, "train", backgrounds=str(radiographs))
+    assert all(same(a, b) for a, b in zip(again, real, strict=False))
+    for a, b in zip(drawn, real, strict=True):
+        assert b.image.shape == (64, 64) and not np.array_equal(a.image, b.image)
+        assert [r.finding for r in a.regions] == [r.finding for r in b.regions]
+        assert all(r.boxes and r.mask.any() for r in b.regions)
+
+
+def test_backgrounds_of_splits_are_disjoint_patients(radiographs):
+    by_split = files(str(radiographs))
+    assert set(by_split) == set(SPLITS) and sum(map(len, by_split.values())) == 30
+    paths = tuple(str(p) for group in by_split.values() for p in group)
+    assert files(paths) == by_split
+    twin = files((*paths, str(by_split["test"][0]).replace("_000", "_001")))
+    assert len(twin["test"]) == len(by_split["test"]) + 1
+
+
+def test_unusable_backgrounds_are_clear(tmp_path):
+    with pytest.raises(ValueError, match="not a folder of normal radiographs"):
+        phantoms.generate(1, 0, "train", backgrounds=str(tmp_path / "none"))
+    with pytest.raises(ValueError, match="none of 0 radiographs falls into the train split"):
+        phantoms.generate(1, 0, "train", backgrounds=str(tmp_path))
