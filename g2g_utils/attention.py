@@ -176,7 +176,7 @@ class CrossAttentionRecorder:
     def _begin_forward(self, stem: nn.Module, args: tuple[Tensor, ...]) -> None:
         """Note the latent size and how many timesteps and samples the coming forward holds."""
         rows = len(range(*self._rows.indices(len(args[0]))))
-        batch, latent = self.rows_per_step or rows, tuple(args[0].shape[-2:])
+        batch, latent = self.rows_per_step or rows, (args[0].shape[-2], args[0].shape[-1])
         if rows % batch:
             raise ValueError(f"{rows} rows are no multiple of rows_per_step={batch}")
         if self._steps and (batch, latent) != (self._batch, self._latent):
@@ -288,7 +288,7 @@ class CrossAttentionRecorder:
         self._check(tokens, layers, steps)
         size = self.latent_size
         if self.keep == "mean":
-            total = sum(upsample(m, size) for m in self._sums.values())
+            total = torch.stack([upsample(m, size) for m in self._sums.values()]).sum(0)
             return self._token_axis(total / (self._steps * len(self.layers)), tokens)
         names = self._pick_layers(layers)
         found = [upsample(self._layer(name, steps), size) for name in names]  # b t n h w

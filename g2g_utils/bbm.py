@@ -87,7 +87,8 @@ def merge(
     """Refined map [H, W] on the curve between activation A and interaction M at confidence c.
 
     linear: (1-c)A + cM; quadratic: (1-c)^2 A + 2c(1-c) A*M + c^2 M; mixture: (1-c)^2 A +
-    c(1-c)(A + M + A*M) + c^2 M, which the published code runs. A is min-max scaled here.
+    c(1-c)(A + M + A*M) + c^2 M, which the published code runs and which equals linear plus
+    c(1-c) A*M, so it can exceed 1. A is min-max scaled here, the result is not.
     """
     a, m, c = minmax(activation.float()), interaction.float(), confidence
     if curve == "linear":

@@ -137,7 +137,7 @@ class Grounding:
         size = (self.token_maps.shape[-2], self.token_maps.shape[-1])
         if layers is None and steps is None:
             return bbm.minmax(self.token_maps[chosen].mean(0))
-        names = [n for n, m in self.maps.items() if matches(n, tuple(m.shape[-2:]), layers)]
+        names = [n for n, m in self.maps.items() if matches(n, (m.shape[-2], m.shape[-1]), layers)]
         if not names or (steps is not None and self.maps[names[0]].ndim == 3):
             need = "all" if steps is not None else "layers"
             raise ValueError(f"no maps of layers={layers!r}, steps={steps}: keep={need!r} has them")
@@ -494,7 +494,8 @@ def _finish(
     interaction, confidence = None, None
     if options.curve:
         interaction, confidence = _bias_merging(model, pair, image_bias, late, options)
-        heatmap = bbm.merge(activation, interaction, confidence, options.curve)
+        merged = bbm.merge(activation, interaction, confidence, options.curve)
+        heatmap = bbm.minmax(merged)
     mask = gmm_mask(heatmap)
     phrase = pair.phrase
     scores: dict[str, float | str] = {}

@@ -165,16 +165,17 @@ def evaluate(
     small = gmm_mask(heatmap, seed) if mask is None else mask
     heat = resize(minmax(heatmap.detach().cpu().double()), frame)
     large = resize(small.detach().cpu().double(), frame).round().bool()
-    cnr = contrast_to_noise(heat, target)
-    return {
-        "cnr": cnr,
-        "abs_cnr": abs(cnr),
+    scores = {
+        "cnr": contrast_to_noise(heat, target),
+        "abs_cnr": abs(contrast_to_noise(heat, target)),
         "iou": iou(large, target),
         "balanced_iou": balanced_iou(large, target),
         "threshold_iou": threshold_iou(heat, target),
         "pointing": pointing_game(heat, target),
         "auc_roc": auc_roc(heat, target),
-        "mask_fraction": float(large.double().mean()),
+        "mask_fraction": large.double().mean(),
+    }
+    return {name: float(score) for name, score in scores.items()} | {
         "note": _note(heat, large, target),
     }
 
@@ -293,7 +294,7 @@ def _codes(labels: object, length: int) -> NDArray[np.integer]:
     """Whole numbers 0..k-1 for labels; each its own where there are none."""
     if labels is None:
         return np.arange(length)
-    codes = pd.factorize(pd.Series(labels), use_na_sentinel=False)[0]  # type: ignore[arg-type]
+    codes = pd.factorize(pd.Series(labels), use_na_sentinel=False)[0]
     if len(codes) != length:
         raise ValueError(f"{len(codes)} labels for {length} values")
     return codes
