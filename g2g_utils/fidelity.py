@@ -35,7 +35,7 @@ def features(classifier: nn.Module, images: Tensor) -> Tensor:
 def train_classifier(
     images: Tensor, labels: list[list[str]], folder: Path, steps: int, seed: int
 ) -> dict[str, Any]:
-    """Train the phantom-finding classifier (multi-label); its last tenth is held out for the AUC."""
+    """Train the multi-label finding classifier; the last tenth is held out for its AUC."""
     from sklearn.metrics import roc_auc_score
 
     target = torch.tensor([[float(f in row) for f in FINDINGS] for row in labels])
@@ -71,7 +71,9 @@ def load_classifier(folder: Path) -> nn.Module:
 @torch.no_grad()
 def extract(classifier: nn.Module, images: Tensor, batch_size: int = 64) -> np.ndarray:
     """Features [n, 32] (float64) of images [n, 1, S, S] in [0, 1]."""
-    parts = [features(classifier, images[i : i + batch_size]) for i in range(0, len(images), batch_size)]
+    parts = [
+        features(classifier, images[i : i + batch_size]) for i in range(0, len(images), batch_size)
+    ]
     return torch.cat(parts).double().numpy()
 
 

@@ -122,7 +122,7 @@ class _Run:
                 value, norm = self.step(step, loss)
                 bar.update()
                 self.log(step, value, norm, bar)
-                if asked() or (step + 1) % self.options.checkpoint_every == 0 and step + 1 < total:
+                if asked() or ((step + 1) % self.options.checkpoint_every == 0 and step + 1 < total):
                     self.save(step + 1)
                 if asked():
                     raise SystemExit(143)

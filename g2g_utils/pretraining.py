@@ -33,7 +33,6 @@ from g2g_utils.config import Encoder, Vae
 from g2g_utils.data import glyphs
 from g2g_utils.loop import Modules, Options, fit, seeded
 
-
 LOCAL_BATCH = 16  # pairs of a batch in the local contrast, whose cost grows with their square
 
 

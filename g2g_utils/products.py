@@ -38,7 +38,19 @@ def plan(config: Config) -> dict[str, list[str]]:
         if not config.unet.pretrained:
             products |= {f"ldm/{arm}-s{seed}": needs for seed in config.training.seeds}
     products["classifier"] = ["pairs"]
+    products["baselines"] = ["pairs", *(name for name in products if name == "encoders/domain")]
+    trained = [name for name in products if name.startswith("ldm/")]
+    for name in trained or [f"ldm/{arm}" for arm in released(config)]:
+        arm = name.removeprefix("ldm/")
+        needs = [name, "vae", *products.get(name, [])] if trained else []
+        products[f"evaluation/{arm}"] = needs
+        products[f"fidelity/{arm}"] = [*needs, "classifier"]
     return products
+
+
+def released(config: Config) -> list[str]:
+    """Arms and seeds of a profile whose U-Net is loaded and not trained."""
+    return [f"{arm}-s{config.training.seeds[0]}" for arm in config.training.arms]
 
 
 def parameters(config: Config, name: str) -> dict[str, Any]:
@@ -47,13 +59,22 @@ def parameters(config: Config, name: str) -> dict[str, Any]:
     base = {"recipe": RECIPE, "image_size": config.image_size}
     if kind == "pairs":
         data = config.data
-        return base | {"data": data.model_dump(include={"source", "root", "train", "seed", "world"})}
+        return base | {
+            "data": data.model_dump(include={"source", "root", "train", "seed", "world"})
+        }
     if kind in ("vae", "latents"):
         return base | {"vae": config.vae.model_dump()}
     if kind == "encoders":
-        return base | {"encoder": config.encoders[item].model_dump(), "text": config.text.max_length}
+        return base | {
+            "encoder": config.encoders[item].model_dump(),
+            "text": config.text.max_length,
+        }
     if kind == "classifier":
         return base | {"steps": config.fidelity.classifier_steps}
+    if kind in ("evaluation", "fidelity", "baselines"):
+        section = config.fidelity if kind == "fidelity" else config.evaluation
+        own = {kind: section.model_dump(), "data": config.data.model_dump()}
+        return base | own | {"grounding": config.grounding.model_dump(), "name": name}
     if kind == "ldm":
         arm, seed = arm_and_seed(config, item)
         training = config.training.model_dump(exclude={"arms", "seeds", "live_steps", "log_every"})
@@ -83,7 +104,7 @@ def key(config: Config, name: str) -> str:
 
 
 def find(config: Config, name: str) -> Path | None:
-    """Folder of a finished, sound product with the right key: made here, else shipped, else None."""
+    """Folder of a finished, sound product with the right key: made here or shipped; else None."""
     wanted = key(config, name)
     bases = [config.build_dir] if config.retrain else [config.build_dir, config.weights_dir]
     for base in bases:
@@ -248,6 +269,88 @@ def _build_classifier(config: Config, item: str, folder: Path) -> dict[str, Any]
     return fidelity.train_classifier(_tensor_images(config), labels, folder, steps, seed)
 
 
+def grounding_options(config: Config) -> dict[str, Any]:
+    """The profile's keywords for `grounding.ground`, without bias merging."""
+    return config.grounding.model_dump(exclude={"curve"})
+
+
+def evaluation_pairs(config: Config, split: str = "test") -> Any:
+    """Image-phrase pairs of a split on which results are reported ("test") or choices made."""
+    from g2g_utils.data import record, sources
+
+    count = config.evaluation.pairs if split == "test" else config.evaluation.validation_pairs
+    return record.pairs(sources.examples(config, split))[:count]
+
+
+def _build_evaluation(config: Config, item: str, folder: Path) -> dict[str, Any]:
+    from g2g_utils import grounding, studies
+
+    grounded = model(config, *arm_and_seed(config, item))
+    pairs, options = evaluation_pairs(config), grounding_options(config)
+    table = grounding.evaluate(grounded, pairs, others=True, **options)
+    _write_table(folder / "pairs.csv", table)
+    merged = studies.curves(grounded, pairs[: config.evaluation.bias_pairs], **options)
+    _write_table(folder / "curves.csv", merged)
+    means = table[["cnr", "auc_roc", "pointing", "specificity"]].mean()
+    return {"metrics": {name: round(float(value), 5) for name, value in means.items()}}
+
+
+def _build_baselines(config: Config, item: str, folder: Path) -> None:
+    from g2g_utils import studies
+    from g2g_utils.baselines import biovil
+
+    pairs, regions = evaluation_pairs(config), training_texts(config)["regions"]
+    side = config.image_size
+    latent = model(config).latent_shape[-1]
+    _write_table(folder / "no_skill.csv", studies.no_skill_rows(pairs, regions, side, latent))
+    if not config.encoders["domain"].pretrained:
+        baseline = biovil.load(ensure(config, "encoders/domain"), config.text.max_length)
+        _write_table(folder / "biovil.csv", studies.biovil_rows(baseline, pairs, side))
+
+
+def _build_fidelity(config: Config, item: str, folder: Path) -> dict[str, Any]:
+    import numpy as np
+
+    from g2g_utils import fidelity
+    from g2g_utils.data import sources
+
+    arm, seed = arm_and_seed(config, item)
+    options = config.fidelity
+    captions = [example.phrase for example in sources.examples(config, "test")]
+    prompts = [captions[i % len(captions)] for i in range(options.samples)]
+    images = fidelity.sample(
+        model(config, arm, seed), prompts, steps=options.steps, guidance=options.guidance,
+        seed=seed, batch_size=options.batch_size,
+    )  # fmt: skip
+    classifier = fidelity.load_classifier(ensure(config, "classifier"))
+    real = fidelity.extract(classifier, _tensor_images(config))
+    row = fidelity.fidelity_row(fidelity.extract(classifier, images), real)
+    shown = (images[:16, 0] * 255).round().byte().numpy()
+    with runs.atomic(folder / "samples.npy") as temporary, open(temporary, "wb") as stream:
+        np.save(stream, shown)
+    return {"metrics": row, "prompts": prompts[:16]}
+
+
+def _write_table(path: Path, table: Any) -> None:
+    """A table as CSV, written atomically."""
+    with runs.atomic(path) as temporary:
+        table.to_csv(temporary, index=False)
+
+
+def tables(config: Config, file: str, arms: list[str] | None = None) -> Any:
+    """All rows of a results file ("pairs.csv" or "curves.csv") over arms and seeds."""
+    import pandas as pd
+
+    parts = []
+    for name in plan(config):
+        kind, _, item = name.partition("/")
+        arm = item.rpartition("-s")[0]
+        if kind == "evaluation" and (arms is None or arm in arms):
+            table = pd.read_csv(ensure(config, name) / file, keep_default_na=True)
+            parts.append(table.assign(arm=arm, seed=int(item.rpartition("-s")[2])))
+    return pd.concat(parts, ignore_index=True)
+
+
 _BUILDERS: dict[str, Any] = {
     "pairs": _build_pairs,
     "vae": _build_vae,
@@ -255,6 +358,9 @@ _BUILDERS: dict[str, Any] = {
     "encoders": _build_encoder,
     "ldm": _build_ldm,
     "classifier": _build_classifier,
+    "evaluation": _build_evaluation,
+    "baselines": _build_baselines,
+    "fidelity": _build_fidelity,
 }
 
 

@@ -130,6 +130,4 @@ def intact(folder: Path) -> bool:
 
 def record(folder: Path, started: float, **fields: Any) -> None:
     """Write run.json, last: parameters and metrics, then provenance and output hashes."""
-    write_json(
-        folder / "run.json", {**fields, **provenance(started), "outputs": hashes(folder)}
-    )
+    write_json(folder / "run.json", {**fields, **provenance(started), "outputs": hashes(folder)})

@@ -1,0 +1,68 @@
+"""Claims computed by a run: printed with their number, and collected in findings.json."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from g2g_utils import runs
+from g2g_utils.config import Config
+from g2g_utils.metrics import Interval
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A finding: it holds only if the 95 % interval of the difference lies above zero."""
+
+    id: str
+    claim: str
+    holds: bool
+    estimate: float
+    low: float
+    high: float
+    seeds: tuple[int, ...]
+    split: str
+    run: str
+
+    def __str__(self) -> str:
+        number = f"{self.estimate:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
+        return f"{self.claim}: {self.holds}, {number} ({len(self.seeds)} seeds, {self.split})"
+
+
+def claim(
+    config: Config, id: str, text: str, gap: Interval, seeds: Sequence[int], split: str = "test"
+) -> Claim:
+    """A claim about a paired difference (positive if the claim is right), kept for findings.json."""
+    made = Claim(
+        id=id,
+        claim=text,
+        holds=bool(gap.low > 0),
+        estimate=round(gap.value, 4),
+        low=round(gap.low, 4),
+        high=round(gap.high, 4),
+        seeds=tuple(int(seed) for seed in seeds),
+        split=split,
+        run=f"{config.profile}-{runs.digest(config.model_dump())}",
+    )
+    _keep(path(config), made)
+    return made
+
+
+def path(config: Config) -> Path:
+    """Where a profile's findings are collected."""
+    return config.figures_dir / "findings.json"
+
+
+def read(config: Config) -> list[dict[str, Any]]:
+    """All findings computed so far under a profile."""
+    return runs.read_json(path(config)) if path(config).is_file() else []
+
+
+def _keep(file: Path, made: Claim) -> None:
+    """Replace the entry of the same id; notebooks may write at the same time."""
+    with runs.lock(file):
+        rows = runs.read_json(file) if file.is_file() else []
+        rows = [row for row in rows if row["id"] != made.id] + [asdict(made)]
+        runs.write_json(file, sorted(rows, key=lambda row: row["id"]))

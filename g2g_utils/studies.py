@@ -1,0 +1,242 @@
+"""Studies over a data set: tables for the notebooks on merging, hyper-parameters and baselines.
+
+Every function returns a long table (pandas), one row per image-phrase pair and setting, so that
+averages, intervals and paired differences are all taken from the same rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from g2g_utils import bbm, metrics
+from g2g_utils.baselines import biovil, no_skill
+from g2g_utils.data.record import Example
+from g2g_utils.grounding import Grounding, draw_others, ground_batch
+from g2g_utils.text import select_tokens
+
+BATCH = 16  # pairs handed to the grounding engine at once
+
+
+def identity(example: Example) -> dict[str, Any]:
+    """What tells a row's pair: image, patient, finding and phrase."""
+    return {
+        "image_id": example.image_id,
+        "subject_id": example.subject_id,
+        "finding": example.finding,
+        "phrase": example.phrase,
+    }
+
+
+def quick_scores(heatmap: Tensor, boxes: Any, size: int) -> dict[str, float]:
+    """CNR, AUC and pointing of a map [h, w]: the metrics that need no mask."""
+    target = metrics.rasterise(boxes, size)
+    heat = metrics.resize(bbm.minmax(heatmap.double()), size)
+    return {
+        "cnr": float(metrics.contrast_to_noise(heat, target)),
+        "auc_roc": float(metrics.auc_roc(heat, target)),
+        "pointing": float(metrics.pointing_game(heat, target)),
+    }
+
+
+def grounded(model: Any, pairs: Sequence[Example], title: str, **options: Any) -> Any:
+    """Iterate over (example, Grounding), a batch at a time, with a progress bar."""
+    for start in tqdm(range(0, len(pairs), BATCH), desc=title, mininterval=2):
+        batch = [pair.framed(model.image_size) for pair in pairs[start : start + BATCH]]
+        images, phrases = [e.array() for e in batch], [e.phrase for e in batch]
+        findings = [e.finding for e in batch]
+        yield from zip(
+            batch, ground_batch(model, images, phrases, findings=findings, **options), strict=True
+        )
+
+
+def curves(model: Any, pairs: Sequence[Example], **options: Any) -> pd.DataFrame:
+    """All metrics of the plain activation map and of its three merged forms (paper, eq. 5-7)."""
+    rows = []
+    for example, found in grounded(model, pairs, "bias merging", curve="mixture", **options):
+        maps = {"none": found.activation}
+        for curve in ("linear", "quadratic", "mixture"):
+            merged = bbm.merge(found.activation, found.interaction, found.confidence, curve)
+            maps[curve] = merged
+        for curve, heatmap in maps.items():
+            scores = metrics.evaluate(heatmap, example.boxes, model.image_size)
+            rows.append(
+                identity(example) | {"curve": curve, "confidence": found.confidence, **scores}
+            )
+    return pd.DataFrame(rows)
+
+
+def filters(model: Any, pairs: Sequence[Example], **options: Any) -> pd.DataFrame:
+    """Scores under the three token filters, from one capture of every token's map."""
+    rows = []
+    for example, found in grounded(model, pairs, "filters", **options):
+        for name in ("lexical", "disease", "all"):
+            tokens = select_tokens(found.phrase_tokens, name, example.finding)
+            scores = quick_scores(found.select(tokens), example.boxes, model.image_size)
+            rows.append(identity(example) | {"filter": name, **scores})
+        for name, token in (("start token", 0), ("end token", found.phrase_tokens.end)):
+            scores = quick_scores(found.select([token]), example.boxes, model.image_size)
+            rows.append(identity(example) | {"filter": name, **scores})
+    return pd.DataFrame(rows)
+
+
+def layers_and_steps(model: Any, pairs: Sequence[Example], **options: Any) -> pd.DataFrame:
+    """CNR and AUC of every single (layer, timestep) map: which of them carry the signal."""
+    rows = []
+    options |= {"keep": "all", "keep_last": options["timesteps"]}
+    for example, found in grounded(model, pairs, "layers x timesteps", **options):
+        for layer in found.layers:
+            for k, timestep in enumerate(found.timesteps):
+                heatmap = found.select(layers=layer, steps=[k])
+                where = {"layer": layer, "side": found.maps[layer].shape[-1], "timestep": timestep}
+                scores = quick_scores(heatmap, example.boxes, model.image_size)
+                rows.append(identity(example) | where | scores)
+    return pd.DataFrame(rows)
+
+
+def resolutions(model: Any, pairs: Sequence[Example], **options: Any) -> pd.DataFrame:
+    """Scores of groups of layers: all, each block, each map side."""
+    rows = []
+    for example, found in grounded(model, pairs, "layer groups", keep="layers", **options):
+        sides = sorted({maps.shape[-1] for maps in found.maps.values()}, reverse=True)
+        for name in (None, "down", "mid", "up", *sides):
+            label = "all" if name is None else f"{name}x{name}" if isinstance(name, int) else name
+            scores = quick_scores(found.select(layers=name), example.boxes, model.image_size)
+            rows.append(identity(example) | {"layers": label, **scores})
+    return pd.DataFrame(rows)
+
+
+def step_counts(
+    model: Any, pairs: Sequence[Example], counts: Sequence[int], **options: Any
+) -> pd.DataFrame:
+    """Scores against the number T of ground-truth timesteps (all kept)."""
+    rows = []
+    for count in counts:
+        steps = options | {"timesteps": count, "keep_last": count}
+        for example, found in grounded(model, pairs, f"T = {count}", **steps):
+            scores = quick_scores(found.activation, example.boxes, model.image_size)
+            rows.append(identity(example) | {"timesteps": count, **scores})
+    return pd.DataFrame(rows)
+
+
+def kept_steps(
+    model: Any, pairs: Sequence[Example], kept: Sequence[int], **options: Any
+) -> pd.DataFrame:
+    """Scores when only the k least noisy of T timesteps are kept, from one capture."""
+    rows = []
+    options |= {"keep": "all", "keep_last": options["timesteps"]}
+    for example, found in grounded(model, pairs, "last k", **options):
+        total = len(found.timesteps)
+        for k in kept:
+            heatmap = found.select(steps=range(total - k, total))
+            scores = quick_scores(heatmap, example.boxes, model.image_size)
+            rows.append(identity(example) | {"keep_last": k, **scores})
+    return pd.DataFrame(rows)
+
+
+def no_skill_rows(
+    pairs: Sequence[Example], regions: Sequence[dict[str, Any]], side: int, latent: int
+) -> pd.DataFrame:
+    """All metrics of maps that know no phrase: random, centre, and mean training boxes.
+
+    regions: training regions with `finding` and `boxes` in the `side` x `side` frame; maps have
+    `latent` x `latent` pixels, like the model's.
+    """
+    boxes, findings = [r["boxes"] for r in regions], [r["finding"] for r in regions]
+    size = (latent, latent)
+    mean = no_skill.mean_box(boxes, side, size)
+    by_finding = no_skill.mean_box_per_finding(boxes, findings, side, size)
+    centre = no_skill.centre_prior(size)
+    rows = []
+    for k, example in enumerate(pairs):
+        framed = example.framed(side)
+        maps = {
+            "random": no_skill.random_map(size, k),
+            "centre prior": centre,
+            "mean box": mean,
+            "mean box per finding": by_finding.get(str(framed.finding), mean),
+        }
+        for name, heatmap in maps.items():
+            scores = metrics.evaluate(heatmap, framed.boxes, side)
+            rows.append(identity(framed) | {"method": name, **scores})
+    return pd.DataFrame(rows)
+
+
+def biovil_rows(
+    baseline: biovil.BioViL, pairs: Sequence[Example], side: int, seed: int = 0
+) -> pd.DataFrame:
+    """All metrics of the discriminative map, with specificity against another phrase's map."""
+    rows = []
+    for example, other in zip(pairs, draw_others(pairs, side, seed), strict=True):
+        framed = example.framed(side)
+        heatmap = baseline.heatmap(framed.array(), framed.phrase)
+        row = identity(framed) | metrics.evaluate(heatmap, framed.boxes, side)
+        if other:
+            against = baseline.heatmap(framed.array(), other)
+            row["other_cnr"] = quick_scores(against, framed.boxes, side)["cnr"]
+            row["specificity"] = row["cnr"] - row["other_cnr"]
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def summary(
+    table: pd.DataFrame, by: str, columns: Sequence[str], resamples: int, average: str = "micro"
+) -> pd.DataFrame:
+    """Mean and 95 % interval (bootstrap over patients) of columns for every value of `by`."""
+    rows = []
+    for value, part in table.groupby(by, sort=False):
+        row: dict[str, Any] = {by: value, "pairs": part.groupby(["image_id", "phrase"]).ngroups}
+        for column in columns:
+            row[column] = interval(part, column, resamples, average) if column in part else None
+        rows.append(row)
+    return pd.DataFrame(rows).set_index(by)
+
+
+def interval(
+    part: pd.DataFrame, column: str, resamples: int, average: str = "micro"
+) -> metrics.Interval:
+    """Mean of a column, first over seeds within a pair, with its interval over patients."""
+    pairs = part.groupby(["image_id", "subject_id", "phrase", "finding"], sort=False)[column].mean()
+    pairs = pairs.reset_index().dropna(subset=[column])
+    if pairs.empty:
+        return metrics.Interval(np.nan, np.nan, np.nan)
+    return metrics.bootstrap(
+        pairs[column], pairs["subject_id"], classes=pairs["finding"], average=average, n=resamples
+    )
+
+
+def difference(
+    first: pd.DataFrame, second: pd.DataFrame, column: str, resamples: int
+) -> metrics.Interval:
+    """Paired difference of two methods on the same pairs, seeds averaged, over patients."""
+    keys = ["image_id", "subject_id", "phrase", "finding"]
+    means = [table.groupby(keys, sort=False)[column].mean() for table in (first, second)]
+    gap = (means[0] - means[1]).dropna().reset_index()
+    return metrics.bootstrap(gap[column], gap["subject_id"], n=resamples)
+
+
+def per_class(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Class means of a column with counts, then the three averages (micro, macro, paper)."""
+    keys = ["image_id", "phrase", "finding"]
+    pairs = table.groupby(keys, sort=False)[column].mean().reset_index()
+    means = pairs.groupby("finding")[[column]].mean()
+    counts = pairs.groupby("finding")[[column]].count()
+    averages = metrics.class_averages(means, counts)
+    averages.index = [f"{name} average" for name in averages.index]
+    table = pd.concat([means, averages])
+    table["pairs"] = counts[column].reindex(table.index)
+    return table
+
+
+def example_grounding(model: Any, example: Example, **options: Any) -> Grounding:
+    """Ground one pair, its boxes scored."""
+    framed = example.framed(model.image_size)
+    return ground_batch(
+        model, [framed.array()], [framed.phrase], findings=[framed.finding], boxes=[framed.boxes],
+        **options,
+    )[0]  # fmt: skip
