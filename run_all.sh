@@ -98,7 +98,6 @@ run_profile() {
 cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 print(min(8, cores or 1))')"
     fi
-    ((retrain == 0)) || extra+=(--forcerun training)
     case "$profile" in # phantoms need no hub, and must not wait for one
     smoke | miniature) export HF_HUB_OFFLINE=1 ;;
     esac

@@ -1,0 +1,279 @@
+"""run_all.sh and the workflow on a stand-in world: real scripts, products that take no time."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jupytext
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+PRODUCTS = '''
+"""Products that take no time, in the place of the real ones."""
+import os
+import time
+
+from g2g_utils import runs
+
+
+def plan(config):
+    return {"vae": [], "classifier": [], "latents": ["vae"], "ldm/a-s0": ["latents"]}
+
+
+def key(config, name):
+    chain = [name, *plan(config)[name]]
+    return runs.digest([os.environ.get("KEY_" + part.replace("/", "_"), "") for part in chain])
+
+
+def ensure(config, name):
+    folder = config.build_dir / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder.parent / "made.txt", "a") as made:
+        made.write(name + "\\n")
+    time.sleep(float(os.environ.get("SLOW", 0)))
+    runs.write_json(folder / "run.json", {"key": key(config, name)})
+    return folder
+'''
+
+NOTEBOOK = """
+# %% [markdown]
+# # Which world is this?
+# %% tags=["parameters"]
+profile: str = "miniature"
+number: int = 1
+# %%
+import sys
+from g2g_utils import config
+settings = config.load(profile)
+# %%
+# NBVAL_CHECK_OUTPUT
+print(profile, number)
+# %%
+print("python", sys.prefix)
+settings.figures_dir.mkdir(parents=True, exist_ok=True)
+_ = (settings.figures_dir / "01_figure.txt").write_text("a figure")
+"""
+
+
+class World:
+    """A copy of the repository's scripts around stand-in products and two notebooks."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.build = folder, folder / "build" / "smoke"
+        for name in ("workflow", "tools", "configs"):
+            shutil.copytree(ROOT / name, folder / name)
+        for name in ("run_all.sh", "requirements.lock", "pyproject.toml"):
+            shutil.copy(ROOT / name, folder / name)
+        (folder / "g2g_utils").mkdir()
+        for name in ("__init__.py", "config.py", "runs.py"):
+            shutil.copy(ROOT / "g2g_utils" / name, folder / "g2g_utils" / name)
+        (folder / "g2g_utils" / "products.py").write_text(PRODUCTS)
+        (folder / "notebooks").mkdir()
+        self.write("01_one", NOTEBOOK)
+        self.write("02_two", NOTEBOOK.replace("01_figure", "02_figure"))
+
+    def write(self, name: str, text: str) -> None:
+        """Write a notebook (the workflow reads only the .ipynb of a pair)."""
+        notebook = jupytext.reads(text.lstrip(), fmt="py:percent")
+        jupytext.write(notebook, self.folder / "notebooks" / f"{name}.ipynb")
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """This environment as the active one, nothing of an outer run."""
+        dropped = ("G2G_BUILD", "G2G_CONTROLLER", "PYTHONPATH", "CONDA_PREFIX")
+        kept = {k: v for k, v in os.environ.items() if k not in dropped}
+        return {**kept, "VIRTUAL_ENV": sys.prefix, **more}
+
+    def start(self, *arguments: str, **more: str) -> subprocess.Popen:
+        """run_all.sh in a process group of its own."""
+        return subprocess.Popen(
+            [self.folder / "run_all.sh", *arguments],
+            env=self.environment(**more),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            cwd=self.folder.parent,
+        )
+
+    def run(self, *arguments: str, **more: str) -> tuple[int, str]:
+        """Exit status and everything it said."""
+        process = self.start(*arguments, **more)
+        said, _ = process.communicate(timeout=300)
+        return process.returncode, said
+
+    def steps(self, said: str) -> list[str]:
+        """Names of the jobs that ran, sorted."""
+        return sorted(re.findall(r"^Job \d+: (?:notebook )?(\S+)$", said, re.M))
+
+    def wait_for(self, path: Path, seconds: float = 60) -> None:
+        """Until a file exists."""
+        end = time.time() + seconds
+        while not path.exists():
+            assert time.time() < end, f"{path} did not appear"
+            time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """A world whose smoke run is finished."""
+    world = World(tmp_path_factory.mktemp("done") / "repo with space")
+    status, said = world.run("smoke", "-j", "2")
+    assert status == 0, said
+    assert len(world.steps(said)) == 6, said
+    return world
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Iterator[World]:
+    """A world in which nothing has run."""
+    yield World(tmp_path / "repo")
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """A world for commands that must not begin anything."""
+    return World(tmp_path_factory.mktemp("bare") / "repo")
+
+
+ALL = ["01_one", "02_two", "classifier", "latents", "ldm/a-s0", "vae"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["minature"], ["'minature'", "miniature", "ground"]),
+        (["smoke", "-j", "two"], ["'two'"]),
+        (["smoke", "--retrian"], ["'--retrian'", "--retrain"]),
+        (["test", "--updat"], ["'--updat'", "--update"]),
+        (["ground", "no-such.png", "a phrase"], ["'no-such.png'"]),
+        (["ground", "run_all.sh", "  "], ["phrase is empty"]),
+        (["ground", "only.png"], ["IMAGE"]),
+    ],
+)
+def test_bad_input_is_one_line_before_any_set_up(
+    bare: World, arguments: list[str], named: list[str]
+) -> None:
+    start = time.time()
+    arguments = [str(bare.folder / a) if a == "run_all.sh" else a for a in arguments]
+    status, said = bare.run(*arguments)
+    assert status == 2
+    assert len(said.strip().splitlines()) == 1
+    assert all(part in said for part in named), said
+    assert time.time() - start < 1
+    assert not (bare.folder / ".venv").exists()
+    assert not (bare.folder / "build").exists()
+
+
+def test_help_names_every_command(bare: World) -> None:
+    status, said = bare.run("--help")
+    assert status == 0
+    for word in ("smoke", "miniature", "open", "paper", "test", "ground", "--retrain", "-j N"):
+        assert word in said
+
+
+def test_a_missing_python_is_one_clear_line(bare: World, tmp_path: Path) -> None:
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("bash", "dirname", "cmp", "env"):
+        (tools / name).symlink_to(shutil.which(name))
+    environment = {"PATH": str(tools)}
+    run = subprocess.run(
+        [bare.folder / "run_all.sh", "setup"], env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 2
+    assert "needs Python 3.11" in run.stderr and len(run.stderr.splitlines()) == 1
+
+
+def test_everything_ran_and_a_second_call_does_nothing(done: World) -> None:
+    record = json.loads((done.build / "notebooks" / "01_one.run.json").read_text())
+    assert record["parameters"] == {"profile": "smoke"}
+    assert record["figures"][0].endswith("_figure.txt")
+    start = time.time()
+    status, said = done.run("smoke")
+    assert (status, done.steps(said)) == (0, []), said
+    assert time.time() - start < 10
+
+
+def test_notebooks_run_in_this_very_environment(done: World) -> None:
+    executed = json.loads((done.build / "notebooks" / "01_one.ipynb").read_text())
+    assert f"python {sys.prefix}" in json.dumps(executed)
+    assert executed["metadata"]["g2g"] == {"profile": "smoke"}
+
+
+def test_only_what_changed_runs_again(done: World) -> None:
+    done.write("02_two", NOTEBOOK.replace("01_figure", "02_figure").replace("number)", "number+1)"))
+    assert done.steps(done.run("smoke", "--dry-run")[1]) == ["02_two"]
+    status, said = done.run("smoke")
+    assert (status, done.steps(said)) == (0, ["02_two"]), said
+
+    os.utime(done.folder / "notebooks" / "01_one.ipynb")  # a checkout touches files
+    assert done.steps(done.run("smoke")[1]) == []
+
+    (done.build / "figures" / "02_figure.txt").unlink()
+    assert "02_two" in done.steps(done.run("smoke")[1])
+    assert (done.build / "figures" / "02_figure.txt").exists()
+
+    status, said = done.run("smoke", KEY_latents="changed")
+    assert done.steps(said) == ["01_one", "02_two", "latents", "ldm/a-s0"], said
+
+
+def test_a_failing_notebook_is_kept_and_the_rest_goes_on(fresh: World) -> None:
+    fresh.write("01_one", NOTEBOOK.replace('print("python"', 'print(1 / 0, "python"'))
+    status, said = fresh.run("smoke", "-j", "2")
+    kept = fresh.build / "notebooks" / "01_one.ipynb"
+    assert status != 0
+    assert f"executed up to there: {kept}" in said and "ZeroDivisionError" in said
+    assert "smoke 1" in kept.read_text()  # outputs up to the error
+    assert (fresh.build / "notebooks" / "02_two.run.json").exists()
+
+    fresh.write("01_one", NOTEBOOK)
+    status, said = fresh.run("smoke")
+    assert (status, fresh.steps(said)) == (0, ["01_one"]), said
+
+
+def test_an_unknown_parameter_is_an_error(done: World) -> None:
+    command = [sys.executable, done.folder / "workflow" / "run_notebook.py"]
+    command += [
+        done.folder / "notebooks" / "01_one.ipynb",
+        "--profile",
+        "smoke",
+        "-p",
+        "nmber",
+        "2",
+    ]
+    environment = done.environment(
+        PYTHONPATH=str(done.folder), G2G_BUILD=str(done.folder / "build2")
+    )
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert run.returncode == 1
+    assert "no parameter 'nmber'" in run.stderr and "number" in run.stderr
+
+
+@pytest.mark.parametrize("whole_group", [True, False])
+def test_a_killed_run_goes_on_and_a_second_one_waits_its_turn(
+    fresh: World, whole_group: bool
+) -> None:
+    first = fresh.start("smoke", SLOW="60")
+    fresh.wait_for(fresh.build / "made.txt")
+    status, said = fresh.run("smoke")
+    assert status != 0 and "another run" in said and str(first.pid) in said, said
+
+    if whole_group:
+        os.killpg(first.pid, signal.SIGKILL)
+    else:
+        os.kill(first.pid, signal.SIGKILL)
+    first.stdout.close()
+    first.wait()
+    status, said = fresh.run("smoke", "-j", "2")
+    assert (status, fresh.steps(said)) == (0, ALL), said
+    time.sleep(1.5)  # by now an orphan of the killed run would have been ended by its watch
+    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
+    assert not [line for line in listed.splitlines() if str(fresh.folder) in line]

@@ -1,0 +1,34 @@
+"""Find or make one product of a profile, then say where it is: what the workflow waits for.
+
+    python workflow/make_product.py NAME RECORD --profile P [--retrain]
+
+RECORD is a small JSON with the product's folder (below build/, or the shipped weights) and its key.
+"""
+
+import argparse
+from pathlib import Path
+
+from run_notebook import follow_controller
+
+from g2g_utils import config as profiles
+from g2g_utils import products, runs
+
+
+def main() -> None:
+    """Make it under its file lock, then write the record."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name")
+    parser.add_argument("record", type=Path)
+    parser.add_argument("--profile", required=True)
+    parser.add_argument("--retrain", action="store_true")
+    options = parser.parse_args()
+    follow_controller()
+    config = profiles.load(options.profile, retrain=options.retrain)
+    folder = products.ensure(config, options.name)
+    key = products.key(config, options.name)
+    runs.write_json(options.record, {"product": options.name, "folder": str(folder), "key": key})
+    print(f"{options.name}: {folder}")
+
+
+if __name__ == "__main__":
+    main()
