@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from g2g_utils import bbm, metrics
-from g2g_utils.attention import CrossAttentionRecorder, Layers, matches, upsample
+from g2g_utils.attention import CrossAttentionRecorder, Keep, Layers, matches, upsample
 from g2g_utils.masks import gmm_mask
 from g2g_utils.text import Filter, PhraseTokens, select_tokens, stack, tokenize
 
@@ -226,17 +226,56 @@ def text_bias(
     chosen = list(select_tokens(words) if tokens is None else tokens)
     key = (_fingerprint(model), words.text, tuple(chosen), timesteps, text_guidance, seed)
     if key not in _cache:
-        recorder = CrossAttentionRecorder(
-            model.unet, chosen, "steps", rows=slice(1, None) if text_guidance != 1 else None
+        recorder = record_text(
+            model,
+            words,
+            tokens=chosen,
+            keep="steps",
+            timesteps=timesteps,
+            text_guidance=text_guidance,
+            seed=seed,
         )
-        states = model.encode_text(words.input_ids, words.attention_mask)
-        noise = _noise(model, (seed, words.text, "text bias"))[None]
-        _denoise(model, noise, states, timesteps, text_guidance, [recorder] * timesteps)
         _cache[key] = {n: m[0] for n, m in zip(recorder.layers, recorder.native(), strict=True)}
         while len(_cache) > _CACHE_SIZE:
             _cache.popitem(last=False)
     _cache.move_to_end(key)
     return _cache[key]
+
+
+def record_text(
+    model: Any,
+    phrase: PhraseTokens,
+    *,
+    tokens: Sequence[int] | None = None,
+    keep: Keep = "all",
+    timesteps: int = 50,
+    text_guidance: float = 16.0,
+    seed: int = 0,
+) -> CrossAttentionRecorder:
+    """Recorder of one phrase while sampling from noise (DDIM, eta = 0): all the text bias needs."""
+    conditional = slice(1, None) if text_guidance != 1 else None
+    recorder = CrossAttentionRecorder(model.unet, tokens, keep, rows=conditional)
+    states = model.encode_text(phrase.input_ids, phrase.attention_mask)
+    noise = _noise(model, (seed, phrase.text, "text bias"))[None]
+    _denoise(model, noise, states, timesteps, text_guidance, [recorder] * timesteps)
+    return recorder
+
+
+def record_image(
+    model: Any, image: Tensor | np.ndarray, phrase: str, **options: Any
+) -> tuple[CrossAttentionRecorder, PhraseTokens, tuple[int, ...]]:
+    """Recorder of one pair under ground-truth sampling with every timestep, layer and token apart.
+
+    What `ground(keep="all", keep_last=timesteps)` sees, padding tokens included; also the phrase's
+    tokens and the T timesteps. options: timesteps, seed, batch_size, layers of `Options`.
+    """
+    steps = options.get("timesteps", Options.timesteps)
+    chosen = Options(**options, filter="all", keep_last=steps, keep="all")
+    pair = _prepare(model, image, phrase, None, None, None, chosen)
+    early, late = _recorders(model, chosen, 1)
+    states = model.encode_text(*stack([pair.phrase]))
+    times = _ground_truth(model, [pair], states, chosen, early, late)
+    return late, pair.phrase, tuple(times)
 
 
 def clear_cache() -> None:
