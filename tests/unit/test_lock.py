@@ -68,7 +68,9 @@ def test_the_three_files_agree() -> None:
         ("pyproject.toml", r'^ +"pydicom.*\n', ""),
     ],
 )
-def test_one_changed_line_is_noticed(copies: Path, file: str, pattern: str, replacement: str) -> None:
+def test_one_changed_line_is_noticed(
+    copies: Path, file: str, pattern: str, replacement: str
+) -> None:
     assert drift(copies) == []
     perturb(copies / file, pattern, replacement)
     assert drift(copies) != []
@@ -82,7 +84,9 @@ def test_every_locked_file_has_a_hash_and_no_index_is_named() -> None:
 
 
 def test_torch_and_what_only_torch_brings_stay_out_of_the_lock() -> None:
-    assert [n for n in lock.pins((ROOT / "requirements.lock").read_text()) if lock.APART.match(n)] == []
+    assert [
+        n for n in lock.pins((ROOT / "requirements.lock").read_text()) if lock.APART.match(n)
+    ] == []
 
 
 def test_markers_of_other_platforms_are_dropped() -> None:

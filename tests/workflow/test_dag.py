@@ -161,13 +161,13 @@ ALL = ["01_one", "02_two", "classifier", "latents", "ldm/a-s0", "vae"]
 def test_bad_input_is_one_line_before_any_set_up(
     bare: World, arguments: list[str], named: list[str]
 ) -> None:
-    start = time.time()
+    start = spent()
     arguments = [str(bare.folder / a) if a == "run_all.sh" else a for a in arguments]
     status, said = bare.run(*arguments)
     assert status == 2
     assert len(said.strip().splitlines()) == 1
     assert all(part in said for part in named), said
-    assert time.time() - start < 1
+    assert spent() - start < 1
     assert not (bare.folder / ".venv").exists()
     assert not (bare.folder / "build").exists()
 
@@ -192,14 +192,20 @@ def test_a_missing_python_is_one_clear_line(bare: World, tmp_path: Path) -> None
     assert "needs Python 3.11" in run.stderr and len(run.stderr.splitlines()) == 1
 
 
+def spent() -> float:
+    """Processor seconds of the commands run so far: a busy machine doesn't change them."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
 def test_everything_ran_and_a_second_call_does_nothing(done: World) -> None:
     record = json.loads((done.build / "notebooks" / "01_one.run.json").read_text())
     assert record["parameters"] == {"profile": "smoke"}
     assert record["figures"][0].endswith("_figure.txt")
-    start = time.time()
+    start = spent()
     status, said = done.run("smoke")
     assert (status, done.steps(said)) == (0, []), said
-    assert time.time() - start < 10
+    assert spent() - start < 10
 
 
 def test_notebooks_run_in_this_very_environment(done: World) -> None:
