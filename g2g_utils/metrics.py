@@ -165,7 +165,7 @@ def evaluate(
     small = gmm_mask(heatmap, seed) if mask is None else mask
     heat = resize(minmax(heatmap.detach().cpu().double()), frame)
     large = resize(small.detach().cpu().double(), frame).round().bool()
-    scores = {
+    scores: dict[str, Any] = {
         "cnr": contrast_to_noise(heat, target),
         "abs_cnr": abs(contrast_to_noise(heat, target)),
         "iou": iou(large, target),

@@ -1,8 +1,10 @@
+import json
 import warnings
 
 import pytest
 import spacy
 from tokenizers import (
+    Regex,
     Tokenizer,
     decoders,
     models,
@@ -33,7 +35,7 @@ def clip():
     raw = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
     raw.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     split = pre_tokenizers.Split(
-        __import__("tokenizers").Regex(r"'s|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"),
+        Regex(r"'s|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"),
         behavior="removed",
         invert=True,
     )
@@ -180,10 +182,6 @@ def test_explicit_tokens(bert):
 
 def test_real_clip_class(clip):
     """transformers' own CLIP class tokenises and aligns like the set-up above."""
-    model = clip.backend_tokenizer.model
-    assert model is not None
-    import json
-
     state = json.loads(clip.backend_tokenizer.to_str())["model"]
     merges = [tuple(m) if isinstance(m, list) else tuple(m.split()) for m in state["merges"]]
     real = CLIPTokenizerFast(vocab=state["vocab"], merges=merges, pad_token="<|endoftext|>")
