@@ -1,10 +1,10 @@
-"""Profiles: one validated, frozen configuration object per experiment world (DESIGN: one code path)."""
+"""Profiles: one validated, frozen configuration object per experiment world."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -23,6 +23,25 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
+class HeldOut(Section):
+    """Where the image-phrase pairs of validation or test come from, if not from the phantoms."""
+
+    source: Literal["ms_cxr", "chestxray14", "rsna", "mimic_cxr", "openi", "folder"]
+    root: Path  # folder of the data set, or its table
+    images: Path | None = None  # folder of its images, where they lie elsewhere
+    patients: tuple[float, float] = (0.0, 1.0)  # share of the patients, [from, to) of a fixed order
+    subset: Literal["train", "validation", "test"] | None = None  # of the source's own splits
+
+    @model_validator(mode="after")
+    def _some_patients(self) -> HeldOut:
+        low, high = self.patients
+        if not 0 <= low < high <= 1:
+            raise ValueError(
+                f"patients = [{low}, {high}]: write [from, to] with 0 <= from < to <= 1"
+            )
+        return self
+
+
 class Data(Section):
     """Where image-text pairs come from and how many are used."""
 
@@ -33,6 +52,16 @@ class Data(Section):
     test: int = Field(gt=0)  # images for every reported number
     seed: int = 0
     world: dict[str, Any] = {}  # fields of data.phantoms.World that differ from its defaults
+    images: Path | None = None  # folder of the training images, where they lie outside root
+    reports: Path | None = None  # mimic_cxr: folder or zip of the reports, where outside root
+    validation_from: HeldOut | None = None  # None: from the training source
+    test_from: HeldOut | None = None
+
+    @model_validator(mode="after")
+    def _files_have_a_place(self) -> Data:
+        if self.source != "phantoms" and self.root is None:
+            raise ValueError(f"source {self.source!r} needs root, the folder of its files")
+        return self
 
 
 class Vae(Section):
@@ -117,6 +146,16 @@ class Training(Section):
     live_steps: int = 100  # length of the fine-tuning that notebook 03 runs before your eyes
 
 
+class Adaptation(Section):
+    """How pretrained weights become the evaluated U-Net (paper, open); no effect elsewhere."""
+
+    released: str | None = None  # hub id / folder of a fine-tuned U-Net: evaluate it, train nothing
+    revision: str | None = None  # commit of the released weights
+    lora_rank: int = Field(0, ge=0)  # 0: all weights of the U-Net are trained
+    lora_alpha: int = Field(16, gt=0)
+    gradient_checkpointing: bool = False  # less memory, about a third slower
+
+
 class Grounding(Section):
     """Attention extraction and merging defaults (paper, section 3 and appendix A)."""
 
@@ -166,6 +205,7 @@ class Config(Section):
     encoders: dict[str, Encoder]
     unet: Unet
     training: Training
+    adaptation: Adaptation = Field(default_factory=lambda: Adaptation.model_validate({}))
     grounding: Grounding
     evaluation: Evaluation
     fidelity: Fidelity
@@ -202,13 +242,17 @@ def profiles() -> list[str]:
 
 
 def load(profile: str, **overrides: Any) -> Config:
-    """Read `configs/<profile>.yaml`, apply overrides, validate and freeze.
+    """Read `configs/<profile>.yaml` (or any YAML file), apply overrides, validate and freeze.
 
     Overrides are dotted (`**{"grounding.timesteps": 10}`) or written with a double underscore
     (`grounding__timesteps=10`). Unknown profiles, keys and unusable values raise `ConfigError`.
     """
     path = CONFIGS / f"{profile}.yaml"
-    if profile not in profiles():
+    if profile.endswith((".yaml", ".yml")):
+        path, profile = Path(profile), Path(profile).stem
+        if not path.is_file():
+            raise ConfigError(f"no such file {path}: name a profile or its YAML file")
+    elif profile not in profiles():
         raise ConfigError(f"unknown profile {profile!r}: choose one of {', '.join(profiles())}")
     tree = yaml.safe_load(path.read_text())
     for key, value in overrides.items():
@@ -247,7 +291,11 @@ def _known(loc: tuple[int | str, ...]) -> list[str]:
     section: Any = Config
     for part in loc[:-1]:
         fields = getattr(section, "model_fields", {})
-        annotation = fields[part].annotation if part in fields else section
-        args = getattr(annotation, "__args__", ())
-        section = args[1] if len(args) == 2 and args[0] is str else annotation
+        section = _section_in(fields[part].annotation) if part in fields else section
     return sorted(getattr(section, "model_fields", {}))
+
+
+def _section_in(annotation: Any) -> Any:
+    """The section within `Section | None` or `dict[str, Section]`, else the annotation itself."""
+    inner = (a for a in get_args(annotation) if isinstance(a, type) and issubclass(a, Section))
+    return next(inner, annotation)

@@ -1,0 +1,75 @@
+"""Image files that tables name: where they are, their sizes, and boxes in their pixels."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from g2g_utils.data.record import Box, Example
+from g2g_utils.data.tables import Row
+from g2g_utils.data.transforms import ImageError, image_size
+
+log = logging.getLogger(__name__)
+
+ASPECT_SLACK = 0.02  # relative; a resized copy rounds its sides
+
+
+class Images:
+    """The folders in which a table's images may lie; sizes come from the files' headers, once."""
+
+    def __init__(self, folders: Sequence[Path], suffixes: Sequence[str] = ()) -> None:
+        self.folders, self.suffixes = tuple(folders), tuple(suffixes)
+        self.size = lru_cache(maxsize=None)(image_size)  # path -> (height, width)
+
+    def candidates(self, name: str) -> list[Path]:
+        """Where an image may be: every folder, its own suffix first."""
+        names = [name, *(str(Path(name).with_suffix(suffix)) for suffix in self.suffixes)]
+        return [folder / n for folder in self.folders for n in dict.fromkeys(names)]
+
+    def find(self, row: Row, column: str, name: str) -> Path:
+        """The path of a readable image; else an error that names the row and where was looked."""
+        candidates = self.candidates(name)
+        path = next((p for p in candidates if p.is_file()), candidates[0])
+        try:
+            self.size(path)
+        except ImageError as error:
+            fix = f"image names are relative to {self.folders[0]}"
+            raise row.error(str(error), fix, column, "image") from error
+        return path
+
+    def rescale(self, box: Box, declared: tuple[float, float], path: Path, row: Row) -> Box:
+        """A box of the declared (height, width) frame in pixels of the file.
+
+        Resized copies of the images are fine; cropped ones are an error.
+        """
+        height, width = self.size(path)
+        sy, sx = height / declared[0], width / declared[1]
+        if abs(sy / sx - 1) > ASPECT_SLACK:
+            problem = (
+                f"{path} is {width}×{height} pixels, "
+                f"but the box was drawn in {declared[1]:g}×{declared[0]:g}"
+            )
+            raise row.error(problem, "use whole images, not cropped ones", None, "box")
+        x, y, w, h = box
+        return box if sx == sy == 1 else (x * sx, y * sy, w * sx, h * sy)
+
+
+def two_classes(examples: Iterable[Example]) -> list[tuple[str, str, tuple[str, ...]]]:
+    """(image, phrase, classes) of every phrase that has two classes on one image."""
+    found: dict[tuple[str, str], dict[str, None]] = {}
+    for example in examples:
+        if example.finding is not None:
+            found.setdefault((example.image_id, example.phrase), {})[example.finding] = None
+    return [(*key, tuple(classes)) for key, classes in found.items() if len(classes) > 1]
+
+
+def report_two_classes(examples: Iterable[Example], path: Path) -> None:
+    """Log each phrase with two classes: its rows stay apart, as pairs of their own."""
+    for image, phrase, classes in two_classes(examples):
+        log.warning(
+            "%s: image %s: phrase %r has the classes %s; they stay apart as pairs of their own, "
+            "remove rows if one is wrong",
+            path, image, phrase, " and ".join(classes),
+        )  # fmt: skip

@@ -1,0 +1,123 @@
+"""OpenI (Indiana University): frontal images and reports anyone can download."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from xml.etree import ElementTree
+
+from g2g_utils.data.manifest import Dropped, Selection
+from g2g_utils.data.record import Example
+from g2g_utils.data.tables import Row, TableError, locate, read, tolerate, unique
+
+REPORTS = "indiana_reports*.csv"
+PROJECTIONS = "indiana_projections*.csv"
+XML_FOLDER = "ecgen-radiology"
+REPORT_COLUMNS = ("uid", "findings", "impression")
+PROJECTION_COLUMNS = ("uid", "filename", "projection")
+VIEWS = {"frontal": "Frontal", "lateral": "Lateral"}
+FOLDERS = ("images/images_normalized", "images_normalized", "images", "NLMCXR_png", "")
+REDACTED = re.compile(r"\bX{3,}\b|\[XXXX\]")
+X_RAY = re.compile(r"\bx-XXXX\b", re.IGNORECASE)
+MOSTLY = 0.5  # share of redacted words from which a sentence is left out
+
+
+def unredact(text: str) -> str:
+    """A report's text without its XXXX: ``x-XXXX`` is read as x-ray, other words are left out.
+
+    Sentences that lost half of their words are dropped: what is left of them says little.
+    """
+    kept = []
+    for sentence in re.split(r"(?<=[.;?!])\s+", X_RAY.sub("x-ray", text)):
+        hidden, words = len(REDACTED.findall(sentence)), len(sentence.split())
+        if words and hidden / words < MOSTLY:
+            kept.append(REDACTED.sub("", sentence))
+    joined = " ".join(" ".join(kept).split())
+    return re.sub(r"\s+([.,;:?!])", r"\1", joined)
+
+
+def xml_rows(folder: Path) -> Iterator[Row]:
+    """The ecgen-radiology XML reports as rows of ``indiana_reports.csv``."""
+    paths = sorted(folder.glob("*.xml"), key=lambda p: (len(p.stem), p.stem))
+    if not paths:
+        raise TableError(folder, "no XML reports", "unpack NLMCXR_reports.tgz there", kind="file")
+    for path in paths:
+        try:
+            tree = ElementTree.parse(path)
+        except ElementTree.ParseError as error:
+            problem = f"not XML ({error})"
+            raise TableError(path, problem, "download it again", kind="file") from error
+        found = tree.find("uId")
+        uid = (found.get("id") or "").removeprefix("CXR") if found is not None else ""
+        texts = {
+            (node.get("Label") or "").lower(): (node.text or "").strip()
+            for node in tree.iter("AbstractText")
+        }
+        if not uid or not texts:
+            fix = "take the published file"
+            raise TableError(path, "no <uId> or no <AbstractText>", fix, kind="columns")
+        yield Row(path, "", {"uid": uid, **texts})
+
+
+def reports(root: Path) -> Iterator[Row]:
+    """One row a report: from the CSV of the Kaggle edition, else from the XML files."""
+    has_csv = any(root.glob(REPORTS)) or any(root.glob(REPORTS + ".gz"))
+    if not has_csv and (root / XML_FOLDER).is_dir():
+        return xml_rows(root / XML_FOLDER)
+    return read(locate(root, REPORTS), REPORT_COLUMNS)
+
+
+def projections(root: Path, problems: list[TableError] | None = None) -> Iterator[Row]:
+    """One row an image with its view; the XML files do not say which image is frontal."""
+    yield from unique(read(locate(root, PROJECTIONS), PROJECTION_COLUMNS), "filename", problems)
+
+
+def _phrase(row: Row) -> tuple[str, str]:
+    """Impression, else findings, without redactions; and which of the two ("" if neither)."""
+    for section in ("impression", "findings"):
+        text = unredact(row.get(section))
+        if re.search(r"[^\W\d_]{2}", text):
+            return text, section
+    return "", ""
+
+
+def _path(folders: list[Path], filename: str) -> Path:
+    """An image under its Kaggle name ``1_IM-0001-4001.dcm.png`` or NLM's ``CXR1_1_IM-….png``."""
+    stem = filename.removesuffix(".png").removesuffix(".dcm")
+    names = (filename, f"CXR{stem}.png", f"{stem}.png", f"{stem}.dcm")
+    found = (f / name for f in folders for name in names if (f / name).is_file())
+    return next(found, folders[0] / filename)
+
+
+def load(
+    root: Path, images: Path | None = None, problems: list[TableError] | None = None
+) -> Selection:
+    """Frontal image–report pairs; every report is a patient of its own, as the source says.
+
+    Impression preferred, then findings; reports left without words are dropped, with the reason.
+    Images that are not on disk are dropped too: parts of the collection are common.
+    """
+    folders = [images] if images else [root / f for f in FOLDERS if (root / f).is_dir()] or [root]
+    phrases = {row["uid"]: _phrase(row) for row in unique(reports(root), "uid", problems)}
+    examples: list[Example] = []
+    dropped: list[Dropped] = []
+    used = {"impression": 0, "findings": 0}
+    for row in projections(root, problems):
+        uid, name = row["uid"], row["filename"]
+        path, (phrase, section) = _path(folders, name), phrases.get(uid, ("", ""))
+        reason = "unknown view"
+        with tolerate(problems):
+            reason = "" if row.one_of("projection", VIEWS) == "Frontal" else "not frontal"
+        if uid not in phrases:
+            reason = reason or "no report"
+        elif not phrase:
+            reason = reason or "unusable report"
+        elif not path.is_file():
+            reason = reason or "no image file"
+        if reason:
+            dropped.append(Dropped(name, uid, "train", reason))
+            continue
+        used[section] += 1
+        examples.append(Example(path, phrase, None, (), name, uid, "train"))
+    return Selection(examples, dropped, {"text_from": used})

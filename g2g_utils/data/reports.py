@@ -1,0 +1,99 @@
+"""What a radiology report says about its image: impression, else findings, else last paragraph."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import NamedTuple
+
+HEADING = re.compile(r"^[ \t]*([A-Z][A-Z0-9 ()/,&.'_-]{2,70}?)[ \t]*:(?=\s|$)", re.MULTILINE)
+"""A heading: capitals at the start of a line, then a colon."""
+
+PREFERENCE = ("impression", "findings", "last paragraph")
+IMPRESSIONS = ("IMPRESSION", "CONCLUSION", "SUMMARY", "OPINION", "INTERPRETATION")
+FINDINGS = ("FINDINGS", "OBSERVATIONS", "REPORT")
+VIEWS = ("CHEST", "PORTABLE", "RADIOGRAPH", "VIEW", "AP", "PA", "LATERAL", "X-RAY", "CXR")
+ASIDE = (  # their text says nothing about this image
+    "INDICATION", "HISTORY", "COMPARISON", "TECHNIQUE", "EXAMINATION", "EXAM", "STUDY", "REASON",
+    "CLINICAL", "NOTIFICATION", "RECOMMENDATION", "RECOMMENDATIONS", "DATE", "TYPE", "PROCEDURE",
+    "DICTATED", "SIGNED", "ADDENDUM", "DOSE", "CONTRAST", "ACCESSION",
+)  # fmt: skip
+POINTERS = re.compile(
+    r"(please )?(as|see|per)( detailed| described| discussed)? "
+    r"(above|below|findings|report|body of report|full report)( section)?( above)?[. ]*",
+    re.IGNORECASE,
+)
+BANNER = re.compile(r"^\W*(final|preliminary|wet read|addendum)?\W*(report|final)\W*$", re.I)
+
+
+class Phrase(NamedTuple):
+    """Text of a report and the section it comes from (one of ``PREFERENCE``)."""
+
+    text: str
+    section: str
+
+
+def _kind(heading: str) -> str:
+    """ "impression", "findings", "aside" or "other" of a heading in capitals, misspelt or not."""
+    words = re.findall(r"[A-Z-]+", heading)
+    if not words:
+        return "other"
+
+    def names(vocabulary: tuple[str, ...], within: list[str], cutoff: float) -> bool:
+        return any(difflib.get_close_matches(w, vocabulary, n=1, cutoff=cutoff) for w in within)
+
+    if names(IMPRESSIONS, words, 0.84):
+        return "impression"
+    if names(FINDINGS, words[:1], 0.84):
+        return "findings"
+    if names(ASIDE, words, 0.9):
+        return "aside"
+    return "findings" if any(w.rstrip("S") in VIEWS for w in words) else "other"
+
+
+def clean(text: str) -> str:
+    """Text on one line, single spaces, without the enumeration's and rulers' ornaments."""
+    return " ".join(re.sub(r"[_=*-]{4,}", " ", text).split())
+
+
+def sections(report: str) -> list[tuple[str, str]]:
+    """(kind, text) of every part of a report, in order; what precedes all headings is "other"."""
+    marks = list(HEADING.finditer(report))
+    edges = [*(mark.start() for mark in marks), len(report)]
+    parts = [("other", report[: edges[0]])]
+    for mark, end in zip(marks, edges[1:], strict=True):
+        parts.append((_kind(mark[1]), report[mark.end() : end]))
+    return parts
+
+
+def _last_paragraph(report: str) -> str:
+    """The last paragraph; the first one under a heading such as HISTORY belongs to that heading."""
+    for kind, text in reversed(sections(report)):
+        paragraphs = [clean(p) for p in re.split(r"\n[ \t]*\n", text)]
+        paragraphs = [p for p in paragraphs if p and not BANNER.match(p)]
+        paragraphs = paragraphs[1:] if kind == "aside" else paragraphs
+        if paragraphs:
+            return paragraphs[-1]
+    return ""
+
+
+def _usable(text: str) -> bool:
+    """Has a word of two letters, and is more than a pointer to another section."""
+    return bool(re.search(r"[^\W\d_]{2}", text)) and not POINTERS.fullmatch(text)
+
+
+def phrase(report: str) -> Phrase | None:
+    """The text to train on, or None where a report says nothing usable.
+
+    Of several impressions (a wet read, then the final report) the last that is not empty counts.
+    The de-identification's underscores stay, as in the published text.
+    """
+    report = report.replace("\r\n", "\n").replace("\r", "\n")
+    parts = [(kind, clean(text)) for kind, text in sections(report)]
+    for wanted in PREFERENCE[:2]:
+        texts = [text for kind, text in parts if kind == wanted and _usable(text)]
+        if texts:
+            return Phrase(texts[-1], wanted)
+    text = _last_paragraph(report)
+    sentence = _usable(text) and re.search(r"[a-z]", text) and len(text.split()) > 2
+    return Phrase(text, PREFERENCE[2]) if sentence else None

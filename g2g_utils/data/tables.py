@@ -1,0 +1,275 @@
+"""CSV tables with checked columns; every complaint is one line: file, row, column, problem, fix."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import gzip
+import io
+import math
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from g2g_utils.data.record import Box
+
+BOX_COLUMNS = ("x", "y", "w", "h")
+SLACK = 1.0  # pixels a box may stick out by: annotation tools round
+DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+CSV_FIX = "save it as UTF-8 CSV"
+README = "data/README.md says where each file goes"
+
+
+class TableError(ValueError):
+    """A table that cannot be used: one line with file, row, column, problem and fix.
+
+    ``kind`` sorts it for the check: "file", "columns", "value", "class", "box", "duplicate" or
+    "image".
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        problem: str,
+        fix: str,
+        *,
+        place: str = "",
+        column: str | None = None,
+        kind: str = "value",
+    ) -> None:
+        where = [str(path), place, f"column {column!r}" if column else ""]
+        self.kind = kind
+        super().__init__(f"{', '.join(filter(None, where))}: {problem}; {fix}")
+
+
+@contextmanager
+def tolerate(problems: list[TableError] | None) -> Iterator[None]:
+    """Collect a TableError in ``problems`` and go on; raise it where there is no such list."""
+    try:
+        yield
+    except TableError as error:
+        if problems is None:
+            raise
+        problems.append(error)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One data row, cells stripped, that knows where it stands (``place``: "line 7")."""
+
+    path: Path
+    place: str
+    cells: Mapping[str, str]
+
+    def __getitem__(self, column: str) -> str:
+        return self.cells[column]
+
+    def get(self, column: str) -> str:
+        """A cell, or the empty text where the column is absent."""
+        return self.cells.get(column, "")
+
+    def error(
+        self, problem: str, fix: str, column: str | None = None, kind: str = "value"
+    ) -> TableError:
+        """A complaint about this row (and column)."""
+        return TableError(self.path, problem, fix, place=self.place, column=column, kind=kind)
+
+    def text(self, column: str, problem: str, fix: str) -> str:
+        """A cell that must not be empty."""
+        if not self.get(column):
+            raise self.error(problem, fix, column)
+        return self.get(column)
+
+    def number(self, column: str) -> float:
+        """A finite number."""
+        text = self.get(column)
+        if not text:
+            fix = "fill x, y, w and h, or leave all four empty"
+            raise self.error("the box is incomplete", fix, column, "box")
+        try:
+            value = float(text)
+        except ValueError:
+            fix = "write pixels with a decimal point"
+            raise self.error(f"{text!r} is not a number", fix, column, "box") from None
+        if not math.isfinite(value):
+            fix = "write pixels, or leave x, y, w and h empty where there is no box"
+            raise self.error(f"{text!r} is not a finite number", fix, column, "box")
+        return value
+
+    def box(
+        self, height: float, width: float, columns: Sequence[str] = BOX_COLUMNS, clip: bool = False
+    ) -> Box | None:
+        """The row's box in a height × width image; None where all four cells are empty.
+
+        A box that sticks out by more than a pixel is an error, or with ``clip`` cut off at the
+        image's edge as long as something of it is left.
+        """
+        if not any(self.get(column) for column in columns):
+            return None
+        x, y, w, h = (self.number(column) for column in columns)
+        for column, length in zip(columns[2:], (w, h), strict=True):
+            if length <= 0:
+                fix = "width and height are positive pixels (not a second corner)"
+                raise self.error(f"box side {length:g} is not positive", fix, column, "box")
+        for column, start, length, limit in (
+            (columns[0], x, w, width),
+            (columns[1], y, h, height),
+        ):
+            low, high = (1 - length, limit - 1 + length) if clip else (-SLACK, limit + SLACK)
+            if start < low or start + length > high:
+                span = f"{start:g} to {start + length:g}"
+                problem = f"box from {span} leaves the image (0 to {limit:g})"
+                fix = "boxes are x, y, w, h in pixels of the image file, origin top left"
+                raise self.error(problem, fix, column, "box")
+        return clipped((x, y, w, h), height, width) if clip else (x, y, w, h)
+
+    def one_of(self, column: str, names: Mapping[str, str], or_else: str = "") -> str:
+        """The canonical name of a cell: ``names`` maps lower-case spellings to it."""
+        text = self.get(column)
+        if text.lower() in names:
+            return names[text.lower()]
+        close = difflib.get_close_matches(text.lower(), names, n=1, cutoff=0.5)
+        hint = f"did you mean {names[close[0]]!r}? " if close else ""
+        fix = f"{hint}classes: {', '.join(dict.fromkeys(names.values()))}{or_else}"
+        raise self.error(f"unknown class {text!r}", fix, column, "class")
+
+
+def clipped(box: Box, height: float, width: float) -> Box:
+    """A box cut off at the edges of a height × width image."""
+    x, y, w, h = box
+    x0, y0, x1, y1 = max(x, 0.0), max(y, 0.0), min(x + w, width), min(y + h, height)
+    return box if (x0, y0, x1, y1) == (x, y, x + w, y + h) else (x0, y0, x1 - x0, y1 - y0)
+
+
+# ---------------------------------------------------------------- files
+
+
+def locate(folder: Path, *patterns: str) -> Path:
+    """The file of a folder that matches the first pattern that any does, compressed or not.
+
+    Of several versions the last by name is taken.
+    """
+    if not folder.is_dir():
+        raise TableError(folder, "no such folder", README, kind="file")
+    for pattern in patterns:
+        found = sorted([*folder.glob(pattern), *folder.glob(pattern + ".gz")])
+        if found:
+            return found[-1]
+    raise TableError(folder, f"no file {' or '.join(patterns)}", README, kind="file")
+
+
+def open_text(path: Path) -> TextIO:
+    """A text file, gunzipped where its content (not its name) says so.
+
+    What browsers and downloaders leave in place of a table is named: a login page, an archive,
+    a Git LFS pointer.
+    """
+    if not path.is_file():
+        raise TableError(path, "no such file", "give the path of a CSV file", kind="file")
+    with path.open("rb") as file:
+        start = file.read(64)
+    imposters = {
+        b"PK\x03\x04": ("a zip archive, not a table", "unpack it"),
+        b"<!doctype html": ("a web page, not a table", "log in and download it again"),
+        b"<html": ("a web page, not a table", "log in and download it again"),
+        b"version https://git-lfs": ("a Git LFS pointer, not a table", "run `git lfs pull`"),
+    }
+    for sign, (problem, fix) in imposters.items():
+        if start.lstrip().lower().startswith(sign.lower()):
+            raise TableError(path, problem, fix, kind="file")
+    binary = gzip.open(path) if start[:2] == b"\x1f\x8b" else path.open("rb")
+    return io.TextIOWrapper(binary, encoding="utf-8-sig", newline="")
+
+
+def _check_header(
+    path: Path, header: list[str], required: Sequence[str], original: Mapping[str, str]
+) -> None:
+    def error(problem: str, fix: str, column: str | None = None) -> TableError:
+        return TableError(path, problem, fix, place="line 1", column=column, kind="columns")
+
+    if not any(header):
+        raise error("the file is empty", "the first line names the columns")
+    missing = [column for column in required if column not in header]
+    if missing:
+        for delimiter, name in DELIMITERS.items():
+            if any(delimiter in cell for cell in header):
+                raise error(f"the columns are separated by {name}", "use commas")
+        absent = original.get(missing[0], missing[0])
+        needed = ", ".join(original.get(column, column) for column in required)
+        problem = f"no column {absent!r} among {', '.join(header)}"
+        raise error(problem, f"the header needs {needed}", absent)
+    twice = sorted({column for column in header if column and header.count(column) > 1})
+    if twice:
+        raise error(f"column {twice[0]!r} occurs twice", "rename one", twice[0])
+
+
+def _trimmed(cells: list[str]) -> list[str]:
+    """Cells without empty ones at the end (trailing commas)."""
+    while cells and not cells[-1].strip():
+        cells = cells[:-1]
+    return cells
+
+
+def _rows(
+    path: Path, file: TextIO, required: Sequence[str], rename: Mapping[str, str]
+) -> Iterator[Row]:
+    lines = csv.reader(file)
+    header = [rename.get(name.strip(), name.strip()) for name in _trimmed(next(lines, []))]
+    _check_header(path, header, required, {new: old for old, new in rename.items()})
+    n = len(header)
+    for cells in lines:
+        if not any(cell.strip() for cell in cells):
+            continue
+        if len(cells) < n or any(cell.strip() for cell in cells[n:]):
+            problem = f"{len(cells)} cells where the header has {n}"
+            fix = 'put texts with commas into "quotes"'
+            raise TableError(path, problem, fix, place=f"line {lines.line_num}", kind="columns")
+        values = (cell.strip() for cell in cells[:n])
+        yield Row(path, f"line {lines.line_num}", dict(zip(header, values, strict=True)))
+
+
+def read(
+    path: str | os.PathLike[str], required: Sequence[str], rename: Mapping[str, str] | None = None
+) -> Iterator[Row]:
+    """The data rows of a CSV, plain or gzipped, one at a time; other columns are kept too.
+
+    ``required`` columns must be there (after ``rename`` of odd published headers). Trailing empty
+    columns and blank lines are ignored. Raises TableError at the first line that is no table's.
+    """
+    path = Path(path)
+    empty = True
+    try:
+        with open_text(path) as file:
+            for row in _rows(path, file, required, rename or {}):
+                empty = False
+                yield row
+    except UnicodeDecodeError as error:
+        raise TableError(path, f"not UTF-8 text ({error.reason})", CSV_FIX, kind="file") from error
+    except csv.Error as error:
+        raise TableError(path, f"not a CSV file ({error})", CSV_FIX, kind="file") from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        problem = f"the compressed file is truncated or damaged ({error})"
+        raise TableError(path, problem, "download it again", kind="file") from error
+    if empty:
+        fix = "add at least one row"
+        raise TableError(path, "no rows below the header", fix, place="line 1", kind="file")
+
+
+def unique(
+    rows: Iterable[Row], column: str, problems: list[TableError] | None = None
+) -> Iterator[Row]:
+    """The rows; the second with the same id is an error (or collected, and left out)."""
+    first: dict[str, str] = {}
+    for row in rows:
+        name = row[column]
+        if name not in first:
+            first[name] = row.place
+            yield row
+            continue
+        with tolerate(problems):
+            problem = f"{name!r} is already in {first[name]}"
+            raise row.error(problem, "remove one of the rows", column, "duplicate")
