@@ -282,7 +282,9 @@ def _explain(path: Path, error: ValidationError) -> str:
         elif item["type"] == "missing":
             lines.append(f"missing key {key!r}")
         else:
-            lines.append(f"{key or 'config'} = {item['input']!r}: {item['msg']}"[:300])
+            shown = "" if isinstance(item["input"], dict) else f" = {item['input']!r}"
+            problem = item["msg"].removeprefix("Value error, ")
+            lines.append(f"{key or 'config'}{shown}: {problem}"[:300])
     return f"{path.name}: " + "; ".join(lines)
 
 
