@@ -92,7 +92,7 @@ def _number(row: Row, column: str) -> str:
     return name
 
 
-def _select(
+def select(
     root: Path, split: str, excluded: frozenset[str]
 ) -> tuple[list[Row4], list[Dropped], int]:
     """Frontal images of the split without the excluded subjects; dropped ones; others' count."""
@@ -148,7 +148,7 @@ def load(
     """
     if split not in SPLITS.values():
         raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS.values())}")
-    kept, dropped, others = _select(root, split, excluded)
+    kept, dropped, others = select(root, split, excluded)
     phrases = _phrases(((i[1], i[2]) for i in kept), report_reader(reports or root), progress)
     examples: list[Example] = []
     used: dict[str, int] = dict.fromkeys(text.PREFERENCE, 0)
