@@ -22,12 +22,12 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from g2g_utils import runs
 
-Modules = dict[str, nn.Module]
+Modules = dict[str, Any]  # name -> nn.Module, maybe wrapped
 StepLoss = Callable[[int, Modules, Accelerator], Tensor]
 
 
@@ -66,9 +66,9 @@ def fit(
     """Train `modules` for `options.steps` steps; returns the EMA of module `averaged`, if named.
 
     `loss(step, modules, accelerator)` returns the scalar loss of micro-step `step` (there are
-    steps x accumulate of them) on this process's share of the batch, by the prepared modules. Checkpoints and the JSONL
-    and TensorBoard logs go to `folder`; a run that finds a sound checkpoint there continues from
-    it. SIGTERM writes a checkpoint and stops with exit status 143.
+    steps x accumulate of them) on this process's share of the batch, by the prepared modules.
+    Checkpoints and the JSONL and TensorBoard logs go to `folder`; a run that finds a sound
+    checkpoint there continues from it. SIGTERM writes a checkpoint and stops with exit status 143.
     """
     AcceleratorState._reset_state(True)  # one process may train several models, one after another
     accelerator = Accelerator(
@@ -122,7 +122,8 @@ class _Run:
                 value, norm = self.step(step, loss)
                 bar.update()
                 self.log(step, value, norm, bar)
-                if asked() or ((step + 1) % self.options.checkpoint_every == 0 and step + 1 < total):
+                due = (step + 1) % self.options.checkpoint_every == 0 and step + 1 < total
+                if asked() or due:
                     self.save(step + 1)
                 if asked():
                     raise SystemExit(143)
@@ -148,8 +149,8 @@ class _Run:
         mean = torch.stack(values).mean()
         if not math.isfinite(float(mean)):
             raise FloatingPointError(
-                f"{self.name}: the loss is {float(mean)} at step {step}; lower the learning rate or "
-                f"use mixed_precision = no. The last checkpoint is kept in {self.folder}"
+                f"{self.name}: the loss is {float(mean)} at step {step}; lower the learning rate "
+                f"or use mixed_precision = no. The last checkpoint is kept in {self.folder}"
             )
         return mean, norm
 

@@ -1,0 +1,49 @@
+"""Profiles: loading, overrides, and errors that name the key and the fix."""
+
+import pytest
+
+from g2g_utils import config
+
+
+def test_every_profile_loads_and_is_frozen():
+    assert {"miniature", "smoke"} <= set(config.profiles())
+    for name in config.profiles():
+        loaded = config.load(name)
+        assert loaded.profile == name
+        with pytest.raises(ValueError):
+            loaded.image_size = 1
+
+
+def test_overrides_are_dotted_or_underscored():
+    assert config.load("smoke", **{"grounding.timesteps": 9}).grounding.timesteps == 9
+    assert config.load("smoke", training__batch_size=3).training.batch_size == 3
+
+
+@pytest.mark.parametrize(
+    ("profile", "overrides", "words"),
+    [
+        ("minature", {}, ["'minature'", "miniature", "smoke"]),
+        ("smoke", {"grounding.timestep": 5}, ["grounding.timestep", "timesteps"]),
+        ("smoke", {"trainig.steps": 5}, ["trainig", "training"]),
+        ("smoke", {"training.steps": "many"}, ["training.steps", "'many'"]),
+        ("smoke", {"training.steps": 0}, ["training.steps", "0"]),
+        ("smoke", {"image_size.x": 3}, ["image_size"]),
+        ("smoke", {"grounding.keep_last": 99}, ["keep_last = 99"]),
+        ("smoke", {"training.arms": {"a": {"encoder": "nope"}}}, ["'nope'", "encoders"]),
+        ("smoke", {"encoders.domain.widht": 3}, ["encoders.domain.widht", "width"]),
+    ],
+)
+def test_bad_input_is_one_line_that_names_value_and_choices(profile, overrides, words):
+    with pytest.raises(config.ConfigError) as caught:
+        config.load(profile, **overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_build_and_figures_folders(monkeypatch, tmp_path):
+    monkeypatch.setenv("G2G_BUILD", str(tmp_path))
+    assert config.load("smoke").build_dir == tmp_path / "smoke"
+    assert config.load("smoke").figures_dir == tmp_path / "smoke" / "figures"
+    assert config.load("miniature").figures_dir == config.ROOT / "figures"

@@ -1,0 +1,102 @@
+"""Products: keys, finding, damage, and two processes asking for the same thing at once."""
+
+import subprocess
+import sys
+
+import pytest
+
+from g2g_utils import config, products
+
+TINY = {
+    "data.train": 16,
+    "vae.steps": 2,
+    "encoders.domain.mlm_steps": 1,
+    "encoders.domain.steps": 1,
+    "encoders.generic.steps": 1,
+    "training.steps": 2,
+    "training.seeds": [0],
+    "fidelity.classifier_steps": 1,
+}
+
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path):
+    monkeypatch.setenv("G2G_BUILD", str(tmp_path))
+    return config.load("smoke", **TINY)
+
+
+def test_the_plan_can_be_made_in_order():
+    for profile in ("smoke", "miniature"):
+        seen: set[str] = set()
+        for name, needs in products.plan(config.load(profile)).items():
+            assert set(needs) <= seen, name
+            seen.add(name)
+
+
+def test_keys_follow_what_matters_and_nothing_else(tiny):
+    other = config.load("smoke", **TINY | {"training.learning_rate": 9.0, "training.live_steps": 3})
+    live = config.load("smoke", **TINY | {"training.live_steps": 3})
+    data = config.load("smoke", **TINY | {"data.seed": 5})
+    arm = "ldm/domain-frozen-s0"
+    assert products.key(tiny, "vae") == products.key(other, "vae")
+    assert products.key(tiny, arm) != products.key(other, arm)
+    assert products.key(tiny, arm) == products.key(live, arm)
+    assert products.key(tiny, arm) != products.key(data, arm)  # through its dependencies
+    assert products.key(tiny, arm) != products.key(tiny, "ldm/domain-frozen-s1")
+
+
+@pytest.mark.parametrize("name", ["vea", "ldm/nope-s0", "ldm/domain-frozen"])
+def test_unknown_products_are_refused_by_name(tiny, name):
+    with pytest.raises(config.ConfigError, match=name.split("/")[-1]):
+        products.ensure(tiny, name)
+
+
+def test_a_product_is_made_once_and_again_when_damaged(tiny, capsys):
+    folder = products.ensure(tiny, "vae")
+    assert folder == tiny.build_dir / "vae" and not (folder / "checkpoint").exists()
+    weights = folder / "diffusion_pytorch_model.safetensors"
+    made = weights.stat().st_mtime_ns
+    products.ensure(tiny, "vae")
+    assert weights.stat().st_mtime_ns == made
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-7])
+    products.ensure(tiny, "vae")
+    assert "damaged" in capsys.readouterr().err
+    assert weights.read_bytes() == content  # the same bits again
+
+
+def test_changed_settings_make_it_anew(tiny):
+    products.ensure(tiny, "vae")
+    changed = config.load("smoke", **TINY | {"vae.steps": 3})
+    assert products.find(changed, "vae") is None
+    products.ensure(changed, "vae")
+    assert products.find(changed, "vae") is not None
+
+
+def test_shipped_weights_are_used_unless_retraining(tiny, monkeypatch, tmp_path):
+    made = products.ensure(tiny, "vae")
+    shipped = tmp_path / "shipped"
+    monkeypatch.setattr(config.Config, "weights_dir", property(lambda self: shipped))
+    shipped.mkdir()
+    made.rename(shipped / "vae")
+    assert products.find(tiny, "vae") == shipped / "vae"
+    assert products.find(tiny.model_copy(update={"retrain": True}), "vae") is None
+
+
+def test_two_processes_make_one_product(tiny, tmp_path):
+    settings = [item for key, value in TINY.items() for item in ("--set", f"{key}={value}")]
+    command = [sys.executable, "-m", "g2g_utils", "make", "vae", "--profile", "smoke", *settings]
+    both = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    texts = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0], texts
+    assert sum("VAE: " in stderr for _, stderr in texts) == 1  # one trained, one waited
+    assert products.find(tiny, "vae") == tiny.build_dir / "vae"
+
+
+def test_a_model_makes_what_it_needs(tiny):
+    model = products.model(tiny, "generic-learnable", 0)
+    assert model.latent_shape == (4, 16, 16)
+    assert model.encode_phrases(["left effusion"]).shape == (1, 77, 32)
