@@ -152,6 +152,33 @@ def tokenize(tokenizer: Any, phrase: str, max_length: int) -> PhraseTokens:
     )
 
 
+def check_phrase(phrase: str, filter: Filter = "lexical", spacy_model: Any = None) -> None:
+    """Refuse, before any tokenizer or model is there, a phrase that could not be grounded.
+
+    Raises ValueError for a phrase without any word, or with function words only where those are
+    filtered out.
+    """
+    matches = list(_WORD.finditer(phrase))
+    if not matches:
+        raise ValueError(f"empty phrase {phrase!r}: write at least one word")
+    if filter == "all":
+        return
+    words = tuple(Word(m.group(), *m.span(), ()) for m in matches)
+    nothing = torch.empty(1, 0)
+    bare = PhraseTokens(phrase, nothing, nothing, (), words, 0, 0, (), ())
+    if not content_words(bare, spacy_model):
+        raise ValueError(
+            f"phrase {phrase!r} has function words only: name what to look for, for example "
+            "'left pleural effusion'"
+        )
+
+
+def swap_sides(phrase: str) -> str:
+    """The phrase with every "left" as "right" and the other way round; as it is without either."""
+    other = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
+    return re.sub(r"\b(left|right|Left|Right)\b", lambda m: other[m.group()], phrase)
+
+
 def _words(phrase: str, spans: Sequence[Sequence[int]]) -> Iterable[Word]:
     """Every word with the positions of the tokens whose characters overlap it."""
     for match in _WORD.finditer(phrase):

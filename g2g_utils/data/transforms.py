@@ -281,6 +281,13 @@ def transform_box(box: Box, height: int, width: int, size: int) -> Box | None:
     return (x0, y0, x1 - x0, y1 - y0) if x1 > x0 and y1 > y0 else None
 
 
+def restore_box(box: Box, height: int, width: int, size: int) -> Box:
+    """A box of the size × size frame back in pixels of the height × width image."""
+    left, top, side = _square(height, width)
+    x, y, w, h = (value * side / size for value in box)
+    return x + left, y + top, w, h
+
+
 def transform_boxes(boxes: Iterable[Box], height: int, width: int, size: int) -> tuple[Box, ...]:
     """Boxes of a height × width image in the frame of :func:`crop_resize`, in pixels of size².
 

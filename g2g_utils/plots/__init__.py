@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from g2g_utils import config as configuration
 from g2g_utils import runs
 
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "figure.dpi": 100,
     "figure.constrained_layout.use": True,
     "font.size": 9,
