@@ -29,8 +29,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--profile", default="miniature")
-    common.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
-                        help="override a configuration key, e.g. grounding.timesteps=20")  # fmt: skip
+    text = "override a configuration key, e.g. grounding.timesteps=20"
+    common.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=text)
     make = commands.add_parser("make", parents=[common], help="make a product (see `plan`)")
     make.add_argument("name")
     make.set_defaults(run=_make)

@@ -20,14 +20,14 @@ from g2g_utils.loop import Modules, Options, fit, seeded
 from g2g_utils.pretraining import ImageBranch
 
 
-def build_classifier(seed: int = 0) -> nn.Module:
+def build_classifier(seed: int = 0) -> nn.ModuleDict:
     """An untrained network: grey images [b, 1, S, S] in [0, 1] -> finding logits [b, 8]."""
     with models.initialised(seed):
         branch = ImageBranch(1, 32)
         return nn.ModuleDict({"branch": branch, "head": nn.Linear(32, len(FINDINGS))})
 
 
-def features(classifier: nn.Module, images: Tensor) -> Tensor:
+def features(classifier: Any, images: Tensor) -> Tensor:
     """The 32 pooled features [b, 32] whose distribution the Frechet distance compares."""
     return classifier["branch"](images)[1]
 
@@ -60,7 +60,7 @@ def train_classifier(
     return {"metrics": {"macro_auc": round(auc, 4)}}
 
 
-def load_classifier(folder: Path) -> nn.Module:
+def load_classifier(folder: Path) -> nn.ModuleDict:
     """The classifier that `train_classifier` saved."""
     classifier = build_classifier()
     state = load_file(folder / "classifier.safetensors")

@@ -34,7 +34,7 @@ class Claim:
 def claim(
     config: Config, id: str, text: str, gap: Interval, seeds: Sequence[int], split: str = "test"
 ) -> Claim:
-    """A claim about a paired difference (positive if the claim is right), kept for findings.json."""
+    """A claim about a paired difference (positive if it is right), kept for findings.json."""
     made = Claim(
         id=id,
         claim=text,

@@ -144,7 +144,7 @@ def text_states(
 
 
 def unshuffle_factor(vae: AutoencoderKL) -> int:
-    """Pixel-unshuffle factor in front of the VAE: 2 if it takes 4 channels, 1 if it takes 1 or 3."""
+    """Pixel-unshuffle factor in front of the VAE: 2 for 4 channels, 1 for 1 or 3."""
     channels = vae.config.in_channels
     return 1 if channels in (1, 3) else round(channels**0.5)
 

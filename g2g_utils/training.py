@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -148,15 +149,19 @@ def denoising_loss(
     return F.mse_loss(module(noised, timesteps, ids, mask).float(), target)
 
 
-def drop_conditioning(ids: Tensor, mask: Tensor, empty: tuple[Tensor, Tensor], dropped: Tensor):
+def drop_conditioning(
+    ids: Tensor, mask: Tensor, empty: tuple[Tensor, Tensor], dropped: Tensor
+) -> tuple[Tensor, Tensor]:
     """Replace the rows of token ids and mask [b, n] marked in `dropped` by the empty prompt's."""
-    choose = dropped[:, None].to(ids.device)
-    return torch.where(choose, empty[0], ids), torch.where(choose, empty[1], mask)
+    return torch.where(dropped[:, None], empty[0], ids), torch.where(
+        dropped[:, None], empty[1], mask
+    )
 
 
-def parameter_groups(module: Denoising, options: Training) -> list[dict]:
+def parameter_groups(module: Denoising, options: Training) -> list[dict[str, Any]]:
     """Optimiser groups: U-Net, its cross-attention (scaled rate), the text encoder if learnable."""
-    cross, rest = [], []
+    cross: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in module.unet.named_parameters():
         (cross if ".attn2." in name else rest).append(parameter)
     rate = options.learning_rate
