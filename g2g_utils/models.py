@@ -25,6 +25,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging
 
 from g2g_utils import config as configuration
 
@@ -74,8 +75,9 @@ class GroundingModel:
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> GroundingModel:
         """The same model on another device; modules are moved in place."""
+        wanted = {"device": device} | ({} if dtype is None else {"dtype": dtype})
         for module in (self.text_encoder, self.vae, self.unet):
-            module.to(device=device, dtype=dtype)
+            module.to(**wanted)
         return self
 
     @cached_property
@@ -232,7 +234,7 @@ def load_text_encoder(
     """
     options = _options(revision)
     folder = {"subfolder": subfolder} if subfolder else {}
-    with _explained(source):
+    with _explained(source), _quiet():
         kind = AutoConfig.from_pretrained(source, **folder, **options).model_type
         tokens = {"subfolder": "tokenizer"} if subfolder else {}
         tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, **tokens, **options)
@@ -264,6 +266,18 @@ def _load(cls: Any, source: str | Path, subfolder: str, revision: str | None) ->
             source, torch_dtype=torch.float32, use_safetensors=True, **folder, **_options(revision)
         )
     return model.eval()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bars over the parts of a small file."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _options(revision: str | None) -> dict[str, str]:
@@ -343,5 +357,6 @@ def arm_text_encoder(
     tokenizer, text_encoder = load_text_encoder(source, encoder.revision)
     if spec.learnable:
         folder = locate(config, f"ldm/{arm}-s{seed}") / "text_encoder"
-        text_encoder = type(text_encoder).from_pretrained(folder, dtype="float32").eval()
+        with _quiet():
+            text_encoder = type(text_encoder).from_pretrained(folder, dtype="float32").eval()
     return tokenizer, text_encoder

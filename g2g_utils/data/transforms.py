@@ -266,7 +266,7 @@ def crop_resize(image: np.ndarray, size: int) -> np.ndarray:
     if side == size:
         return square
     resized = Image.fromarray(square).resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(resized, dtype=np.float32)
+    return np.array(resized, dtype=np.float32)  # a copy, as Pillow's own is read-only
 
 
 def transform_box(box: Box, height: int, width: int, size: int) -> Box | None:
