@@ -220,16 +220,17 @@ def _rows(
     lines = csv.reader(file)
     header = [rename.get(name.strip(), name.strip()) for name in _trimmed(next(lines, []))]
     _check_header(path, header, required, {new: old for old, new in rename.items()})
-    n = len(header)
+    n, end = len(header), lines.line_num
     for cells in lines:
+        place, end = f"line {end + 1}", lines.line_num  # a quoted cell may span lines
         if not any(cell.strip() for cell in cells):
             continue
         if len(cells) < n or any(cell.strip() for cell in cells[n:]):
             problem = f"{len(cells)} cells where the header has {n}"
             fix = 'put texts with commas into "quotes"'
-            raise TableError(path, problem, fix, place=f"line {lines.line_num}", kind="columns")
+            raise TableError(path, problem, fix, place=place, kind="columns")
         values = (cell.strip() for cell in cells[:n])
-        yield Row(path, f"line {lines.line_num}", dict(zip(header, values, strict=True)))
+        yield Row(path, place, dict(zip(header, values, strict=True)))
 
 
 def read(
