@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,14 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
-from scipy import linalg
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from g2g_utils import models, runs
+from g2g_utils import metrics, models, runs
 from g2g_utils.data.record import FINDINGS
 from g2g_utils.loop import Modules, Options, fit, seeded
-from g2g_utils.pretraining import ImageBranch
+from g2g_utils.pretraining import ImageBranch, load_image_text
 
 
 def build_classifier(seed: int = 0) -> nn.ModuleDict:
@@ -27,9 +27,10 @@ def build_classifier(seed: int = 0) -> nn.ModuleDict:
         return nn.ModuleDict({"branch": branch, "head": nn.Linear(32, len(FINDINGS))})
 
 
-def features(classifier: Any, images: Tensor) -> Tensor:
-    """The 32 pooled features [b, 32] whose distribution the Frechet distance compares."""
-    return classifier["branch"](images)[1]
+def features(network: nn.ModuleDict, images: Tensor) -> Tensor:
+    """Pooled features [b, d] of grey images [b, 1, S, S]: what the Frechet distance compares."""
+    channels = network["branch"].trunk[0].in_channels
+    return network["branch"](images.expand(-1, channels, -1, -1))[1]
 
 
 def train_classifier(
@@ -68,40 +69,79 @@ def load_classifier(folder: Path) -> nn.ModuleDict:
     return classifier.eval()
 
 
+def load_generic(folder: Path) -> nn.ModuleDict:
+    """The image network of the domain-agnostic task, which never saw a chest (colour input)."""
+    return nn.ModuleDict({"branch": load_image_text(folder, channels=3)[0]})
+
+
 @torch.no_grad()
-def extract(classifier: nn.Module, images: Tensor, batch_size: int = 64) -> np.ndarray:
-    """Features [n, 32] (float64) of images [n, 1, S, S] in [0, 1]."""
+def extract(network: nn.ModuleDict, images: Tensor, batch_size: int = 64) -> np.ndarray:
+    """Features [n, d] (float64) of images [n, 1, S, S] in [0, 1]."""
     parts = [
-        features(classifier, images[i : i + batch_size]) for i in range(0, len(images), batch_size)
+        features(network, images[i : i + batch_size]) for i in range(0, len(images), batch_size)
     ]
     return torch.cat(parts).double().numpy()
 
 
-def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Frechet distance between normal fits to features a [n, d] and b [m, d] (FID's formula).
+Moments = tuple[np.ndarray, np.ndarray]  # mean [d], covariance [d, d]
 
-    Needs more rows than columns in both; biased upwards for few rows, so compare at equal n.
+
+def moments(x: np.ndarray) -> Moments:
+    """Mean and covariance of features [n, d]; needs more rows than columns."""
+    if len(x) <= x.shape[1]:
+        raise ValueError(f"{len(x)} samples for {x.shape[1]} features: use more samples")
+    return x.mean(0), np.cov(x, rowvar=False)
+
+
+def frechet_of_moments(a: Moments, b: Moments) -> float:
+    """Frechet distance between two normal distributions (FID's formula)."""
+    # trace of the root of a product of covariances: its eigenvalues are real and not negative
+    root = np.sqrt(np.clip(np.linalg.eigvals(a[1] @ b[1]).real, 0, None)).sum()
+    return float(((a[0] - b[0]) ** 2).sum() + np.trace(a[1]) + np.trace(b[1]) - 2 * root)
+
+
+def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Frechet distance between normal fits to features a [n, d] and b [m, d].
+
+    Biased upwards for few rows, so compare at equal n.
     """
-    for x in (a, b):
-        if len(x) <= x.shape[1]:
-            raise ValueError(f"{len(x)} samples for {x.shape[1]} features: use more samples")
-    ca, cb = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    root = linalg.sqrtm(ca @ cb)
-    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(ca + cb - 2 * root.real))
+    return frechet_of_moments(moments(a), moments(b))
+
+
+def frechet_draws(
+    fake: np.ndarray, real: Moments, resamples: int, seed: int
+) -> tuple[float, np.ndarray]:
+    """Frechet distance of features [n, d] to `real`, and its bootstrap deviations [resamples].
+
+    Resampled rows repeat, which shifts every draw upwards: the draws are centred on zero.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = [fake[rng.integers(0, len(fake), len(fake))] for _ in range(resamples)]
+    values = np.array([frechet_of_moments(moments(rows), real) for rows in drawn])
+    return frechet_of_moments(moments(fake), real), values - values.mean()
+
+
+def frechet_gap(
+    first: Sequence[np.ndarray], second: Sequence[np.ndarray], real: Moments, resamples: int = 200
+) -> metrics.Interval:
+    """Mean over seeds of distance(first) - distance(second), interval over resampled images."""
+    arms = [
+        [frechet_draws(fake, real, resamples, 2 * k + arm) for k, fake in enumerate(fakes)]
+        for arm, fakes in enumerate((first, second))
+    ]
+    value = np.mean([row[0] for row in arms[0]]) - np.mean([row[0] for row in arms[1]])
+    spread = np.mean([row[1] for row in arms[0]], 0) - np.mean([row[1] for row in arms[1]], 0)
+    low, high = np.percentile(spread, [2.5, 97.5])
+    return metrics.Interval(float(value), float(value + low), float(value + high))
 
 
 def frechet_interval(
-    a: np.ndarray, b: np.ndarray, resamples: int = 200, seed: int = 0
-) -> tuple[float, float, float]:
-    """Frechet distance and its 95 % bootstrap interval over the rows of a (samples).
-
-    The bootstrap's upward shift (resampled rows repeat) is taken out by centring on the estimate.
-    """
-    rng = np.random.default_rng(seed)
-    estimate = frechet_distance(a, b)
-    draws = [frechet_distance(a[rng.integers(0, len(a), len(a))], b) for _ in range(resamples)]
-    spread = np.percentile(np.array(draws) - np.mean(draws), [2.5, 97.5])
-    return estimate, estimate + float(spread[0]), estimate + float(spread[1])
+    fake: np.ndarray, real: Moments, resamples: int = 200, seed: int = 0
+) -> metrics.Interval:
+    """Frechet distance of features [n, d] to `real` and its 95 % interval over the images."""
+    value, spread = frechet_draws(fake, real, resamples, seed)
+    low, high = np.percentile(spread, [2.5, 97.5])
+    return metrics.Interval(value, float(value + low), float(value + high))
 
 
 @torch.no_grad()
@@ -146,7 +186,7 @@ def denoise(
     return latents
 
 
-def fidelity_row(fake: np.ndarray, real: np.ndarray, resamples: int = 200) -> dict[str, Any]:
+def fidelity_row(fake: np.ndarray, real: Moments, resamples: int = 200) -> dict[str, Any]:
     """One line of the fidelity table: distance and its interval."""
     value, low, high = frechet_interval(fake, real, resamples)
     return {"frechet": value, "low": low, "high": high, "samples": len(fake)}

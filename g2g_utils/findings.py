@@ -11,6 +11,27 @@ from g2g_utils import runs
 from g2g_utils.config import Config
 from g2g_utils.metrics import Interval
 
+SCHEMA: dict[str, Any] = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["id", "claim", "holds", "estimate", "low", "high", "seeds", "split", "run"],
+        "properties": {
+            "id": {"type": "string", "minLength": 1},
+            "claim": {"type": "string", "minLength": 1},
+            "holds": {"type": "boolean"},
+            "estimate": {"type": "number"},
+            "low": {"type": "number"},
+            "high": {"type": "number"},
+            "seeds": {"type": "array", "items": {"type": "integer"}, "minItems": 1},
+            "split": {"enum": ["validation", "test"]},
+            "run": {"type": "string", "minLength": 1},
+        },
+    },
+}
+"""JSON schema of findings.json."""
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -48,6 +69,16 @@ def claim(
     )
     _keep(path(config), made)
     return made
+
+
+def verdicts(claims: Sequence[Claim]) -> str:
+    """Markdown list of claims, each with its verdict and number."""
+    rows = []
+    for made in claims:
+        verdict = "**holds**" if made.holds else "**not shown**"
+        number = f"{made.estimate:+.2f} [{made.low:+.2f}, {made.high:+.2f}]"
+        rows.append(f"- {verdict}: {made.claim} — {number}, {len(made.seeds)} seeds, {made.split}")
+    return "\n".join(rows)
 
 
 def path(config: Config) -> Path:

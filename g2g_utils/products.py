@@ -44,7 +44,8 @@ def plan(config: Config) -> dict[str, list[str]]:
         arm = name.removeprefix("ldm/")
         needs = [name, "vae", *products.get(name, [])] if trained else []
         products[f"evaluation/{arm}"] = needs
-        products[f"fidelity/{arm}"] = [*needs, "classifier"]
+        networks = [n for n in ("classifier", "encoders/generic") if n in products]
+        products[f"fidelity/{arm}"] = [*needs, *networks]
     return products
 
 
@@ -322,13 +323,40 @@ def _build_fidelity(config: Config, item: str, folder: Path) -> dict[str, Any]:
         model(config, arm, seed), prompts, steps=options.steps, guidance=options.guidance,
         seed=seed, batch_size=options.batch_size,
     )  # fmt: skip
-    classifier = fidelity.load_classifier(ensure(config, "classifier"))
-    real = fidelity.extract(classifier, _tensor_images(config))
-    row = fidelity.fidelity_row(fidelity.extract(classifier, images), real)
+    rows, kept = [], {}
+    for name, network in feature_networks(config).items():
+        fake = fidelity.extract(network, images)
+        real = fidelity.moments(fidelity.extract(network, _tensor_images(config)))
+        rows.append({"features": name, **fidelity.fidelity_row(fake, real)})
+        kept |= {name: fake.astype("float32"), f"{name}_mean": real[0], f"{name}_cov": real[1]}
     shown = (images[:16, 0] * 255).round().byte().numpy()
     with runs.atomic(folder / "samples.npy") as temporary, open(temporary, "wb") as stream:
         np.save(stream, shown)
-    return {"metrics": row, "prompts": prompts[:16]}
+    with runs.atomic(folder / "features.npz") as temporary, open(temporary, "wb") as stream:
+        np.savez_compressed(stream, **kept)
+    return {"metrics": rows[0], "networks": rows, "prompts": prompts[:16]}
+
+
+def feature_networks(config: Config) -> dict[str, Any]:
+    """Networks in whose features image fidelity is measured.
+
+    "classifier": of phantom findings, independent of every arm; "generic": image branch of the
+    domain-agnostic task, where the profile trains one.
+    """
+    from g2g_utils import fidelity
+
+    networks = {"classifier": fidelity.load_classifier(ensure(config, "classifier"))}
+    if "encoders/generic" in plan(config):
+        networks["generic"] = fidelity.load_generic(ensure(config, "encoders/generic"))
+    return networks
+
+
+def fidelity_features(config: Config, arm: str, seed: int) -> dict[str, Any]:
+    """Features of an arm's samples, and mean and covariance of the real ones, by network."""
+    import numpy as np
+
+    with np.load(ensure(config, f"fidelity/{arm}-s{seed}") / "features.npz") as file:
+        return {name: file[name].astype(float) for name in file.files}
 
 
 def _write_table(path: Path, table: Any) -> None:

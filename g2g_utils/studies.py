@@ -142,29 +142,39 @@ def kept_steps(
 def no_skill_rows(
     pairs: Sequence[Example], regions: Sequence[dict[str, Any]], side: int, latent: int
 ) -> pd.DataFrame:
-    """All metrics of maps that know no phrase: random, centre, and mean training boxes.
+    """All metrics of maps that know at most the finding: random, centre, and mean training boxes.
 
     regions: training regions with `finding` and `boxes` in the `side` x `side` frame; maps have
-    `latent` x `latent` pixels, like the model's.
+    `latent` x `latent` pixels, like the model's. `specificity` is 0 for maps without a phrase, and
+    that of the other phrase's finding for the mean box per finding.
     """
+    priors = mean_boxes(regions, side, latent)
+    finding_of = {pair.phrase: str(pair.finding) for pair in pairs}
+    rows = []
+    for k, (example, other) in enumerate(zip(pairs, draw_others(pairs, side, seed=0), strict=True)):
+        framed = example.framed(side)
+        own = priors.get(str(framed.finding), priors["all"])
+        against = priors.get(finding_of.get(other, ""), priors["all"])
+        maps = {
+            "random": (random := no_skill.random_map((latent, latent), k), random),
+            "centre prior": (centre := no_skill.centre_prior((latent, latent)), centre),
+            "mean box": (priors["all"], priors["all"]),
+            "mean box per finding": (own, against),
+        }
+        for name, (heatmap, stranger) in maps.items():
+            scores = metrics.evaluate(heatmap, framed.boxes, side)
+            other_cnr = quick_scores(stranger, framed.boxes, side)["cnr"] if other else np.nan
+            gap = {"other_cnr": other_cnr, "specificity": float(scores["cnr"]) - other_cnr}
+            rows.append(identity(framed) | {"method": name, **scores, **gap})
+    return pd.DataFrame(rows)
+
+
+def mean_boxes(regions: Sequence[dict[str, Any]], side: int, latent: int) -> dict[str, Tensor]:
+    """Mean training box [latent, latent] of each finding, and of "all"."""
     boxes, findings = [r["boxes"] for r in regions], [r["finding"] for r in regions]
     size = (latent, latent)
-    mean = no_skill.mean_box(boxes, side, size)
     by_finding = no_skill.mean_box_per_finding(boxes, findings, side, size)
-    centre = no_skill.centre_prior(size)
-    rows = []
-    for k, example in enumerate(pairs):
-        framed = example.framed(side)
-        maps = {
-            "random": no_skill.random_map(size, k),
-            "centre prior": centre,
-            "mean box": mean,
-            "mean box per finding": by_finding.get(str(framed.finding), mean),
-        }
-        for name, heatmap in maps.items():
-            scores = metrics.evaluate(heatmap, framed.boxes, side)
-            rows.append(identity(framed) | {"method": name, **scores})
-    return pd.DataFrame(rows)
+    return by_finding | {"all": no_skill.mean_box(boxes, side, size)}
 
 
 def biovil_rows(
@@ -201,8 +211,9 @@ def interval(
     part: pd.DataFrame, column: str, resamples: int, average: str = "micro"
 ) -> metrics.Interval:
     """Mean of a column, first over seeds within a pair, with its interval over patients."""
-    pairs = part.groupby(["image_id", "subject_id", "phrase", "finding"], sort=False)[column].mean()
-    pairs = pairs.reset_index().dropna(subset=[column])
+    keys = ["image_id", "subject_id", "phrase", "finding"]
+    means = part.groupby(keys, sort=False)[column].mean()
+    pairs = means.reset_index().dropna(subset=[column])
     if pairs.empty:
         return metrics.Interval(np.nan, np.nan, np.nan)
     return metrics.bootstrap(

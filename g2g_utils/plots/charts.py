@@ -1,0 +1,309 @@
+"""Charts and tables of results: bars, lines and points with their intervals, one idea each.
+
+Tables come from `studies.summary`: one row a method, cells are `metrics.Interval`. Intervals are
+95 %, over patients; dots are single seeds.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from g2g_utils.metrics import Interval
+
+# Okabe and Ito's colours: told apart with any colour vision. Everything else is grey.
+COLOURS = {
+    "domain-frozen": "#0072B2",
+    "generic-frozen": "#E69F00",
+    "generic-learnable": "#009E73",
+    "BioViL-like": "#CC79A7",
+    "linear": "#D55E00",
+    "quadratic": "#56B4E9",
+    "mixture": "#0072B2",
+}
+GREY = "#9a9a9a"
+LABELS = {
+    "cnr": "CNR",
+    "auc_roc": "AUC",
+    "pointing": "Top-1",
+    "iou": "IoU",
+    "balanced_iou": "balanced IoU",
+    "threshold_iou": "threshold IoU",
+    "specificity": "specificity",
+    "frechet": "Fréchet distance",
+}
+
+
+def colour(name: object) -> str:
+    """The colour that a method has in every figure."""
+    return COLOURS.get(str(name), GREY)
+
+
+# -- tables -----------------------------------------------------------------------------------
+
+
+def readable(table: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
+    """The table as text: '1.24 [1.12, 1.35]'; unknown numbers are '–'; columns get their names."""
+    shown = table.map(lambda cell: _text(cell, digits))
+    return shown.rename(columns=LABELS)
+
+
+def _text(cell: Any, digits: int) -> str:
+    """One cell: an interval, a number, or what it already is."""
+    if isinstance(cell, Interval):
+        if not np.isfinite(cell.value):
+            return "–"
+        return f"{cell.value:.{digits}f} [{cell.low:.{digits}f}, {cell.high:.{digits}f}]"
+    if isinstance(cell, float | np.floating):
+        return f"{cell:.{digits}f}" if np.isfinite(cell) else "–"
+    return "–" if cell is None else str(cell)
+
+
+# -- bars and points --------------------------------------------------------------------------
+
+
+def bars(
+    table: pd.DataFrame,
+    columns: Sequence[str],
+    dots: pd.DataFrame | None = None,
+    title: str = "",
+    zero: float | Mapping[str, float] = 0.0,
+) -> Figure:
+    """Horizontal bars with intervals, a panel a metric; seeds as dots.
+
+    table: rows of methods, columns of `Interval`; dots: long table with the index's name and the
+    metrics, one row a seed; zero: where bars start (chance level), for all or by metric.
+    """
+    height = 0.9 + 0.27 * len(table)
+    size = (1.7 + 1.75 * len(columns), height + 0.3 * bool(title))
+    fig, axes = plt.subplots(1, len(columns), figsize=size, sharey=True, squeeze=False)
+    for ax, column in zip(axes[0], columns, strict=True):
+        start = zero.get(column, 0.0) if isinstance(zero, Mapping) else zero
+        _bar_panel(ax, table[column], start)
+        if dots is not None and column in dots:
+            _dots(ax, table.index, dots, column)
+        ax.set_title(LABELS.get(column, column))
+    axes[0, 0].set_yticks(range(len(table)), [str(name) for name in table.index])
+    axes[0, 0].invert_yaxis()
+    _suptitle(fig, title)
+    return fig
+
+
+def _bar_panel(ax: Axes, cells: pd.Series, zero: float) -> None:
+    """Bars from `zero` to the estimates, whiskers to the ends of the intervals."""
+    for y, (name, cell) in enumerate(cells.items()):
+        if not isinstance(cell, Interval) or not np.isfinite(cell.value):
+            continue
+        ax.barh(y, cell.value - zero, left=zero, color=colour(name), alpha=0.55, height=0.66)
+        ax.plot([cell.low, cell.high], [y, y], color="0.15", lw=1.4)
+    ax.axvline(zero, color="0.3", lw=0.8)
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="x", alpha=0.3)
+
+
+def _dots(ax: Axes, names: pd.Index, dots: pd.DataFrame, column: str) -> None:
+    """One dot a seed on its method's bar."""
+    for y, name in enumerate(names):
+        values = dots.loc[dots[names.name] == name, column]
+        if len(values) > 1:
+            spread = np.linspace(-0.16, 0.16, len(values))
+            ax.plot(values, y + spread, "o", ms=3.2, mfc="white", mec="0.15", mew=0.8)
+
+
+def forest(claims: Sequence[Any], title: str = "") -> Figure:
+    """Estimates of claims with their intervals; filled where the interval lies above zero."""
+    height = 0.8 + 0.34 * len(claims) + 0.3 * bool(title)
+    fig, ax = plt.subplots(figsize=(7.2, height))
+    for y, made in enumerate(claims):
+        shade = COLOURS["domain-frozen"] if made.holds else GREY
+        ax.plot([made.low, made.high], [y, y], color=shade, lw=2)
+        fill = shade if made.holds else "white"
+        ax.plot(made.estimate, y, "o", mfc=fill, mec=shade, mew=1.5, ms=6)
+    ax.axvline(0, color="0.3", lw=0.8)
+    names = [f"{c.id}: {textwrap.fill(c.claim, 46)}" for c in claims]
+    ax.set_yticks(range(len(claims)), names, fontsize=7.5)
+    ax.tick_params(axis="y", length=0)
+    ax.invert_yaxis()
+    ax.grid(axis="x", alpha=0.3)
+    ax.set_xlabel("difference with 95 % interval over patients (filled: above zero)")
+    _suptitle(fig, title)
+    return fig
+
+
+def classes(table: pd.DataFrame, counts: pd.Series, label: str, title: str = "") -> Figure:
+    """A number for every class (rows) and method (columns), as a coloured table."""
+    size = (2.2 + 1.1 * table.shape[1], 1.1 + 0.3 * len(table) + 0.3 * bool(title))
+    fig, ax = plt.subplots(figsize=size)
+    values = table.to_numpy(float)
+    limit = max(float(np.nanmax(np.abs(values))), 1e-9)
+    artist = ax.imshow(values, cmap="PuOr", vmin=-limit, vmax=limit, aspect="auto")
+    _cells(ax, values, limit)
+    names = [f"{n}  (n = {counts[n]:.0f})" if n in counts.dropna() else n for n in table.index]
+    ax.set_yticks(range(len(names)), names)
+    ax.set_xticks(range(table.shape[1]), [textwrap.fill(str(c), 12) for c in table.columns])
+    _no_frame(ax)
+    fig.colorbar(artist, ax=ax, label=label, fraction=0.04, pad=0.02)
+    _suptitle(fig, title)
+    return fig
+
+
+def _cells(ax: Axes, values: np.ndarray, limit: float, digits: int = 2) -> None:
+    """The numbers of a coloured table, white where the ground is dark."""
+    for (y, x), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            shade = "white" if abs(value) > 0.65 * limit else "black"
+            ax.text(x, y, f"{value:.{digits}f}", ha="center", va="center", color=shade, fontsize=8)
+
+
+def _no_frame(ax: Axes) -> None:
+    ax.tick_params(length=0)
+    ax.grid(False)
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+
+
+def fidelity_scatter(points: pd.DataFrame, title: str = "") -> Figure:
+    """Grounding against fidelity, one point a seed with its interval: columns arm, cnr, frechet,
+    low, high."""
+    fig, ax = plt.subplots(figsize=(5.4, 3.4))
+    for arm, part in points.groupby("arm", sort=False):
+        spread = np.abs(part[["low", "high"]].T.to_numpy() - part["frechet"].to_numpy())
+        ax.errorbar(
+            part["cnr"], part["frechet"], yerr=spread, fmt="o", color=colour(arm), label=arm, ms=6,
+            elinewidth=1, capsize=2,
+        )  # fmt: skip
+    ax.set_xlabel("CNR of the activation map (better →)")
+    ax.set_ylabel("Fréchet distance (← better)")
+    ax.grid(alpha=0.3)
+    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    _suptitle(fig, title)
+    return fig
+
+
+# -- lines and fields -------------------------------------------------------------------------
+
+
+def lines(
+    tables: Mapping[str, pd.DataFrame],
+    columns: Sequence[str],
+    xlabel: str,
+    title: str = "",
+    log: bool = False,
+) -> Figure:
+    """Metrics against a setting, a panel a metric, a line a method, bands are intervals.
+
+    tables: method -> rows of settings (numbers in the index), columns of `Interval`.
+    """
+    fig, axes = plt.subplots(1, len(columns), figsize=(3.1 * len(columns), 2.9), squeeze=False)
+    for ax, column in zip(axes[0], columns, strict=True):
+        for name, table in tables.items():
+            _band(ax, table[column], str(name))
+        if log:
+            ticks = next(iter(tables.values())).index.to_numpy(float)
+            ax.set_xscale("log")
+            ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            ax.minorticks_off()
+        ax.set(title=LABELS.get(column, column), xlabel=xlabel)
+        ax.grid(alpha=0.3)
+    if len(tables) > 1:
+        axes[0, -1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    _suptitle(fig, title)
+    return fig
+
+
+def _band(ax: Axes, cells: pd.Series, name: str) -> None:
+    """One line with markers and its interval."""
+    x, rows = cells.index.to_numpy(float), np.array([tuple(cell) for cell in cells], float)
+    shade = COLOURS.get(name, COLOURS["domain-frozen"])
+    ax.plot(x, rows[:, 0], "o-", color=shade, ms=4, label=name)
+    ax.fill_between(x, rows[:, 1], rows[:, 2], color=shade, alpha=0.18, lw=0)
+
+
+def field(
+    table: pd.DataFrame,
+    label: str,
+    title: str = "",
+    xlabel: str = "timestep (noise falls to the right)",
+) -> Figure:
+    """A number for every layer (rows) and timestep (columns), as a coloured field."""
+    size = (2.4 + 0.46 * table.shape[1], 1.2 + 0.3 * len(table) + 0.3 * bool(title))
+    fig, ax = plt.subplots(figsize=size)
+    values = table.to_numpy(float)
+    limit = max(float(np.nanmax(np.abs(values))), 1e-9)
+    artist = ax.imshow(values, cmap="PuOr", vmin=-limit, vmax=limit, aspect="auto")
+    _cells(ax, values, limit, digits=1)
+    ax.set_yticks(range(len(table)), [str(name) for name in table.index])
+    ax.set_xticks(range(table.shape[1]), [str(name) for name in table.columns])
+    ax.set_xlabel(xlabel)
+    _no_frame(ax)
+    fig.colorbar(artist, ax=ax, label=label, fraction=0.04, pad=0.02)
+    _suptitle(fig, title)
+    return fig
+
+
+CURVES: dict[str, Any] = {
+    "linear": lambda c: (1 - c, 0 * c, c),
+    "quadratic": lambda c: ((1 - c) ** 2, 2 * c * (1 - c), c**2),
+    "mixture": lambda c: (1 - c, c * (1 - c), c),
+}
+"""Curve -> weights of A, A∘M and M at confidence c (terms of `bbm.merge` collected)."""
+
+
+def curve_weights(confidences: Sequence[float] = (), title: str = "") -> Figure:
+    """How much of A, M and their product each merging curve takes, against the confidence c.
+
+    confidences: seen in the data, drawn as ticks along the bottom.
+    """
+    fig, axes = plt.subplots(1, 3, figsize=(8.4, 2.7), sharey=True)
+    c = np.linspace(0, 1, 101)
+    for ax, (name, weights) in zip(axes, CURVES.items(), strict=True):
+        for label, weight, style in zip(
+            ("A", "A∘M", "M"), weights(c), ("-", "--", ":"), strict=True
+        ):
+            ax.plot(c, weight, style, color="0.15", lw=1.6, label=label)
+        ax.plot(confidences, np.full(len(confidences), -0.03), "|", color=COLOURS["linear"], ms=6)
+        ax.set(title=name, xlabel="confidence c", ylim=(-0.07, 1.05))
+        ax.grid(alpha=0.3)
+    axes[0].set_ylabel("weight")
+    axes[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    _suptitle(fig, title)
+    return fig
+
+
+def histogram(values: Sequence[float], xlabel: str, title: str = "", bins: int = 20) -> Figure:
+    """Distribution of a number over pairs, its median marked."""
+    fig, ax = plt.subplots(figsize=(4.6, 2.4))
+    ax.hist(values, bins=bins, color=COLOURS["domain-frozen"], alpha=0.55)
+    middle = float(np.median(values))
+    ax.axvline(middle, color="0.15", lw=1.2)
+    ax.text(middle, ax.get_ylim()[1], f" median {middle:.2f}", va="top", fontsize=8)
+    ax.set(xlabel=xlabel, ylabel="pairs")
+    _suptitle(fig, title)
+    return fig
+
+
+def paired_points(
+    before: Sequence[float], after: Sequence[float], labels: tuple[str, str], title: str = ""
+) -> Figure:
+    """A point a pair: a metric under two settings, and the diagonal where nothing changes."""
+    fig, ax = plt.subplots(figsize=(3.4, 3.4))
+    ax.plot(before, after, "o", ms=3.5, color=COLOURS["domain-frozen"], alpha=0.5, mew=0)
+    ends = [float(np.nanmin([*before, *after])), float(np.nanmax([*before, *after]))]
+    ax.plot(ends, ends, color="0.3", lw=0.8)
+    ax.set(xlabel=labels[0], ylabel=labels[1], aspect="equal")
+    ax.grid(alpha=0.3)
+    _suptitle(fig, title)
+    return fig
+
+
+def _suptitle(fig: Figure, title: str) -> None:
+    """The figure's claim, top left."""
+    if title:
+        fig.suptitle(title, x=0.01, ha="left", fontsize=10)
