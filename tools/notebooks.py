@@ -201,6 +201,8 @@ def cleaned(notebook: NotebookNode, images: bool = True) -> NotebookNode:
     for cell in notebook.cells:
         for key in ("papermill", "execution"):
             cell.metadata.pop(key, None)
+        if not tags(cell):
+            cell.metadata.pop("tags", None)
         for output in cell.get("outputs", []):
             if isinstance(output.get("text"), str):
                 output["text"] = _plain(output["text"])
