@@ -29,8 +29,8 @@ def build_classifier(seed: int = 0) -> nn.ModuleDict:
 
 def features(network: nn.ModuleDict, images: Tensor) -> Tensor:
     """Pooled features [b, d] of grey images [b, 1, S, S]: what the Frechet distance compares."""
-    channels = network["branch"].trunk[0].in_channels
-    return network["branch"](images.expand(-1, channels, -1, -1))[1]
+    branch: Any = network["branch"]
+    return branch(images.expand(-1, branch.trunk[0].in_channels, -1, -1))[1]
 
 
 def train_classifier(

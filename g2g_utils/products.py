@@ -323,7 +323,8 @@ def _build_fidelity(config: Config, item: str, folder: Path) -> dict[str, Any]:
         model(config, arm, seed), prompts, steps=options.steps, guidance=options.guidance,
         seed=seed, batch_size=options.batch_size,
     )  # fmt: skip
-    rows, kept = [], {}
+    rows: list[dict[str, Any]] = []
+    kept: dict[str, Any] = {}
     for name, network in feature_networks(config).items():
         fake = fidelity.extract(network, images)
         real = fidelity.moments(fidelity.extract(network, _tensor_images(config)))
