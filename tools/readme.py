@@ -1,0 +1,123 @@
+"""Write the tables of README.md from the results of the last miniature run.
+
+    python tools/readme.py            # from build/miniature: figures/results.json, then README.md
+    python tools/readme.py --render   # only README.md, from the committed files
+
+Numbers come from figures/results.json, figures/findings.json and benchmarks/times.json.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from g2g_utils import config, findings, products, runs, studies
+
+ROOT = Path(__file__).resolve().parents[1]
+COLUMNS = {
+    "cnr": "CNR",
+    "auc_roc": "AUC",
+    "pointing": "Top-1",
+    "specificity": "phrase specificity",
+    "balanced_iou": "balanced IoU",
+    "threshold_iou": "threshold IoU",
+}
+
+
+def results(settings: config.Config) -> dict[str, Any]:
+    """Means and intervals of every arm and no-skill row on the test split."""
+    import pandas as pd
+
+    arms = products.tables(settings, "pairs.csv")
+    folder = products.ensure(settings, "baselines")
+    parts = {f"{arm} (ours)": table for arm, table in arms.groupby("arm", sort=False)}
+    parts["BioViL-like cosine map"] = pd.read_csv(folder / "biovil.csv")
+    parts |= dict(iter(pd.read_csv(folder / "no_skill.csv").groupby("method", sort=False)))
+    n = settings.evaluation.bootstrap
+    rows = [
+        {"method": name} | {c: list(studies.interval(part, c, n)) for c in COLUMNS if c in part}
+        for name, part in parts.items()
+    ]
+    return {
+        "split": "test",
+        "pairs": int(arms.groupby(["image_id", "phrase"]).ngroups),
+        "patients": int(arms["subject_id"].nunique()),
+        "seeds": sorted(int(s) for s in arms["seed"].unique()),
+        "average": "micro",
+        "rows": rows,
+    }
+
+
+def results_table(found: dict[str, Any]) -> str:
+    """Markdown table: one row a method, mean with its 95 % interval."""
+    head = ["", *COLUMNS.values()]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for row in found["rows"]:
+        cells = [_cell(row.get(column)) for column in COLUMNS]
+        lines.append("| " + " | ".join([row["method"], *cells]) + " |")
+    seeds = ", ".join(map(str, found["seeds"]))
+    note = (
+        f"Test split, {found['pairs']} image-phrase pairs of {found['patients']} patients, seeds "
+        f"{seeds}, plain activation map, micro average, 95 % bootstrap interval over patients."
+    )
+    return "\n".join([*lines, "", note])
+
+
+def _cell(interval: list[float] | None) -> str:
+    if interval is None or interval[0] is None:
+        return "-"
+    value, low, high = interval
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def findings_table(rows: list[dict[str, Any]]) -> str:
+    """Markdown table of claims."""
+    lines = ["| | claim | holds | estimate |", "|---|---|---|---|"]
+    for row in rows:
+        number = f"{row['estimate']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
+        verdict = "yes" if row["holds"] else "**no**"
+        lines.append(f"| {row['id']} | {row['claim']} | {verdict} | {number} |")
+    return "\n".join(lines)
+
+
+def times_table(rows: list[dict[str, Any]]) -> str:
+    """Markdown table of measured commands."""
+    lines = ["| command | time | peak memory |", "|---|---|---|"]
+    lines += [f"| {row['what']} | {row['time']} | {row['memory']} |" for row in rows]
+    return "\n".join(lines)
+
+
+def render(text: str, blocks: dict[str, str]) -> str:
+    """README text with the content between its markers replaced."""
+    for name, block in blocks.items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        if not pattern.search(text):
+            raise ValueError(f"README.md has no markers <!-- {name} --> ... <!-- /{name} -->")
+        text = pattern.sub(lambda match, b=block: f"{match[1]}{b}\n{match[2]}", text)
+    return text
+
+
+def blocks() -> dict[str, str]:
+    """The README's tables from the committed result files."""
+    return {
+        "times": times_table(runs.read_json(ROOT / "benchmarks" / "times.json")["rows"]),
+        "results": results_table(runs.read_json(ROOT / "figures" / "results.json")),
+        "findings": findings_table(runs.read_json(ROOT / "figures" / "findings.json")),
+    }
+
+
+def main(*arguments: str) -> int:
+    """Refresh results (unless --render) and README.md."""
+    settings = config.load("miniature")
+    if "--render" not in arguments:
+        runs.write_json(settings.figures_dir / "results.json", results(settings))
+        print(f"{len(findings.read(settings))} findings")
+    readme = ROOT / "README.md"
+    readme.write_text(render(readme.read_text(), blocks()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
