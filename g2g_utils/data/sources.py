@@ -33,7 +33,9 @@ CREDENTIALED = frozenset({"mimic_cxr", "ms_cxr"})
 def examples(config: Config, split: str) -> list[Example]:
     """Examples of a split ("train", "validation" or "test"), of as many images as are asked for.
 
-    Files are named, not opened. Which images and patients are taken depends on their ids alone.
+    Files are named, not opened. Which images and patients are taken depends on their ids alone;
+    held-out pairs come in a fixed mixed order (published tables are sorted by class), so that
+    their first n are a fair sample.
     """
     data = config.data
     counts = {"train": data.train, "validation": data.validation, "test": data.test}
@@ -48,7 +50,10 @@ def examples(config: Config, split: str) -> list[Example]:
             f"profile {config.profile!r}: no {split} examples in {(held or data).root}; "
             f"`python -m g2g_utils.data.check {config.profile}` says why"
         )
-    return [replace(example, split=split) for example in limited(found, counts[split])]
+    chosen = limited(found, counts[split])
+    if split != "train":
+        chosen = sorted(chosen, key=lambda example: position(example.image_id))
+    return [replace(example, split=split) for example in chosen]
 
 
 def held_out(config: Config, split: str) -> HeldOut | None:

@@ -196,6 +196,19 @@ def test_limits_take_the_same_images_every_time_with_all_their_phrases(load):
     assert {e.image_id for e in reordered} == ids
 
 
+def test_the_first_held_out_pairs_are_a_fair_sample(load, data, standins, tmp_path):
+    classes, numbers = ("Mass", "Nodule", "Effusion"), range(60)
+    lines = [f"{i:08d}_000.png,{classes[i // 20]},100,100,300,300" for i in numbers]
+    header = "Image Index,Finding Label,Bbox [x,y,w,h],,,"
+    (tmp_path / "BBox_List_2017.csv").write_text("\n".join([header, *lines]))
+    for i in numbers:
+        standins.film(tmp_path / "images" / f"{i:08d}_000.png", 16, 16)
+    changes = {"data.test_from": {"source": "chestxray14", "root": str(tmp_path)}}
+    found = sources.examples(load("open", **changes), "test")
+    assert {e.finding for e in found[:12]} == {"Mass", "Nodule", "Pleural Effusion"}
+    assert len(found) == 60
+
+
 def test_one_source_without_splits_serves_all_three(load, data):
     shares = []
     for source in ("folder", "openi"):
