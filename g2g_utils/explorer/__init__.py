@@ -1,0 +1,37 @@
+"""Explore tokens, layers and timesteps of a phrase's attention maps, in a notebook or the browser.
+
+`Explorer(Session(config))` is the widget; everything it shows comes from pure functions of a
+`State`: `Session.view` computes, `render` draws, `export` takes away.
+"""
+
+from g2g_utils.explorer.export import code, heatmap, save, static_views
+from g2g_utils.explorer.maps import Capture, Selection, capture_image, capture_text
+from g2g_utils.explorer.session import Panel, Session, View
+from g2g_utils.explorer.state import State, swap, swap_sides
+
+__all__ = [
+    "Capture",
+    "Explorer",
+    "Panel",
+    "Selection",
+    "Session",
+    "State",
+    "View",
+    "capture_image",
+    "capture_text",
+    "code",
+    "heatmap",
+    "save",
+    "static_views",
+    "swap",
+    "swap_sides",
+]
+
+
+def __getattr__(name: str) -> object:
+    """`Explorer`, imported only when it is asked for: the rest needs no widgets."""
+    if name == "Explorer":
+        from g2g_utils.explorer.view import Explorer
+
+        return Explorer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,231 @@
+"""What can be taken away from a view: a PNG, the maps with their parameters, and the code."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from g2g_utils import bbm, config, runs
+from g2g_utils.explorer import maps, render
+from g2g_utils.explorer.session import Panel, Session, View, _arm_and_seed
+from g2g_utils.explorer.state import State, column_label
+
+
+def heatmap(
+    model: Any,
+    image: Any,
+    phrase: str,
+    *,
+    tokens: Sequence[int],
+    steps: tuple[int, int],
+    layers: Sequence[str] | None = None,
+    timesteps: int = 50,
+    curve: bbm.Curve | None = None,
+    text_guidance: float = 16.0,
+    seed: int = 0,
+    batch_size: int = 16,
+) -> Tensor:
+    """Heat map [H, W] of any range of timesteps, first to last index of T: what the explorer shows.
+
+    tokens: columns of a `Capture` (start ... end, then one for all padding). For the last k steps
+    `grounding.ground` gives the same.
+    """
+    capture = maps.capture_image(
+        model, image, phrase, timesteps=timesteps, seed=seed, batch_size=batch_size
+    )
+    chosen = maps.Selection(tuple(tokens), tuple(layers or capture.layers), steps)
+    raw = maps.activation(capture, chosen)
+    if curve is None:
+        return bbm.minmax(raw)
+    text = maps.capture_text(
+        model, capture.phrase, timesteps=timesteps, text_guidance=text_guidance, seed=seed
+    )
+    return bbm.minmax(bbm.merge(raw, *maps.merging(capture, text, chosen), curve))
+
+
+# -- parameters -----------------------------------------------------------------------------------
+
+
+def facts(session: Session, view: View) -> dict[str, Any]:
+    """Everything that made a view, as plain values."""
+    profile, options = session.config.profile, session.config.grounding
+    return {
+        "notice": render.NOTICE,
+        "profile": profile,
+        "image": {"key": view.picture.key, "code": view.picture.code},
+        "boxes": [list(map(float, box)) for box in view.boxes],
+        "state": asdict(view.state),
+        "timesteps": options.timesteps,
+        "text_guidance": options.text_guidance if view.state.curve else None,
+        "panels": [_panel_facts(panel) for panel in view.panels],
+        "no_skill": view.no_skill,
+        "git": runs.git_state(config.ROOT),
+    }
+
+
+def _panel_facts(panel: Panel) -> dict[str, Any]:
+    capture, chosen = panel.capture, panel.selection
+    return {
+        "phrase": panel.phrase,
+        "model": panel.model,
+        "tokens": capture.positions(chosen.columns),
+        "token_labels": [column_label(capture, c) for c in range(capture.columns)],
+        "layers": list(chosen.layers),
+        "timesteps": list(capture.timesteps[chosen.span]),
+        "confidence": panel.confidence,
+        "metrics": panel.metrics,
+    }
+
+
+def arrays(session: Session, view: View) -> bytes:
+    """The maps of every panel as .npz, loadable without pickle; `parameters` is JSON text."""
+    import json
+
+    found: dict[str, Any] = {
+        "parameters": np.array(json.dumps(facts(session, view), default=str)),
+        "notice": np.array(render.NOTICE),
+    }
+    for letter, panel in zip("AB", view.panels, strict=False):
+        maps_of = {
+            "heatmap": panel.heatmap,
+            "activation": panel.raw,
+            "mask": panel.mask,
+            "interaction": panel.interaction,
+            "token_maps": maps.token_maps(panel.capture, panel.selection),
+            "token_means": panel.token_means,
+        }
+        found |= {f"{letter}_{k}": v.numpy() for k, v in maps_of.items() if v is not None}
+    stream = io.BytesIO()
+    np.savez_compressed(stream, **found)
+    return stream.getvalue()
+
+
+def save(session: Session, view: View, picture: bytes, folder: Path | None = None) -> list[Path]:
+    """Write the picture and the maps of a view side by side, below build/ unless told otherwise."""
+    folder = folder or session.config.build_dir / "explorer"
+    folder.mkdir(parents=True, exist_ok=True)
+    words = re.sub(r"[^a-z0-9]+", "-", view.state.phrase.lower()).strip("-")[:40]
+    known = facts(session, view)
+    name = f"{words}-{runs.digest(known, 8)}"
+    paths = []
+    for suffix, content in ((".png", picture), (".npz", arrays(session, view))):
+        with runs.atomic(folder / f"{name}{suffix}") as temporary:
+            temporary.write_bytes(content)
+        paths.append(folder / f"{name}{suffix}")
+    return paths
+
+
+# -- code -----------------------------------------------------------------------------------------
+
+
+def code(session: Session, view: View, letter: str = "A") -> str:
+    """Imports and three lines that give a panel's heat map again."""
+    panel = view.panels["AB".index(letter)]
+    call = _ground_call if _is_last(panel) else _explorer_call
+    arm, seed = _arm_and_seed(session.config, panel.model)
+    image = view.picture.code
+    module = "transforms" if image.startswith("transforms") else "sources"
+    return "\n".join(
+        [
+            "from g2g_utils import config, explorer, grounding, products",
+            f"from g2g_utils.data import {module}",
+            "",
+            f"c = config.load({_load_arguments(session.config)})",
+            f'model, image = products.model(c, "{arm}", {seed}), {image}',
+            call(session, view.state, panel, view.boxes),
+        ]
+    )
+
+
+def _is_last(panel: Panel) -> bool:
+    """Whether the timesteps are the last k, which `ground` can say."""
+    return panel.selection.steps[1] == len(panel.capture.timesteps) - 1
+
+
+def _load_arguments(current: config.Config) -> str:
+    """Profile and the overrides that lead from it to this configuration."""
+    plain = _flat(config.load(current.profile).model_dump(mode="json"))
+    changed = {k: v for k, v in _flat(current.model_dump(mode="json")).items() if plain.get(k) != v}
+    return repr(current.profile) + (f", **{changed!r}" if changed else "")
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        inner = isinstance(value, dict) and value
+        found |= _flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+    return found
+
+
+def _layers_argument(panel: Panel) -> str:
+    """The layers, unless all are used."""
+    every = panel.selection.layers == panel.capture.layers
+    return "" if every else f"    layers={list(panel.selection.layers)},\n"
+
+
+def _curve_argument(session: Session, now: State) -> str:
+    if now.curve is None:
+        return ""
+    return f'    curve="{now.curve}", text_guidance={session.config.grounding.text_guidance},\n'
+
+
+def _ground_call(session: Session, now: State, panel: Panel, boxes: Sequence[Any]) -> str:
+    options, chosen = session.config.grounding, panel.selection
+    known = f"    boxes={[tuple(map(float, b)) for b in boxes]},\n" if boxes else ""
+    return (
+        f"heatmap = grounding.ground(\n    model, image, {panel.phrase!r},\n"
+        f"    tokens={panel.capture.positions(chosen.columns)},\n{_layers_argument(panel)}"
+        f"    timesteps={options.timesteps}, keep_last={options.timesteps - chosen.steps[0]},\n"
+        f"{_curve_argument(session, now)}{known}"
+        f"    seed={now.seed}, batch_size={options.batch_size},\n).heatmap"
+    )
+
+
+def _explorer_call(session: Session, now: State, panel: Panel, boxes: Sequence[Any]) -> str:
+    options, chosen = session.config.grounding, panel.selection
+    return (
+        f"heatmap = explorer.heatmap(\n    model, image, {panel.phrase!r},\n"
+        f"    tokens={list(chosen.columns)}, steps={chosen.steps},\n{_layers_argument(panel)}"
+        f"    timesteps={options.timesteps},\n{_curve_argument(session, now)}"
+        f"    seed={now.seed}, batch_size={options.batch_size},\n)"
+    )
+
+
+# -- static views ---------------------------------------------------------------------------------
+
+
+def static_views(session: Session, now: State, folder: Path) -> list[Path]:
+    """Pre-rendered views of a state: overlay, tokens, layers x timesteps, and left/right swapped.
+
+    For the README and wherever no kernel runs; a phrase without a side has no swapped view.
+    """
+    from dataclasses import replace
+
+    from g2g_utils.explorer.state import swap
+
+    folder.mkdir(parents=True, exist_ok=True)
+    view = session.view(now)
+    shared = session.view(replace(now, scale="shared", special=True, curve=None))
+    pictures = {
+        "view": render.main_view(view),
+        "tokens": render.token_view(shared),
+        "layers_timesteps": render.grid_view(shared),
+    }
+    try:
+        pictures["swapped"] = render.main_view(session.view(swap(now)))
+    except ValueError:
+        pass
+    paths = []
+    for name, picture in pictures.items():
+        paths.append(folder / f"explorer_{name}.png")
+        with runs.atomic(paths[-1]) as temporary:
+            temporary.write_bytes(render.png(picture))
+    return paths

@@ -1,0 +1,213 @@
+"""The explorer's state: one frozen record of every control, and pure functions that change it.
+
+Nothing here computes a map or knows a widget.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from g2g_utils.attention import block_of
+from g2g_utils.bbm import Curve
+from g2g_utils.explorer.maps import Capture, Selection
+from g2g_utils.text import PhraseTokens, Word, select_tokens
+
+Show = Literal["map", "mask", "difference"]
+Scale = Literal["each", "shared"]
+Compare = Literal["nothing", "model", "phrase"]
+
+_SIDE = re.compile(r"\b(left|right)(?=\b|ward|most|sided)", re.IGNORECASE)
+_OTHER = {"left": "right", "right": "left"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """What the controls say.
+
+    image: key of a picture; region: which described finding's boxes are the target, None for none;
+    phrase; model: ARM-sSEED; seed: of the sampling noise. columns: chosen columns of the capture,
+    None for the content words. steps, layers: first and last index, None for the default (last k
+    steps, all layers); sizes: map heights to use, None for all. curve: bias merging.
+    show, scale, opacity, boxes, contour: how it is drawn; pieces, special: which word buttons.
+    compare, other_model, other_phrase: the second panel.
+    """
+
+    image: str
+    phrase: str
+    model: str
+    region: int | None = None
+    seed: int = 0
+    columns: tuple[int, ...] | None = None
+    steps: tuple[int, int] | None = None
+    layers: tuple[int, int] | None = None
+    sizes: tuple[int, ...] | None = None
+    curve: Curve | None = None
+    show: Show = "map"
+    scale: Scale = "each"
+    opacity: float = 0.5
+    boxes: bool = True
+    contour: bool = True
+    pieces: bool = False
+    special: bool = False
+    compare: Compare = "nothing"
+    other_model: str = ""
+    other_phrase: str = ""
+
+
+def edit_phrase(state: State, phrase: str) -> State:
+    """Another phrase: its own content words are chosen; an empty one is a ValueError."""
+    phrase = " ".join(phrase.split())
+    if not phrase:
+        raise ValueError("the phrase is empty: write what to look for")
+    if phrase == state.phrase:
+        return state
+    return replace(state, phrase=phrase, columns=None)
+
+
+def swap_sides(phrase: str) -> str:
+    """The phrase with left and right exchanged, letter case kept; ValueError without a side."""
+    if not _SIDE.search(phrase):
+        raise ValueError(f"no side to swap in {phrase!r}: write left or right")
+    return _SIDE.sub(lambda m: _cased(_OTHER[m[1].lower()], m[1]), phrase)
+
+
+def _cased(word: str, like: str) -> str:
+    """A word in the letter case of another."""
+    if like.isupper():
+        return word.upper()
+    return word.capitalize() if like[0].isupper() else word
+
+
+def swap(state: State) -> State:
+    """Rewrite the phrase's side and put the result beside the original."""
+    swapped = swap_sides(state.phrase)
+    return replace(state, compare="phrase", other_phrase=swapped)
+
+
+def toggle(chosen: Iterable[int], columns: Sequence[int]) -> tuple[int, ...]:
+    """Switch a button's columns off if all are chosen, else on."""
+    before, own = set(chosen), set(columns)
+    return tuple(sorted(before - own if own <= before else before | own))
+
+
+# -- words ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One word button: label, the columns it stands for, and its kind."""
+
+    label: str
+    columns: tuple[int, ...]
+    kind: Literal["word", "special"]
+
+
+def chips(capture: Capture, pieces: bool = False, special: bool = False) -> list[Chip]:
+    """Buttons of a phrase in order; word pieces are joined by a dot, or apart if asked for.
+
+    special adds start, end, padding and punctuation.
+    """
+    phrase, found = capture.phrase, []
+    for column in range(capture.columns):
+        word = _word_of(phrase, column)
+        if word is None:
+            if special:
+                found.append(_special(capture, column))
+        elif pieces:
+            found.append(Chip(piece_label(phrase, column), (column,), "word"))
+        elif column == word.tokens[0]:
+            label = "·".join(piece_label(phrase, t).strip("·") for t in word.tokens)
+            found.append(Chip(label, word.tokens, "word"))
+    return found
+
+
+def _word_of(phrase: PhraseTokens, column: int) -> Word | None:
+    return next((w for w in phrase.words if column in w.tokens), None)
+
+
+def _special(capture: Capture, column: int) -> Chip:
+    return Chip(column_label(capture, column), (column,), "special")
+
+
+def piece_label(phrase: PhraseTokens, position: int) -> str:
+    """A token without its tokenizer's marks; a dot says that the word began before it."""
+    raw = phrase.pieces[position]
+    text = raw.removeprefix("##").removesuffix("</w>").lstrip("Ġ▁")
+    word = _word_of(phrase, position)
+    inside = word is not None and position > word.tokens[0]
+    return f"·{text}" if inside else text or raw
+
+
+def column_label(capture: Capture, column: int) -> str:
+    """What to call a column: its piece, or start, end, padding x n."""
+    phrase = capture.phrase
+    if column == capture.padding_column:
+        return f"padding ×{len(phrase.padding)}"
+    names = {phrase.start: "start", phrase.end: "end"}
+    return names.get(column) or piece_label(phrase, column)
+
+
+def content_columns(
+    phrase: PhraseTokens, filter: str = "lexical", finding: str | None = None
+) -> tuple[int, ...]:
+    """Columns that are on by default: the filter's, or all words where it leaves none."""
+    try:
+        return tuple(select_tokens(phrase, filter, finding))  # type: ignore[arg-type]
+    except ValueError:
+        return tuple(phrase.inner)
+
+
+def carry(columns: Sequence[int], old: Capture, new: Capture) -> tuple[int, ...] | None:
+    """The same words and special tokens in another tokenization; None where words don't match."""
+    if len(old.phrase.words) != len(new.phrase.words):
+        return None
+    chosen = set(columns)
+    words = zip(old.phrase.words, new.phrase.words, strict=True)
+    found = {t for before, after in words if chosen & set(before.tokens) for t in after.tokens}
+    roles = [
+        (old.phrase.start, new.phrase.start),
+        (old.phrase.end, new.phrase.end),
+        (old.padding_column, new.padding_column),
+    ]
+    found |= {after for before, after in roles if before in chosen and after is not None}
+    return tuple(sorted(found)) or None
+
+
+# -- selection ------------------------------------------------------------------------------------
+
+
+def select(
+    state: State, capture: Capture, columns: Sequence[int] | None, keep_last: int
+) -> Selection:
+    """Columns, layer names and steps that the state picks; ValueError where nothing is left."""
+    if columns is not None and not columns:
+        raise ValueError("no word is chosen: click at least one")
+    chosen = content_columns(capture.phrase) if columns is None else tuple(columns)
+    first, last = state.layers or (0, len(capture.layers) - 1)
+    names = [
+        name
+        for name in capture.layers[first : last + 1]
+        if state.sizes is None or capture.maps[name].shape[-2] in state.sizes
+    ]
+    if not names:
+        raise ValueError("no layer is chosen: widen the layer range or the resolutions")
+    return Selection(chosen, tuple(names), step_range(state, capture, keep_last))
+
+
+def step_range(state: State, capture: Capture, keep_last: int) -> tuple[int, int]:
+    """First and last index of the timesteps; the default is the last k, the least noisy."""
+    total = len(capture.timesteps)
+    first, last = state.steps or (max(0, total - keep_last), total - 1)
+    return min(first, total - 1), min(last, total - 1)
+
+
+def describe(selection: Selection, capture: Capture) -> str:
+    """A selection in words, for captions and tooltips."""
+    first, last = (capture.timesteps[i] for i in selection.steps)
+    used = [block_of(name) for name in selection.layers]
+    parts = ", ".join(f"{used.count(b)} {b}" for b in dict.fromkeys(used))
+    words = " ".join(column_label(capture, c) for c in selection.columns)
+    return f"words: {words}; t {first}…{last}; layers: {parts}"
