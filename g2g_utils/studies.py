@@ -139,6 +139,31 @@ def kept_steps(
     return pd.DataFrame(rows)
 
 
+def box_growth(
+    model: Any, pairs: Sequence[Example], frame: int, source: int, **options: Any
+) -> pd.DataFrame:
+    """The same maps against exact boxes and against boxes resized as pictures (as published).
+
+    frame: side in which metrics are taken; source: side of the original film, in which the
+    published way draws the boxes before it shrinks them.
+    """
+    rows = []
+    for example, found in grounded(model, pairs, "box growth", **options):
+        drawn = np.asarray(example.boxes, float) * source / model.image_size
+        heat = metrics.resize(found.heatmap.double(), frame)
+        mask = metrics.resize(found.mask.double(), frame).round().bool()
+        for name, compat in (("exact", None), ("published", "published")):
+            target = metrics.rasterise(drawn, frame, source_size=source, compat=compat)
+            scores = {
+                "cnr": metrics.contrast_to_noise(heat, target),
+                "iou": metrics.iou(mask, target),
+                "balanced_iou": metrics.balanced_iou(mask, target),
+                "area": float(target.double().mean()),
+            }
+            rows.append(identity(example) | {"boxes": name, **scores})
+    return pd.DataFrame(rows)
+
+
 def no_skill_rows(
     pairs: Sequence[Example], regions: Sequence[dict[str, Any]], side: int, latent: int
 ) -> pd.DataFrame:
@@ -229,6 +254,30 @@ def difference(
     means = [table.groupby(keys, sort=False)[column].mean() for table in (first, second)]
     gap = (means[0] - means[1]).dropna().reset_index()
     return metrics.bootstrap(gap[column], gap["subject_id"], n=resamples)
+
+
+def methods(
+    rows: pd.DataFrame, no_skill_table: pd.DataFrame, discriminative: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """One long table with a column `method`: the arms, the other phrase's map, baselines.
+
+    rows: of `products.tables` (arm, seed, metrics, other_cnr). The other phrase's map of the first
+    arm has a CNR only: against the own boxes, as in `specificity`.
+    """
+    arms = rows.rename(columns={"arm": "method"})
+    first = arms[arms["method"] == arms["method"].iloc[0]]
+    keys = ["image_id", "subject_id", "finding", "phrase", "seed"]
+    swapped = first[keys].assign(cnr=first["other_cnr"], method="its map of another phrase")
+    parts = [arms, swapped]
+    if discriminative is not None:
+        parts.append(discriminative.assign(method="BioViL-like"))
+    return pd.concat([*parts, no_skill_table], ignore_index=True)
+
+
+def ranked(part: pd.DataFrame, column: str, shares: Sequence[float]) -> pd.DataFrame:
+    """Rows at fixed ranks of a column: 0 the best, 0.5 the median, 1 the worst; no choosing."""
+    known = part.dropna(subset=[column]).sort_values(column, ascending=False, kind="stable")
+    return known.iloc[[round(share * (len(known) - 1)) for share in shares]]
 
 
 def per_class(table: pd.DataFrame, column: str) -> pd.DataFrame:

@@ -66,6 +66,11 @@ def _text(cell: Any, digits: int) -> str:
     return "–" if cell is None else str(cell)
 
 
+def mean_interval(cells: pd.Series) -> Interval:
+    """Mean of intervals, end by end: of one method over its seeds."""
+    return Interval(*np.mean([tuple(cell) for cell in cells], axis=0).tolist())
+
+
 # -- bars and points --------------------------------------------------------------------------
 
 
@@ -127,7 +132,7 @@ def forest(claims: Sequence[Any], title: str = "") -> Figure:
         fill = shade if made.holds else "white"
         ax.plot(made.estimate, y, "o", mfc=fill, mec=shade, mew=1.5, ms=6)
     ax.axvline(0, color="0.3", lw=0.8)
-    names = [f"{c.id}: {textwrap.fill(c.claim, 46)}" for c in claims]
+    names = [textwrap.fill(f"{c.id.split('-')[0]}: {c.claim}", 56) for c in claims]
     ax.set_yticks(range(len(claims)), names, fontsize=7.5)
     ax.tick_params(axis="y", length=0)
     ax.invert_yaxis()
@@ -167,6 +172,21 @@ def _no_frame(ax: Axes) -> None:
     ax.grid(False)
     for spine in ax.spines.values():
         spine.set_visible(False)
+
+
+def shares(weights: pd.DataFrame, title: str = "") -> Figure:
+    """Share of every class (rows) under several averages (columns, one panel each)."""
+    size = (1.8 + 2.0 * weights.shape[1], 1.0 + 0.27 * len(weights))
+    fig, axes = plt.subplots(1, weights.shape[1], figsize=size, sharey=True, sharex=True)
+    for ax, name in zip(axes, weights.columns, strict=True):
+        ax.barh(range(len(weights)), weights[name] * 100, color=COLOURS["domain-frozen"], alpha=0.6)
+        ax.set(title=name, xlabel="share in %")
+        ax.grid(axis="x", alpha=0.3)
+        ax.tick_params(axis="y", length=0)
+    axes[0].set_yticks(range(len(weights)), weights.index)
+    axes[0].invert_yaxis()
+    _suptitle(fig, title)
+    return fig
 
 
 def fidelity_scatter(points: pd.DataFrame, title: str = "") -> Figure:

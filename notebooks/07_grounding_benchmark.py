@@ -1,0 +1,273 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 07 · Does a frozen domain encoder ground better, and better than knowing nothing?
+#
+# ## Question
+# The paper's main finding: a latent diffusion model fine-tuned under a **frozen, domain-specific**
+# text encoder grounds phrases better than one under a frozen generic encoder, and that better than
+# one whose encoder learns along. Does it hold here, over seeds, with intervals, and beside maps
+# that never saw the phrase?
+#
+# ## You need
+# - the evaluations of all arms and seeds, and the baselines (made when missing: about 20 minutes on
+#   two CPU cores for the miniature); with them half a minute on one core; no GPU
+#
+# ## Parameters
+# `shown_ranks` says which test pairs the figure of examples shows: by rank, so that nobody chooses.
+
+# %% tags=["parameters"]
+profile: str = "miniature"
+shown_ranks: str = "0 0.25 0.5 0.75 1"  # 0: the best pair by CNR, 1: the worst
+
+# %%
+from g2g_utils.config import load
+
+config = load(profile)
+
+# %% [markdown]
+# ## Imports
+
+# %%
+from functools import partial
+
+import pandas as pd
+from IPython.display import Markdown
+
+from g2g_utils import findings, plots, products, studies
+from g2g_utils.plots import charts, overlays
+
+plots.use_style()
+
+# %% [markdown]
+# ## What is compared, and on what
+# Every arm differs from the others in its text encoder only: the same images, U-Net, steps,
+# learning rate and noise. All are scored on the same pairs of the **test** split, which no choice
+# has touched; pairs of one image are not independent, so every interval resamples patients.
+
+# %%
+# NBVAL_CHECK_OUTPUT
+pairs = products.evaluation_pairs(config, "test")
+patients = {pair.subject_id for pair in pairs}
+print(f"{len(pairs)} pairs, {len(patients)} patients")
+print(sorted({str(pair.finding) for pair in pairs}))
+
+# %%
+rows = products.tables(config, "pairs.csv")
+arms, seeds = list(rows["arm"].unique()), sorted(rows["seed"].unique().tolist())
+print(f"{len(rows)} rows = {len(pairs)} pairs × {len(arms)} arms × {len(seeds)} seeds")
+print("degenerate cases:", rows["note"].value_counts().to_dict() or "none")
+
+# %% [markdown]
+# ## The measures
+# With $\mu,\sigma^2$ the mean and variance of the heat inside and outside the boxes,
+#
+# $$\mathrm{CNR}=\frac{\mu_{in}-\mu_{out}}{\sqrt{\sigma^2_{in}+\sigma^2_{out}}}.$$
+#
+# AUC asks how well heat ranks pixels, Top-1 whether the maximum hits a box. **Balanced IoU** (the
+# mean of foreground and background IoU of the mask) is what the paper calls mIoU; **threshold IoU**
+# (foreground only, mean over cuts at 0.1 … 0.5) is what earlier work calls mIoU: notebook
+# [11](11_metric_audit.ipynb) shows how far they lie apart.
+#
+# A map can score well without reading: lungs lie where lungs lie. So there is one more number,
+#
+# $$\text{specificity}=\mathrm{CNR}(\text{own phrase})-\mathrm{CNR}(\text{another phrase}),$$
+#
+# both on the same image against the own boxes. The other phrase is drawn with a fixed seed from the
+# test phrases of another finding whose boxes overlap by less than 0.1. A map that ignores the
+# phrase has specificity 0.
+
+# %% [markdown]
+# ## Rows without skill
+# `random` is noise; the `centre prior` a Gaussian blob; `mean box` the average training box. `mean
+# box per finding` reads one thing only, the class, and is the strongest of them. `its map of
+# another phrase` is the first arm's map, asked the wrong question. The `BioViL-like` row is the
+# discriminative rival: cosines between words and image patches, from contrastive training of the
+# same text encoder on the same pairs.
+
+# %%
+folder = products.ensure(config, "baselines")
+no_skill, file = pd.read_csv(folder / "no_skill.csv"), folder / "biovil.csv"
+discriminative = pd.read_csv(file) if file.is_file() else None
+everything = studies.methods(rows, no_skill, discriminative)
+everything.groupby("method", sort=False).size().to_dict()
+
+# %% [markdown]
+# ## The table
+# Micro averages (over pairs), seeds averaged first, with 95 % intervals over patients. The plain
+# activation map: content words, all layers, ground-truth sampling, no bias merging.
+
+# %%
+columns = ["cnr", "auc_roc", "pointing", "balanced_iou", "threshold_iou", "specificity"]
+table = studies.summary(everything, "method", columns, config.evaluation.bootstrap)
+charts.readable(table)
+
+# %%
+trained = everything[everything["seed"].notna()]
+by_seed = trained.groupby(["method", "seed"], sort=False)[columns].mean().reset_index()
+fig = charts.bars(
+    table,
+    columns,
+    by_seed,
+    zero={"auc_roc": 0.5},
+    title=f"Test split: {len(pairs)} pairs, {len(seeds)} seeds (dots), 95 % intervals",
+)
+plots.save_figure(config, fig, "07_grounding_benchmark")
+
+# %% [markdown]
+# Read the bars from the bottom: what the rows without skill reach is free. Only what an arm has
+# above them, and its specificity, is grounding. Dots apart from each other say how much training
+# noise matters; the intervals over patients don't contain it, so a difference should also hold seed
+# by seed:
+
+# %%
+arm_seeds = by_seed[by_seed["method"].isin(arms)]
+arm_seeds.pivot(index="seed", columns="method", values="cnr")[arms].round(2)
+
+# %%
+arm_seeds.pivot(index="seed", columns="method", values="specificity")[arms].round(2)
+
+# %% [markdown]
+# ## F1: frozen domain > frozen generic > learnable generic
+# A claim holds if the 95 % interval of the *paired* difference (same pairs, seeds averaged) lies
+# above zero. It is computed here, printed, and collected in `findings.json`.
+
+
+# %%
+def claims_of(id: str, better: str, worse: str, measures: list[str]) -> list[findings.Claim]:
+    """One claim a measure that a method exceeds another on the same pairs."""
+    first, second = (everything[everything["method"] == name] for name in (better, worse))
+    made = []
+    for name in measures if len(first) and len(second) else ():
+        gap = studies.difference(first, second, name, config.evaluation.bootstrap)
+        text = f"{better} > {worse} in {charts.LABELS[name]}"
+        made.append(findings.claim(config, f"{id}-{name}", text, gap, seeds))
+    return made
+
+
+# %%
+measures = ["cnr", "auc_roc", "specificity"]
+f1 = claims_of("F1-domain-generic", "domain-frozen", "generic-frozen", measures)
+f1 += claims_of("F1-generic-learnable", "generic-frozen", "generic-learnable", measures)
+print(*f1, sep="\n")
+
+# %% [markdown]
+# ## F3: generative against discriminative
+# The same text encoder, the same pairs, two ways to ask where: attention of a model that draws
+# against cosines of a model that compares. Threshold IoU is the measure of the paper's headline
+# ("doubling mIoU" against BioViL) in the form that earlier work reports.
+
+# %%
+f3 = claims_of(
+    "F3-generative", "domain-frozen", "BioViL-like", ["cnr", "threshold_iou", "specificity"]
+)
+print(*f3, sep="\n")
+
+# %% [markdown]
+# ## Against no skill
+# The arm has to beat the best prior that knows the finding's name, and its own map of another
+# phrase.
+
+# %%
+f0 = claims_of("F0-prior", "domain-frozen", "mean box per finding", measures)
+f0 += claims_of("F0-other-phrase", "domain-frozen", "its map of another phrase", ["cnr"])
+print(*f0, sep="\n")
+
+# %%
+claims = f1 + f3 + f0
+held = sum(made.holds for made in claims)
+fig = charts.forest(claims, f"{held} of {len(claims)} differences lie above zero")
+plots.save_figure(config, fig, "07_claims")
+
+# %% [markdown]
+# ## Class by class
+# Classes differ in size and in how much text is needed to find them. Rare ones weigh little in the
+# micro average and much in the macro average.
+
+# %%
+shown = [name for name in table.index if name in (*arms, "BioViL-like", "mean box per finding")]
+per_class = partial(studies.per_class, column="cnr")
+by_class = {name: per_class(everything[everything["method"] == name]) for name in shown}
+cnr = pd.DataFrame({name: part["cnr"] for name, part in by_class.items()})
+counts = by_class[shown[0]]["pairs"]
+fig = charts.classes(cnr, counts, "CNR", "CNR by class, and the three averages of the classes")
+plots.save_figure(config, fig, "07_classes")
+
+# %% [markdown]
+# ## Three averages
+# *micro*: over pairs. *macro*: over classes. *paper*: classes weighted by the **square** of their
+# counts, which is what the published code computes and what its LDM rows report, while its BioViL
+# rows are macro averages: one column of the paper's table compares two averages.
+
+# %%
+compared = everything[everything["method"].isin(shown)]
+average = partial(studies.summary, compared, "method", resamples=config.evaluation.bootstrap)
+kinds = {
+    kind: average(columns=["cnr"], average=kind)["cnr"] for kind in ("micro", "macro", "paper")
+}
+charts.readable(pd.DataFrame(kinds).add_suffix(" CNR"))
+
+# %% [markdown]
+# ## What it looks like
+# Five pairs at fixed ranks of the first arm's CNR, from its best to its worst. Rows: the film with
+# its boxes, then the map of every arm (first seed), all on one colour scale.
+
+# %%
+first = rows[(rows["arm"] == arms[0]) & (rows["seed"] == seeds[0])]
+chosen = studies.ranked(first, "cnr", [float(rank) for rank in shown_ranks.split()])
+examples = [pairs[first.index.get_loc(index)] for index in chosen.index]
+options = products.grounding_options(config)
+
+# %%
+fig, axes = overlays.panels(len(examples), 1 + len(arms), size=1.9)
+for ax, pair in zip(axes[0], examples, strict=True):
+    framed = pair.framed(config.image_size)
+    overlays.show_image(ax, framed.array(), boxes=framed.boxes)
+    ax.set_title(overlays.wrapped(pair.phrase, 28), fontsize=7.5)
+for arm, line in zip(arms, axes[1:], strict=True):
+    model = products.model(config, arm, seeds[0])
+    for ax, pair in zip(line, examples, strict=True):
+        framed = pair.framed(config.image_size)
+        found = studies.example_grounding(model, pair, **options)
+        overlays.overlay(ax, framed.array(), found.heatmap, boxes=framed.boxes, mask=found.mask)
+        ax.set_title(f"{arm}: CNR {found.metrics['cnr']:.2f}", fontsize=7.5)
+overlays.legend(fig, mask=True)
+overlays.colour_bar(fig, axes, "heat, scaled to [0, 1]")
+plots.save_figure(config, fig, "07_examples")
+
+# %% [markdown]
+# The left column is what the method can do, the right one how it fails: look there for heat on the
+# wrong lung, or on the anatomy in which such findings usually lie.
+#
+# ## What we learned
+# Written by the run, not by hand:
+
+# %%
+Markdown(findings.verdicts(claims))
+
+# %%
+best = no_skill.groupby("method")["cnr"].mean()
+arm = table.loc[arms[0]]
+print(f"{arms[0]}: CNR {arm['cnr']}, specificity {arm['specificity']}")
+print(f"strongest row without skill: {best.idxmax()}, CNR {best.max():.3f}")
+
+# %% [markdown]
+# What this cannot tell: the intervals hold for these trained models and patients like these; with
+# few seeds, how far another training would land is known only roughly (the dots). Phantoms have
+# truthful, short impressions; radiographs don't.
+#
+# ## Next
+# - [08 · which settings matter](08_hyperparameters.ipynb)
+# - [09 · do the better grounders draw better?](09_fidelity_tradeoff.ipynb)
+# - [11 · what the metrics hide](11_metric_audit.ipynb)
