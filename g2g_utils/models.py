@@ -27,6 +27,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from g2g_utils import catalogue
 from g2g_utils import config as configuration
 
 # Noise schedule of Stable Diffusion 1.5 (its scheduler_config.json).
@@ -305,13 +306,10 @@ class _explained:
 
 
 def locate(config: configuration.Config, name: str) -> Path:
-    """Folder of a product such as `vae`, `encoders/domain`, `ldm/domain-frozen-s0`.
-
-    The one made below build/ wins over the shipped one. Raises `MissingWeights`.
-    """
-    for base in (config.build_dir,) if config.retrain else (config.build_dir, config.weights_dir):
-        if (base / name / "run.json").is_file():
-            return base / name
+    """Folder of a finished product such as `vae` or `ldm/arm-s0`, else `MissingWeights`."""
+    found = catalogue.find(config, name)
+    if found is not None:
+        return found
     raise MissingWeights(
         f"{name} of profile {config.profile!r} is neither below {config.build_dir} nor shipped: "
         f"run `python -m g2g_utils make {name} --profile {config.profile}`"

@@ -7,125 +7,19 @@ notebooks may ask at the same time. Heavy imports happen only when something is 
 
 from __future__ import annotations
 
-import json
 import shutil
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from g2g_utils import runs
-from g2g_utils.config import Config, ConfigError
+from g2g_utils.catalogue import arm_and_seed, find, folder, key, parameters, plan
+from g2g_utils.config import Config
+
+__all__ = ["arm_and_seed", "ensure", "find", "folder", "key", "model", "plan", "tables"]
 
 if TYPE_CHECKING:
     from g2g_utils.models import GroundingModel
-
-RECIPE = 1  # raise when a recipe below changes what it makes
-
-
-def plan(config: Config) -> dict[str, list[str]]:
-    """Every product of the profile and the products it needs, in an order that can be made."""
-    products: dict[str, list[str]] = {"pairs": []}
-    if not config.vae.pretrained:
-        products["vae"] = ["pairs"]
-    products["latents"] = ["pairs", *(["vae"] if "vae" in products else [])]
-    for name, encoder in config.encoders.items():
-        if not encoder.pretrained:
-            products[f"encoders/{name}"] = ["pairs"]
-    for arm, spec in config.training.arms.items():
-        encoder_name = f"encoders/{spec.encoder}"
-        needs = ["pairs", "latents", *([encoder_name] if encoder_name in products else [])]
-        if not config.unet.pretrained:
-            products |= {f"ldm/{arm}-s{seed}": needs for seed in config.training.seeds}
-    products["classifier"] = ["pairs"]
-    products["baselines"] = ["pairs", *(name for name in products if name == "encoders/domain")]
-    trained = [name for name in products if name.startswith("ldm/")]
-    for name in trained or [f"ldm/{arm}" for arm in released(config)]:
-        arm = name.removeprefix("ldm/")
-        needs = [name, "vae", *products.get(name, [])] if trained else []
-        products[f"evaluation/{arm}"] = needs
-        networks = [n for n in ("classifier", "encoders/generic") if n in products]
-        products[f"fidelity/{arm}"] = [*needs, *networks]
-    return products
-
-
-def released(config: Config) -> list[str]:
-    """Arms and seeds of a profile whose U-Net is loaded and not trained."""
-    return [f"{arm}-s{config.training.seeds[0]}" for arm in config.training.arms]
-
-
-def parameters(config: Config, name: str) -> dict[str, Any]:
-    """The part of the configuration that determines a product, without its dependencies'."""
-    kind, _, item = name.partition("/")
-    base = {"recipe": RECIPE, "image_size": config.image_size}
-    if kind == "pairs":
-        data = config.data
-        return base | {
-            "data": data.model_dump(include={"source", "root", "train", "seed", "world"})
-        }
-    if kind in ("vae", "latents"):
-        return base | {"vae": config.vae.model_dump()}
-    if kind == "encoders":
-        return base | {
-            "encoder": config.encoders[item].model_dump(),
-            "text": config.text.max_length,
-        }
-    if kind == "classifier":
-        return base | {"steps": config.fidelity.classifier_steps}
-    if kind in ("evaluation", "fidelity", "baselines"):
-        section = config.fidelity if kind == "fidelity" else config.evaluation
-        own = {kind: section.model_dump(), "data": config.data.model_dump()}
-        return base | own | {"grounding": config.grounding.model_dump(), "name": name}
-    if kind == "ldm":
-        arm, seed = arm_and_seed(config, item)
-        training = config.training.model_dump(exclude={"arms", "seeds", "live_steps", "log_every"})
-        spec = config.training.arms[arm].model_dump()
-        unet, text = config.unet.model_dump(), config.text.model_dump()
-        return base | {"arm": spec, "seed": seed, "training": training, "unet": unet, "text": text}
-    raise ConfigError(f"unknown product {name!r}: choose one of {', '.join(plan(config))}")
-
-
-def arm_and_seed(config: Config, item: str) -> tuple[str, int]:
-    """Split `domain-frozen-s0` into its arm and seed; unknown ones are errors."""
-    arm, _, seed = item.rpartition("-s")
-    if arm not in config.training.arms or not seed.isdigit():
-        known = ", ".join(config.training.arms)
-        raise ConfigError(f"unknown arm or seed {item!r}: write ARM-sSEED with ARM one of {known}")
-    return arm, int(seed)
-
-
-def key(config: Config, name: str) -> str:
-    """Hash of everything in the configuration that determines a product."""
-    products = plan(config)
-    if name not in products and name.startswith("ldm/"):  # a seed beyond the configured ones
-        arm, _ = arm_and_seed(config, name.removeprefix("ldm/"))
-        products[name] = products[f"ldm/{arm}-s{config.training.seeds[0]}"]
-    own = parameters(config, name)
-    return runs.digest([own, {dep: key(config, dep) for dep in products.get(name, [])}])
-
-
-def find(config: Config, name: str) -> Path | None:
-    """Folder of a finished, sound product with the right key: made here or shipped; else None."""
-    wanted = key(config, name)
-    bases = [config.build_dir] if config.retrain else [config.build_dir, config.weights_dir]
-    for base in bases:
-        record = base / name / "run.json"
-        if record.is_file() and _sound(base / name, wanted):
-            return base / name
-    return None
-
-
-def _sound(folder: Path, wanted: str) -> bool:
-    """True if the recorded key is the wanted one and no file is missing or damaged."""
-    try:
-        if json.loads((folder / "run.json").read_text()).get("key") != wanted:
-            return False
-    except ValueError:
-        return False
-    if runs.intact(folder):
-        return True
-    print(f"warning: {folder} is damaged; it is made again", file=sys.stderr)
-    return False
 
 
 def ensure(config: Config, name: str) -> Path:
@@ -133,7 +27,7 @@ def ensure(config: Config, name: str) -> Path:
     found = find(config, name)
     if found is not None:
         return found
-    with runs.lock(config.build_dir / name):
+    with runs.lock(folder(config, name)):
         found = find(config, name)  # another process may have made it while we waited
         if found is None:
             found = _make(config, name)
@@ -142,20 +36,17 @@ def ensure(config: Config, name: str) -> Path:
 
 def _make(config: Config, name: str) -> Path:
     """Build one product (the lock is held): dependencies first, run.json with its key last."""
-    folder, wanted = config.build_dir / name, key(config, name)
-    started = folder / "key"
-    stale = not started.is_file() or started.read_text() != wanted or (folder / "run.json").exists()
-    if folder.is_dir() and stale:  # other settings, or finished but damaged: nothing to resume
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    started.write_text(wanted)
+    place = folder(config, name)
+    if (place / "run.json").exists():  # finished but damaged: nothing to resume
+        shutil.rmtree(place)
+    place.mkdir(parents=True, exist_ok=True)
     begin = time.time()
     kind, _, item = name.partition("/")
-    extra = _BUILDERS[kind](config, item, folder) or {}
-    shutil.rmtree(folder / "checkpoint", ignore_errors=True)
-    fields = {"product": name, "key": wanted, "parameters": parameters(config, name), **extra}
-    runs.record(folder, begin, **fields)
-    return folder
+    extra = _BUILDERS[kind](config, item, place) or {}
+    shutil.rmtree(place / "checkpoint", ignore_errors=True)
+    settings = {"product": name, "key": key(config, name), "parameters": parameters(config, name)}
+    runs.record(place, begin, **settings, **extra)
+    return place
 
 
 def _build_pairs(config: Config, item: str, folder: Path) -> None:

@@ -60,7 +60,7 @@ def main(profile: str) -> int:
         print(f"not trained yet: {', '.join(missing)}", file=sys.stderr)
         return 1
     for name in names:
-        ship(settings.build_dir / name, settings.weights_dir / name)
+        ship(products.ensure(settings, name), settings.weights_dir / name)
     sizes = {p: p.stat().st_size for p in settings.weights_dir.rglob("*") if p.is_file()}
     large = [str(p) for p, size in sizes.items() if size > LIMIT_FILE]
     print(f"{len(names)} products, {sum(sizes.values()) / 2**20:.1f} MiB")

@@ -53,7 +53,7 @@ def test_unknown_products_are_refused_by_name(tiny, name):
 
 def test_a_product_is_made_once_and_again_when_damaged(tiny, capsys):
     folder = products.ensure(tiny, "vae")
-    assert folder == tiny.build_dir / "vae" and not (folder / "checkpoint").exists()
+    assert folder == products.folder(tiny, "vae") and not (folder / "checkpoint").exists()
     weights = folder / "diffusion_pytorch_model.safetensors"
     made = weights.stat().st_mtime_ns
     products.ensure(tiny, "vae")
@@ -69,8 +69,10 @@ def test_changed_settings_make_it_anew(tiny):
     products.ensure(tiny, "vae")
     changed = config.load("smoke", **TINY | {"vae.steps": 3})
     assert products.find(changed, "vae") is None
+    first = products.find(tiny, "vae")
     products.ensure(changed, "vae")
     assert products.find(changed, "vae") is not None
+    assert products.find(tiny, "vae") == first  # what was computed before is still there
 
 
 def test_shipped_weights_are_used_unless_retraining(tiny, monkeypatch, tmp_path):
@@ -93,7 +95,7 @@ def test_two_processes_make_one_product(tiny, tmp_path):
     texts = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [0, 0], texts
     assert sum("VAE: " in stderr for _, stderr in texts) == 1  # one trained, one waited
-    assert products.find(tiny, "vae") == tiny.build_dir / "vae"
+    assert products.find(tiny, "vae") == products.folder(tiny, "vae")
 
 
 def test_a_model_makes_what_it_needs(tiny):
