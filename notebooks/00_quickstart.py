@@ -15,12 +15,13 @@
 # # 00 · Where in this radiograph is what the phrase describes?
 #
 # ## Question
-# A latent diffusion model that was trained to *draw* chest films from impressions has to know which
-# word belongs where. Can we read that knowledge from its cross-attention and turn it into a heat map
-# for any phrase, without ever training on a box?
+# A latent diffusion model that was trained to *draw* chest films from impressions has to know
+# which word belongs where. Can we read that knowledge from its cross-attention and turn it into a
+# heat map for any phrase, without ever training on a box?
 #
 # ## You need
-# - nothing but this repository: the image is a computed phantom; or a PNG, JPEG or DICOM of your own
+# - nothing but this repository: the image is a computed phantom; or a PNG, JPEG or DICOM of your
+#   own
 # - about 1 minute on one CPU core; no GPU
 #
 # **For research, not a medical device.**
@@ -73,8 +74,10 @@ print(f"image {image.shape}, phrase {example.phrase!r}, {len(example.boxes)} gro
 
 # %%
 model = products.model(config)
-millions = {n: sum(p.numel() for p in getattr(model, n).parameters()) / 1e6
-            for n in ("text_encoder", "vae", "unet")}  # fmt: skip
+millions = {
+    n: sum(p.numel() for p in getattr(model, n).parameters()) / 1e6
+    for n in ("text_encoder", "vae", "unet")
+}
 print(model.name, {name: f"{count:.2f} M parameters" for name, count in millions.items()})
 
 # %% [markdown]
@@ -127,8 +130,13 @@ print(f"{other.phrase!r}: correlation {evidence.correlation(result.heatmap, othe
 fig, axes = overlays.panels(3)
 overlays.overlay(axes[0, 0], image, result.heatmap, boxes=example.boxes, title="own phrase")
 overlays.overlay(axes[0, 1], image, other.heatmap, title=f"“{other.phrase}”"[:34])
-gap = overlays.show_map(axes[0, 2], result.heatmap - other.heatmap, limits=(-1, 1), signed=True,
-                        title="difference: own − other")  # fmt: skip
+gap = overlays.show_map(
+    axes[0, 2],
+    result.heatmap - other.heatmap,
+    limits=(-1, 1),
+    signed=True,
+    title="difference: own − other",
+)
 fig.colorbar(gap, ax=axes, label="difference of heat", fraction=0.05, pad=0.02)
 overlays.legend(fig, boxes=bool(example.boxes))
 plots.save_figure(config, fig, "00_quickstart_swapped")
@@ -141,17 +149,19 @@ plots.save_figure(config, fig, "00_quickstart_swapped")
 sided = evidence.one_sided(products.evaluation_pairs(config))[:checked_pairs]
 shifts = evidence.side_shift(model, sided, **options)
 shift = metrics.bootstrap(shifts["shift"], shifts["subject_id"], n=config.evaluation.bootstrap)
-print(f"share of heat on the named side: {shifts['own'].mean():.2f}, "
-      f"swapped {shifts['swapped'].mean():.2f}; shift {shift}, {len(shifts)} pairs")  # fmt: skip
+print(
+    f"share of heat on the named side: {shifts['own'].mean():.2f}, "
+    f"swapped {shifts['swapped'].mean():.2f}; shift {shift}, {len(shifts)} pairs"
+)
 
 # %% [markdown]
 # ## What this model can and cannot tell about a real radiograph
-# The miniature has seen computed phantoms of 64 × 64 pixels and their template impressions, nothing
-# else. On a real film it **can** show that the whole chain runs on your file: reading, cropping,
-# attention, mask. It **cannot** tell whether or where a real abnormality is: ribs, devices, breasts,
-# rotation and burned-in text look like nothing it knows; words outside its few hundred fall into
-# letters; a map always has a maximum, also where nothing is found. Whether the R marker is right
-# depends on the film not being mirrored.
+# The miniature has seen computed phantoms of 64 × 64 pixels and their template impressions,
+# nothing else. On a real film it **can** show that the whole chain runs on your file: reading,
+# cropping, attention, mask. It **cannot** tell whether or where a real abnormality is: ribs,
+# devices, breasts, rotation and burned-in text look like nothing it knows; words outside its few
+# hundred fall into letters; a map always has a maximum, also where nothing is found. Whether the
+# R marker is right depends on the film not being mirrored.
 #
 # One sign of how foreign an image is: how badly the autoencoder, which knows phantoms only,
 # reconstructs it.
@@ -161,12 +171,15 @@ phantoms = [p.framed(config.image_size).array() for p in products.evaluation_pai
 usual = evidence.reconstruction_psnr(model, np.stack(phantoms)).numpy()
 own = float(evidence.reconstruction_psnr(model, image[None])[0])
 low, high = np.quantile(usual, [0.025, 0.975])
-print(f"this image {own:.1f} dB; test images {low:.1f} to {high:.1f} dB; "
-      f"foreign to the model: {own < low}")  # fmt: skip
+print(
+    f"this image {own:.1f} dB; test images {low:.1f} to {high:.1f} dB; "
+    f"foreign to the model: {own < low}"
+)
 
 # %% [markdown]
-# Even an image that is reconstructed well is not thereby understood. For real films use the profiles
-# `open` or `paper`, with Stable Diffusion and CXR-BERT, and judge them by notebook 07's numbers.
+# Even an image that is reconstructed well is not thereby understood. For real films use the
+# profiles `open` or `paper`, with Stable Diffusion and CXR-BERT, and judge them by notebook 07's
+# numbers.
 #
 # ## What we learned
 
@@ -174,8 +187,10 @@ print(f"this image {own:.1f} dB; test images {low:.1f} to {high:.1f} dB; "
 table = evidence.compare(config, example, result)
 if example.boxes:
     best = table.drop(index="model")["cnr"].max()
-    print(f"CNR {table.loc['model', 'cnr']:.2f}, best map without skill {best:.2f}: "
-          f"better here: {table.loc['model', 'cnr'] > best}")  # fmt: skip
+    print(
+        f"CNR {table.loc['model', 'cnr']:.2f}, best map without skill {best:.2f}: "
+        f"better here: {table.loc['model', 'cnr'] > best}"
+    )
 print(f"likest map without skill: {table['likeness'].drop('model').max():.2f}")
 print(f"reads the side on {len(shifts)} pairs: {shift.low > 0}, shift {shift}")
 

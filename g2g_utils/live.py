@@ -1,0 +1,112 @@
+"""What notebook 03 asks of a training: drawn noise, held-out losses, distances, finished logs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from g2g_utils import metrics, models, products, training
+from g2g_utils.config import Config
+from g2g_utils.data import sources
+from g2g_utils.loop import read_log, seeded
+from g2g_utils.models import GroundingModel
+
+CAPTIONS = ("own caption", "stranger's caption")
+
+
+def drawn_noise(config: Config, pairs: training.Pairs, batches: int, seed: int) -> pd.DataFrame:
+    """Timesteps and dropped captions that the first batches of a training draw."""
+    size, count = config.training.batch_size, models.SD_SCHEDULE["num_train_timesteps"]
+    found = []
+    for step in range(batches):
+        ids = training.batch_indices(step, size, len(pairs), seed)
+        noise = training.draw(ids, step, pairs.mean.shape[1:], count, config.training, seed)
+        found.append(pd.DataFrame({"timestep": noise.timesteps, "dropped": noise.dropped}))
+    return pd.concat(found, ignore_index=True)
+
+
+@torch.no_grad()
+def validation_losses(
+    config: Config, model: GroundingModel, unets: dict[str, nn.Module], seed: int, draws: int = 4
+) -> pd.DataFrame:
+    """Loss of several U-Nets on the validation films, under the own and a stranger's caption.
+
+    Rows are films; columns (U-Net, caption). All see the same `draws` noises a film; the stranger
+    is the next film.
+    """
+    films = sources.examples(config, "validation")
+    images = torch.from_numpy(np.stack([f.load(config.image_size) for f in films]))[:, None]
+    latents, _ = model.image_posterior(images)
+    own = model.encode_phrases([film.phrase for film in films])
+    found: dict[tuple[str, str], Tensor] = {}
+    for name, unet in unets.items():
+        for kind, states in zip(CAPTIONS, (own, own.roll(1, 0)), strict=True):
+            parts = [_losses(model, unet, latents, states, seed, k, draws) for k in range(draws)]
+            found[name, kind] = torch.stack(parts).mean(0)
+    return pd.DataFrame({key: value.numpy() for key, value in found.items()})
+
+
+def _losses(
+    model: GroundingModel,
+    unet: nn.Module,
+    latents: Tensor,
+    states: Tensor,
+    seed: int,
+    k: int,
+    draws: int,
+) -> Tensor:
+    """Squared error [b] of a U-Net's prediction at the k-th of `draws` noise levels."""
+    scheduler = model.scheduler
+    level = int((k + 0.5) / draws * scheduler.config.num_train_timesteps)
+    noise = torch.randn(latents.shape, generator=seeded(seed, 31, k))
+    timesteps = torch.full((len(latents),), level)
+    noised = scheduler.add_noise(latents, noise, timesteps)
+    velocity = scheduler.config.prediction_type == "v_prediction"
+    target = scheduler.get_velocity(latents, noise, timesteps) if velocity else noise
+    predicted = unet(noised, timesteps, encoder_hidden_states=states).sample
+    return (predicted - target).square().mean((1, 2, 3))
+
+
+def penalty(losses: pd.DataFrame, resamples: int) -> metrics.Interval:
+    """How much a U-Net's loss grows under a stranger's caption (95 % interval)."""
+    own, stranger = (losses[kind] for kind in CAPTIONS)
+    return metrics.paired(stranger, own, n=resamples)
+
+
+def distance(shadow: Sequence[Tensor], module: dict[str, Tensor]) -> float:
+    """Relative distance of averaged and raw weights of a checkpoint's trained U-Net."""
+    raw = [value for name, value in module.items() if name.startswith("unet.")]
+    flat, other = (torch.cat([w.flatten().float() for w in part]) for part in (shadow, raw))
+    size = min(len(flat), len(other))
+    return float((flat[:size] - other[:size]).norm() / other[:size].norm())
+
+
+def finished_logs(config: Config) -> dict[str, pd.DataFrame]:
+    """Training logs of the arms and seeds that are made or shipped; none is trained for this."""
+    logs = {}
+    for name in products.plan(config):
+        folder = products.find(config, name) if name.startswith("ldm/") else None
+        if folder is not None and (folder / "log.jsonl").is_file():
+            logs[name.removeprefix("ldm/")] = pd.DataFrame(read_log(folder))
+    return logs
+
+
+def draw_logs(ax: Any, logs: dict[str, pd.DataFrame], smooth: int = 15) -> None:
+    """Smoothed losses: one colour an arm, one line a seed."""
+    arms = list(dict.fromkeys(name.rpartition("-s")[0] for name in logs))
+    colours = dict(zip(arms, ("#b5367a", "#2a788e", "#fb8761", "#51127c", "#7ad151"), strict=False))
+    for name, log in logs.items():
+        arm, _, seed = name.rpartition("-s")
+        mean = log["loss"].rolling(smooth, min_periods=1).mean()
+        label = (
+            arm
+            if seed == next(n for n in logs if n.startswith(arm + "-s"))[len(arm) + 2 :]
+            else None
+        )
+        ax.plot(log["step"], mean, color=colours.get(arm, "0.5"), lw=1, alpha=0.8, label=label)
+    ax.legend()
