@@ -141,7 +141,7 @@ def frechet_interval(
     """Frechet distance of features [n, d] to `real` and its 95 % interval over the images."""
     value, spread = frechet_draws(fake, real, resamples, seed)
     low, high = np.percentile(spread, [2.5, 97.5])
-    return metrics.Interval(value, float(value + low), float(value + high))
+    return metrics.Interval(value, max(0.0, float(value + low)), float(value + high))
 
 
 @torch.no_grad()

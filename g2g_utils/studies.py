@@ -105,7 +105,7 @@ def resolutions(model: Any, pairs: Sequence[Example], **options: Any) -> pd.Data
     for example, found in grounded(model, pairs, "layer groups", keep="layers", **options):
         sides = sorted({maps.shape[-1] for maps in found.maps.values()}, reverse=True)
         for name in (None, "down", "mid", "up", *sides):
-            label = "all" if name is None else f"{name}x{name}" if isinstance(name, int) else name
+            label = "all" if name is None else f"{name}×{name}" if isinstance(name, int) else name
             scores = quick_scores(found.select(layers=name), example.boxes, model.image_size)
             rows.append(identity(example) | {"layers": label, **scores})
     return pd.DataFrame(rows)

@@ -113,7 +113,7 @@ print(f"largest gap to the product of means: {gap:.3f}")
 # Row $y$ of a matrix product is a mixture of the *rows* of the text bias, weighted by row $y$ of
 # the image bias. So $M$ keeps the image bias's height profile and the text bias's width profile
 # rather than their overlap, which the elementwise (Hadamard) product would give. Both are shown
-# below.
+# below, as $M$ and $B_I\circ B_T$.
 #
 # ## Confidence
 # How far the two expectations agree, by the structural similarity of their mean maps, negatives cut
@@ -153,7 +153,7 @@ maps = {
     "image bias": mean_image,
     "text bias": mean_text,
     "M": interaction,
-    "Hadamard, for comparison": mean_image * mean_text,
+    "B_I ∘ B_T": mean_image * mean_text,
     **merged,
 }
 
@@ -186,7 +186,8 @@ fig = charts.bars(summary, columns, by_seed, f"{arms[0]}: merged maps against th
 plots.save_figure(config, fig, "06_bias_merging")
 
 # %% [markdown]
-# Bars overlap because pairs differ more than curves do; the paired differences are sharper.
+# The bars' intervals hold how much *pairs* differ, which all curves share; paired differences leave
+# that out and are sharper.
 #
 # ## F4: CNR rises; quadratic helps the mask, linear hurts it
 # A claim holds if the 95 % interval of the paired difference lies above zero.

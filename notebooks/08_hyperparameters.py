@@ -86,8 +86,10 @@ charts.readable(by_filter)
 
 # %%
 dots = filters.groupby(["filter", "seed"], sort=False)[columns].mean().reset_index()
-best = by_filter["cnr"].map(lambda cell: cell.value).idxmax()
-fig = charts.bars(by_filter, columns, dots, f"Highest CNR on validation: {best}", {"auc_roc": 0.5})
+best = by_filter["cnr"][:3].map(lambda cell: cell.value).idxmax()
+fig = charts.bars(
+    by_filter, columns, dots, f"Best filter on validation: {best}", zero={"auc_roc": 0.5}
+)
 plots.save_figure(config, fig, "08_filters")
 
 # %% [markdown]
@@ -107,8 +109,8 @@ def compared(id: str, table: pd.DataFrame, by: str, better: object, worse: objec
         table[table[by] == better], table[table[by] == worse], "cnr", resamples
     )
     shifted = metrics.Interval(*(end + slack for end in gap))
-    tail = f" − {slack}" if slack else ""
-    text = f"CNR with {by} = {better} exceeds that with {worse}{tail}"
+    names = f"{by} {better} > {worse} in CNR"
+    text = f"{names}, within {slack} (difference + {slack})" if slack else names
     return findings.claim(config, id, text, shifted, sorted(table["seed"].unique()), split)
 
 
@@ -184,7 +186,9 @@ groups = pd.concat(parts, ignore_index=True)
 by_group = studies.summary(groups, "layers", columns, resamples)
 dots = groups.groupby(["layers", "seed"], sort=False)[columns].mean().reset_index()
 chosen = by_group["cnr"].map(lambda cell: cell.value).idxmax()
-fig = charts.bars(by_group, columns, dots, f"Highest CNR on validation: {chosen}", {"auc_roc": 0.5})
+fig = charts.bars(
+    by_group, columns, dots, f"Best group on validation: {chosen}", zero={"auc_roc": 0.5}
+)
 plots.save_figure(config, fig, "08_layer_groups")
 
 # %%

@@ -39,6 +39,8 @@ config = load(profile)
 # ## Imports
 
 # %%
+from textwrap import shorten
+
 import numpy as np
 import pandas as pd
 import torch
@@ -68,9 +70,11 @@ real = [e.framed(config.image_size) for e in sources.examples(config, "test")[:s
 fig, axes = overlays.panels(shown, 1 + len(arms), size=1.55)
 for k, example in enumerate(real):
     overlays.show_image(axes[0, k], example.array())
-    axes[0, k].set_title(overlays.wrapped(prompts[k], 26)[:78], fontsize=6.5)
+    axes[0, k].set_title(
+        overlays.wrapped(shorten(prompts[k], 75, placeholder=" …"), 26), fontsize=6.5
+    )
     for row, arm in enumerate(arms, start=1):
-        overlays.show_image(axes[row, k], samples[arm][k] / 255)
+        overlays.show_image(axes[row, k], samples[arm][k] / 255, marker=False)
 for row, name in enumerate(["real", *arms]):
     axes[row, 0].set_ylabel(name)
 plots.save_figure(config, fig, "09_samples")
@@ -106,7 +110,8 @@ for name in networks:
 # %% [markdown]
 # ## How near could any arm get?
 # Two rows that no diffusion is in: as many real images, and the same images after a pass through
-# the autoencoder, whose blur every arm shares. Distances below the second row are not to be had.
+# the autoencoder, whose blur every arm shares. What an arm lies above the second row is its own
+# doing; the reference is all training images, of which the first row is a part.
 
 # %%
 count = config.fidelity.samples

@@ -107,7 +107,7 @@ table = studies.summary(everything, "method", columns, resamples)
 charts.readable(table)
 
 # %%
-ranks = table.map(lambda cell: cell.value).rank(ascending=False)
+ranks = table[columns].map(lambda cell: cell.value).rank(ascending=False)
 moved = int((ranks["balanced_iou"] != ranks["threshold_iou"]).sum())
 title = f"{moved} of {len(table)} rows change rank between the two metrics called mIoU"
 fig = charts.bars(table, columns, title=title, zero={"balanced_iou": float(nothing.mean())})

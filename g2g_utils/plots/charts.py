@@ -103,10 +103,12 @@ def bars(
 
 def _bar_panel(ax: Axes, cells: pd.Series, zero: float) -> None:
     """Bars from `zero` to the estimates, whiskers to the ends of the intervals."""
+    known = any(name in COLOURS for name in cells.index)
     for y, (name, cell) in enumerate(cells.items()):
         if not isinstance(cell, Interval) or not np.isfinite(cell.value):
             continue
-        ax.barh(y, cell.value - zero, left=zero, color=colour(name), alpha=0.55, height=0.66)
+        shade = colour(name) if known else COLOURS["domain-frozen"]
+        ax.barh(y, cell.value - zero, left=zero, color=shade, alpha=0.55, height=0.66)
         ax.plot([cell.low, cell.high], [y, y], color="0.15", lw=1.4)
     ax.axvline(zero, color="0.3", lw=0.8)
     ax.tick_params(axis="y", length=0)
@@ -177,14 +179,16 @@ def _no_frame(ax: Axes) -> None:
 def shares(weights: pd.DataFrame, title: str = "") -> Figure:
     """Share of every class (rows) under several averages (columns, one panel each)."""
     size = (1.8 + 2.0 * weights.shape[1], 1.0 + 0.27 * len(weights))
-    fig, axes = plt.subplots(1, weights.shape[1], figsize=size, sharey=True, sharex=True)
-    for ax, name in zip(axes, weights.columns, strict=True):
+    fig, axes = plt.subplots(
+        1, weights.shape[1], figsize=size, sharex=True, sharey=True, squeeze=False
+    )
+    for ax, name in zip(axes[0], weights.columns, strict=True):
         ax.barh(range(len(weights)), weights[name] * 100, color=COLOURS["domain-frozen"], alpha=0.6)
         ax.set(title=name, xlabel="share in %")
         ax.grid(axis="x", alpha=0.3)
         ax.tick_params(axis="y", length=0)
-    axes[0].set_yticks(range(len(weights)), weights.index)
-    axes[0].invert_yaxis()
+    axes[0, 0].set_yticks(range(len(weights)), weights.index)
+    axes[0, 0].invert_yaxis()
     _suptitle(fig, title)
     return fig
 

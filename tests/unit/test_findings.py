@@ -1,0 +1,66 @@
+"""findings.json: its schema, one entry an id, and a claim that holds only above zero."""
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from g2g_utils import config as configuration
+from g2g_utils import findings
+from g2g_utils.config import Config
+from g2g_utils.metrics import Interval
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    monkeypatch.setenv("G2G_BUILD", str(tmp_path))
+    return configuration.load("smoke")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "holds"), [(0.1, 0.5, True), (-0.1, 0.5, False), (0.0, 0.5, False)]
+)
+def test_a_claim_holds_only_if_its_interval_lies_above_zero(
+    config: Config, low: float, high: float, holds: bool
+) -> None:
+    made = findings.claim(config, "F1-x", "a > b", Interval(0.3, low, high), [0, 1])
+    assert made.holds is holds
+    assert str(made).startswith(f"a > b: {holds}, +0.30 [")
+    verdict = "**holds**" if holds else "**not shown**"
+    assert findings.verdicts([made]).startswith(f"- {verdict}: a > b")
+
+
+def test_a_damaged_claim_does_not_hold(config: Config) -> None:
+    nan = float("nan")
+    with pytest.raises(ValueError, match="JSON"):
+        findings.claim(config, "F1-x", "a > b", Interval(nan, nan, nan), [0])
+
+
+def test_the_file_follows_the_schema_and_keeps_one_entry_an_id(config: Config) -> None:
+    for value in (0.1, 0.2):
+        gap = Interval(value, value - 0.05, value + 0.05)
+        findings.claim(config, "F2", "c > d", gap, [0, 1, 2], "validation")
+    findings.claim(config, "F1", "a > b", Interval(0.3, -0.1, 0.5), [0])
+    rows = json.loads(findings.path(config).read_text())
+    jsonschema.validate(rows, findings.SCHEMA)
+    assert [(row["id"], row["estimate"]) for row in rows] == [("F1", 0.3), ("F2", 0.2)]
+    assert findings.read(config) == rows
+    assert rows[0]["run"].startswith("smoke-")
+
+
+def test_the_schema_refuses_what_is_no_finding() -> None:
+    for bad in ([{"id": "F1"}], {"id": "F1"}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(bad, findings.SCHEMA)
+
+
+def test_findings_of_the_smoke_run_follow_the_schema() -> None:
+    """Where `./run_all.sh smoke` has run, its findings.json is regenerated and sound."""
+    written = findings.path(configuration.load("smoke"))
+    if not written.is_file():
+        pytest.skip("no smoke run yet: ./run_all.sh smoke")
+    rows = json.loads(written.read_text())
+    jsonschema.validate(rows, findings.SCHEMA)
+    assert {row["id"].split("-")[0] for row in rows} >= {"F1", "F2", "F3", "F4", "F5", "F6"}
+    assert all(row["holds"] == (row["low"] > 0) for row in rows)

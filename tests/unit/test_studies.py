@@ -1,0 +1,136 @@
+"""Summaries, paired differences, averages and ranks of long result tables; audit arithmetic."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from g2g_utils import audit, studies
+from g2g_utils.data.record import Example
+
+
+def rows(values: list[float], seed: int = 0, **more: object) -> pd.DataFrame:
+    """One row a pair: two pairs a patient, two findings."""
+    n = len(values)
+    return pd.DataFrame(
+        {
+            "image_id": [f"i{k}" for k in range(n)],
+            "subject_id": [f"p{k // 2}" for k in range(n)],
+            "finding": ["Edema" if k % 2 else "Pneumonia" for k in range(n)],
+            "phrase": [f"phrase {k}" for k in range(n)],
+            "seed": seed,
+            "cnr": values,
+            **more,
+        }
+    )
+
+
+def test_difference_pairs_rows_and_averages_seeds_first() -> None:
+    first = pd.concat([rows([2.0, 3.0, 4.0, 5.0], 0), rows([4.0, 5.0, 6.0, 7.0], 1)])
+    second = rows([1.0, 2.0, 3.0, 4.0])[::-1]  # the order of rows doesn't matter
+    gap = studies.difference(first, second, "cnr", 100)
+    assert gap.value == pytest.approx(2.0)
+    assert gap.low == pytest.approx(2.0) and gap.high == pytest.approx(2.0)
+
+
+def test_difference_leaves_out_pairs_that_one_side_lacks() -> None:
+    gap = studies.difference(rows([2.0, np.nan, 4.0]), rows([1.0, 1.0, 1.0]), "cnr", 50)
+    assert gap.value == pytest.approx(2.0)
+
+
+def test_summary_says_how_many_pairs_and_marks_unknown_columns() -> None:
+    table = pd.concat(
+        [rows([1.0, 3.0], method="a", seed=0), rows([np.nan, np.nan], method="b", seed=0)]
+    )
+    found = studies.summary(table, "method", ["cnr", "missing"], 50)
+    assert found.loc["a", "cnr"].value == pytest.approx(2.0)
+    assert found.loc["a", "pairs"] == 2
+    assert np.isnan(found.loc["b", "cnr"].value)
+    assert found["missing"].isna().all()
+
+
+def test_per_class_ends_with_three_named_averages() -> None:
+    table = pd.concat([rows([1.0, 3.0]), rows([1.0], image_id="other")])
+    found = studies.per_class(table, "cnr")
+    assert list(found.index[-3:]) == ["micro average", "macro average", "paper average"]
+    assert found.loc["Pneumonia", "pairs"] == 2
+    assert found.loc["micro average", "cnr"] == pytest.approx(5 / 3)
+    assert found.loc["macro average", "cnr"] == pytest.approx(2.0)
+    assert found.loc["paper average", "cnr"] == pytest.approx((4 * 1 + 1 * 3) / 5)
+
+
+def test_methods_joins_arms_swapped_map_and_baselines() -> None:
+    arms = pd.concat(
+        [
+            rows([2.0, 3.0], arm="x", other_cnr=[0.5, 1.0]),
+            rows([1.0, 1.0], arm="y", other_cnr=[0.0, 0.0]),
+        ]
+    )
+    joined = studies.methods(arms, rows([0.0, 0.0], method="random"), rows([0.7, 0.8]))
+    counts = joined.groupby("method").size().to_dict()
+    assert counts == {
+        "x": 2, "y": 2, "its map of another phrase": 2, "BioViL-like": 2, "random": 2
+    }  # fmt: skip
+    swapped = joined[joined["method"] == "its map of another phrase"]
+    assert swapped["cnr"].tolist() == [0.5, 1.0]
+
+
+def test_ranked_takes_fixed_ranks() -> None:
+    table = rows([5.0, np.nan, 1.0, 3.0, 4.0])
+    assert studies.ranked(table, "cnr", (0, 0.34, 1))["cnr"].tolist() == [5.0, 4.0, 1.0]
+
+
+def test_priors_know_at_most_the_finding() -> None:
+    image = np.zeros((32, 32), np.float32)
+    spots = {"Edema": (2.0, 2.0, 8.0, 8.0), "Pneumonia": (20.0, 20.0, 8.0, 8.0)}
+    pairs = [
+        Example(image, f"{finding} here", finding, (box,), f"i{k}", f"p{k}", "test")
+        for k, (finding, box) in enumerate(spots.items())
+    ]
+    regions = [{"finding": finding, "boxes": [box]} for finding, box in spots.items()]
+    table = studies.no_skill_rows(pairs, regions, 32, 8).set_index("method")
+    for blind in ("random", "centre prior", "mean box"):
+        assert table.loc[blind, "specificity"].tolist() == [0, 0]
+    assert (table.loc["mean box per finding", "specificity"] > 1).all()
+
+
+# -- audit --------------------------------------------------------------------------------------
+
+
+def test_class_weights_of_ms_cxr() -> None:
+    weights = audit.class_weights(audit.MS_CXR_COUNTS)
+    assert audit.MS_CXR_COUNTS.sum() == 1162
+    assert np.allclose(weights.sum(), 1)
+    assert weights.loc["Cardiomegaly", "micro"] == pytest.approx(333 / 1162)
+    assert weights.loc["Cardiomegaly", "n²"] > 0.4
+    assert audit.weights_title(weights).startswith(
+        "Cardiomegaly carries 29% of micro, 12% of macro"
+    )
+
+
+def test_paper_gaps_mix_averages_only_as_printed() -> None:
+    gaps = audit.paper_gaps()
+    assert gaps.loc["as printed", "CNR"] == pytest.approx(0.07)
+    assert gaps.loc["macro", "CNR"] == pytest.approx(0.27)
+    assert gaps.loc["n²", "CNR"] == pytest.approx(0.22)
+    marked = (audit.PAPER_AVERAGES.map(lambda cell: cell.endswith("*"))).sum(axis=1)
+    assert (marked == 2).all()
+
+
+def test_reweighted_means_of_methods() -> None:
+    table = rows([1.0, 3.0], method="a")
+    counts = pd.Series({"Edema": 1, "Pneumonia": 3})
+    found = audit.reweighted(table, counts, "cnr").loc["a"]
+    assert found["micro"] == pytest.approx((3 * 1 + 1 * 3) / 4)
+    assert found["macro"] == pytest.approx(2.0)
+    assert found["n²"] == pytest.approx((9 * 1 + 1 * 3) / 10)
+
+
+def test_boxes_resized_as_pictures_grow_and_less_in_finer_frames() -> None:
+    found = audit.growth([[(10.0, 10.0, 20.0, 20.0)]], 64, 1000, (64, 256))
+    assert found["64²"] > found["256²"] > 0
+
+
+def test_effects_cover_metrics_that_both_have() -> None:
+    found = audit.effects(rows([2.0, 2.0]), rows([1.0, 1.5]), 50)
+    assert found["cnr"].value == pytest.approx(0.75)
+    assert np.isnan(found["auc_roc"].value)
