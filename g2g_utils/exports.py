@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from g2g_utils.grounding import Grounding
     from g2g_utils.models import GroundingModel
 
+FILM_SIDE = 512  # pixels of the film under exported maps
 DISCLAIMER = "for research, not a medical device"
 PHANTOM_CAUTION = (
     "the model was trained on computed phantoms alone: on a real radiograph its map is a "
@@ -55,7 +56,7 @@ def ground_file(
     name = f"{image.stem}-{runs.digest([source, parameters, _weights(config, model)], 8)}"
     folder = (out or config.build_dir / "grounded") / name
     report = {**_report(result, image), "image": source, "parameters": parameters}
-    return write_files(config, folder, example, result, report)
+    return write_files(config, folder, example, result, report, film=film_of(image))
 
 
 def check_arm(config: Config, arm: str | None) -> None:
@@ -72,6 +73,12 @@ def example_of_file(config: Config, image: Path, phrase: str) -> Example:
     text.check_phrase(phrase, _filter(config))
     pixels = crop_resize(read_image(image), config.image_size)
     return Example(pixels, phrase, None, (), Path(image).stem, Path(image).stem, "test")
+
+
+def film_of(image: Path) -> np.ndarray:
+    """The crop that the model is shown, [s, s] with up to FILM_SIDE of the file's own pixels."""
+    pixels = read_image(image)
+    return crop_resize(pixels, min(FILM_SIDE, *pixels.shape))
 
 
 def chosen_example(config: Config, image_path: str, phrase: str, pair: int) -> Example:
@@ -172,12 +179,20 @@ def places(result: Grounding, height: int, width: int) -> dict[str, Any]:
 
 
 def write_files(
-    config: Config, folder: Path, example: Example, result: Grounding, report: dict[str, Any]
+    config: Config,
+    folder: Path,
+    example: Example,
+    result: Grounding,
+    report: dict[str, Any],
+    film: np.ndarray | None = None,
 ) -> list[Path]:
-    """Write overlay.png, maps.npz and grounding.json into a folder; returns their paths."""
+    """Write overlay.png, maps.npz and grounding.json into a folder; returns their paths.
+
+    film: the example's image with more pixels, for the overlay.
+    """
     names = ("overlay.png", "maps.npz", "grounding.json")
     overlay, maps, numbers = (folder / name for name in names)
-    draw(config, overlay, example, result)
+    draw(config, overlay, example, result, film)
     with runs.atomic(maps) as temporary, open(temporary, "wb") as stream:
         np.savez_compressed(stream, **arrays(result))
     phantoms = {"caution": PHANTOM_CAUTION} if config.data.source == "phantoms" else {}
@@ -204,18 +219,22 @@ def arrays(result: Grounding) -> dict[str, Any]:
     return found
 
 
-def draw(config: Config, path: Path, example: Example, result: Grounding) -> None:
-    """The film, the heat map and the mask of a grounding as a PNG file."""
+def draw(
+    config: Config, path: Path, example: Example, result: Grounding, film: np.ndarray | None = None
+) -> None:
+    """The image, the heat map and the mask of a grounding as a PNG file."""
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     from g2g_utils import plots
     from g2g_utils.plots import overlays
 
-    fig = Figure(figsize=(3 * overlays.PANEL + 0.7, overlays.PANEL + 0.9), layout="constrained")
-    overlays.grounding_panels(
-        example.array(), result.heatmap, result.mask, phrase=result.phrase, fig=fig
-    )
-    fig.text(0.99, 0.01, DISCLAIMER, ha="right", va="bottom", fontsize=7, color="0.4")
-    with runs.atomic(path) as temporary:
+    with rc_context(plots.STYLE), runs.atomic(path) as temporary:
+        fig = Figure(figsize=(3 * overlays.PANEL + 0.7, overlays.PANEL + 0.9))
+        overlays.grounding_panels(
+            example.array(), result.heatmap, result.mask,
+            phrase=result.phrase, boxes=example.boxes, film=film, fig=fig,
+        )  # fmt: skip
+        fig.text(0.99, 0.01, DISCLAIMER, ha="right", va="bottom", fontsize=7, color="0.4")
         metadata = plots.provenance(config, "grounding")
         fig.savefig(temporary, format="png", dpi=plots.SAVED_DPI, metadata=metadata)

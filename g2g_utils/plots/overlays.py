@@ -27,7 +27,7 @@ from g2g_utils.metrics import resize
 from g2g_utils.plots import save_figure as save_figure
 
 Array = np.ndarray | Tensor
-Boxes = Sequence[Sequence[float]]
+Boxes = Sequence[Sequence[float]] | np.ndarray
 Limits = tuple[float, float]
 
 HEAT = "inferno"  # perceptually uniform, dark to bright
@@ -131,7 +131,8 @@ def overlay(
     """
     show_image(ax, image, boxes=boxes, title=title, marker=marker)
     size = _grey(image).shape[-1]
-    shown = resize(_map(heatmap), 4 * size).clamp(*limits) if smooth else _map(heatmap)
+    enlarged = max(size, 256)
+    shown = resize(_map(heatmap), enlarged).clamp(*limits) if smooth else _map(heatmap)
     artist = ax.imshow(
         shown.numpy(), cmap=_heat_colours(), vmin=limits[0], vmax=limits[1],
         extent=(0, size, size, 0), interpolation="nearest",
@@ -188,19 +189,27 @@ def grounding_panels(
     *,
     phrase: str,
     boxes: Boxes = (),
+    film: Array | None = None,
     fig: Figure | None = None,
 ) -> Figure:
-    """The three views of a grounding: the film, the heat map over it, the mask over it."""
+    """The three views of a grounding: the image, the heat map and the mask over it.
+
+    film: the same crop with more pixels, on which map and mask are shown.
+    """
     fig = fig or plt.figure(figsize=(3 * PANEL + 0.7, PANEL + 0.7))
     axes = fig.subplots(1, 3)
-    show_image(axes[0], image, boxes=boxes, title="radiograph")
-    overlay(axes[1], image, heatmap, boxes=boxes, title="heat map")
-    show_image(axes[2], image, boxes=boxes, title="mask")
-    size = _grey(image).shape[-1]
+    side = _grey(image).shape[-1]
+    fine = image if film is None else film
+    size = _grey(fine).shape[-1]
+    scaled = np.asarray(boxes, dtype=float).reshape(-1, 4) * size / side
+    first = "radiograph" if film is None else f"as the model sees it ({side}×{side})"
+    show_image(axes[0], image, boxes=boxes, title=first)
+    overlay(axes[1], fine, heatmap, boxes=scaled, title="heat map")
+    show_image(axes[2], fine, boxes=scaled, title=f"mask: {_map(mask).mean():.0%} of the image")
     draw_mask(axes[2], mask, size)
     colour_bar(fig, list(axes), "heat, scaled to [0, 1]")
-    legend(fig, boxes=len(np.asarray(boxes)) > 0, mask=True)
-    fig.suptitle(f"“{phrase}”", x=0.01, ha="left")
+    legend(fig, boxes=len(scaled) > 0, mask=True)
+    fig.suptitle(f"“{textwrap.shorten(phrase, 90, placeholder=' …')}”", x=0.01, ha="left")
     return fig
 
 
