@@ -48,7 +48,7 @@ import torch
 from IPython.display import Markdown
 
 from g2g_utils import audit, grounding, metrics, plots, products, studies
-from g2g_utils.plots import charts, overlays
+from g2g_utils.plots import charts
 
 plots.use_style()
 
@@ -73,9 +73,7 @@ print(f"balanced IoU {metrics.balanced_iou(mask, box):.2f}")
 print(f"threshold IoU {metrics.threshold_iou(mask.float(), box):.2f}")
 
 # %%
-fig, axes = overlays.panels(1, size=2.2)
-overlays.show_image(axes[0, 0], box.float() * 0.55, title="box (grey) missed by the mask (contour)")
-overlays.draw_mask(axes[0, 0], mask, 100)
+fig = charts.empty_overlap(mask, box, metrics.balanced_iou(mask, box))
 plots.save_figure(config, fig, "11_empty_overlap")
 
 # %% [markdown]
@@ -166,7 +164,7 @@ print(f"the average alone moves CNR by {spread.iloc[0]:.2f} ({spread.index[0]}) 
 # The coarser the frame, the more:
 
 # %%
-framed = [p.framed(side).boxes for p in pairs[:audited_pairs]]
+framed = [p.framed(side).boxes for p in pairs[:16]]
 growth = audit.growth(framed, side, film, (64, 128, 256, 512))
 growth.map("{:+.1%}".format)
 

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from g2g_utils.metrics import Interval
 
@@ -111,6 +112,7 @@ def _bar_panel(ax: Axes, cells: pd.Series, zero: float) -> None:
         ax.barh(y, cell.value - zero, left=zero, color=shade, alpha=0.55, height=0.66)
         ax.plot([cell.low, cell.high], [y, y], color="0.15", lw=1.4)
     ax.axvline(zero, color="0.3", lw=0.8)
+    ax.xaxis.set_major_locator(MaxNLocator(4))
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="x", alpha=0.3)
 
@@ -298,6 +300,28 @@ def curve_weights(confidences: Sequence[float] = (), title: str = "") -> Figure:
     axes[0].set_ylabel("weight")
     axes[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     _suptitle(fig, title)
+    return fig
+
+
+def empty_overlap(mask: Any, box: Any, score: float) -> Figure:
+    """A mask that misses its box, both bool [H, W], and the balanced IoU of all such misses."""
+    fig, (picture, ax) = plt.subplots(1, 2, figsize=(6.6, 2.8), width_ratios=(1, 1.3))
+    inside = {"mask": np.asarray(mask), "box": np.asarray(box)}
+    shades = {"mask": COLOURS["linear"], "box": COLOURS["quadratic"]}
+    picture.set(xlim=(0, len(box)), ylim=(len(box), 0), aspect="equal", xticks=[], yticks=[])
+    for name, where in inside.items():
+        (top, left), (bottom, right) = np.argwhere(where).min(0), np.argwhere(where).max(0) + 1
+        corners = ((left, right, right, left), (top, top, bottom, bottom))
+        picture.fill(*corners, color=shades[name], alpha=0.7)
+        picture.text((left + right) / 2, (top + bottom) / 2, name, ha="center", va="center")
+    g = np.linspace(0, 0.5, 51)
+    for s, style in ((0.0, "-"), (0.05, "--"), (0.15, ":")):
+        ax.plot(g, (1 - s - g) / 2, style, color="0.15", label=f"mask {s:.0%}")
+    ax.plot(inside["box"].mean(), score, "o", color=COLOURS["linear"])
+    ax.set(xlabel="share of the box in the image", ylabel="balanced IoU", ylim=(0, 0.55))
+    ax.grid(alpha=0.3)
+    ax.legend()
+    _suptitle(fig, f"No overlap, yet balanced IoU {score:.2f}")
     return fig
 
 

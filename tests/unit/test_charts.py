@@ -124,3 +124,12 @@ def test_the_other_charts_draw_every_row() -> None:
     assert charts.histogram([0.1, 0.2, 0.3], "c").axes[0].texts[0].get_text() == " median 0.20"
     assert len(charts.paired_points([1, 2], [2, 1], ("x", "y")).axes[0].lines) == 2
     assert len(charts.curve_weights([0.1]).axes) == 3
+
+
+def test_empty_overlap_marks_the_score() -> None:
+    mask, box = np.zeros((2, 20, 20), bool)
+    mask[:2, :5], box[10:, :4] = True, True
+    fig = charts.empty_overlap(mask, box, 0.4)
+    assert fig.get_suptitle() == "No overlap, yet balanced IoU 0.40"
+    points = [line.get_xydata()[0] for line in fig.axes[1].lines if line.get_marker() == "o"]
+    assert np.allclose(points, [[box.mean(), 0.4]])
