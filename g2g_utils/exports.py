@@ -106,6 +106,11 @@ def chosen_example(config: Config, image_path: str, phrase: str, pair: int) -> E
     return example
 
 
+def figures_folder(config: Config, image_path: str) -> Path:
+    """Where a notebook's figures go: those of a user's own image never among committed ones."""
+    return config.build_dir / "grounded" / "figures" if image_path else config.figures_dir
+
+
 def options_of(config: Config) -> dict[str, Any]:
     """The profile's grounding options without bias merging, for images without a known class."""
     from g2g_utils import products

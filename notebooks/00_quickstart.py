@@ -74,6 +74,7 @@ print(f"image {image.shape}, phrase {example.phrase!r}, {len(example.boxes)} gro
 
 # %%
 model = products.model(config)
+folder = exports.figures_folder(config, image_path)  # your own image's figures stay below build/
 millions = {
     n: sum(p.numel() for p in getattr(model, n).parameters()) / 1e6
     for n in ("text_encoder", "vae", "unet")
@@ -96,7 +97,7 @@ print(f"words that ground: {', '.join(result.words)}; heat map {tuple(result.hea
 fig = overlays.grounding_panels(
     image, result.heatmap, result.mask, phrase=example.phrase, boxes=example.boxes
 )
-plots.save_figure(config, fig, "00_quickstart_grounding")
+plots.save_figure(config, fig, "00_quickstart_grounding", folder)
 
 # %% [markdown]
 # The mask comes from a mixture of two Gaussians over the map's values: how much of the image it
@@ -139,7 +140,7 @@ gap = overlays.show_map(
 )
 fig.colorbar(gap, ax=axes, label="difference of heat", fraction=0.05, pad=0.02)
 overlays.legend(fig, boxes=bool(example.boxes))
-plots.save_figure(config, fig, "00_quickstart_swapped")
+plots.save_figure(config, fig, "00_quickstart_swapped", folder)
 
 # %% [markdown]
 # One image may be luck. The same swap on many test pairs: by how much does the share of heat on the

@@ -61,13 +61,15 @@ plots.use_style()
 # domain's doing alone; control encoders take that apart elsewhere.
 
 # %%
-# NBVAL_CHECK_OUTPUT
 folders = {
     n: e.pretrained or products.ensure(config, f"encoders/{n}")
     for n, e in config.encoders.items()
     if n in ("domain", "generic")
 }
 encoders = {n: models.load_text_encoder(f, config.encoders[n].revision) for n, f in folders.items()}
+
+# %%
+# NBVAL_CHECK_OUTPUT
 for name, (_, encoder) in encoders.items():
     print(
         f"{name}: {type(encoder).__name__}, width {encoder.config.hidden_size}, "

@@ -59,10 +59,12 @@ plots.use_style()
 # Captions are whole impressions: no phrase, no box, no class is ever shown.
 
 # %%
-# NBVAL_CHECK_OUTPUT
 arm = arm or next(iter(config.training.arms))
 captions = products.training_texts(config)["captions"]
 pairs = training.load_pairs(products.ensure(config, "latents"), captions)
+
+# %%
+# NBVAL_CHECK_OUTPUT
 print(f"{len(pairs)} pairs, latents {tuple(pairs.mean.shape[1:])}, arm {arm}")
 print("the first caption:", repr(pairs.captions[0]))
 

@@ -44,7 +44,7 @@ config = load(profile)
 import pandas as pd
 import torch
 
-from g2g_utils import attention, bbm, exports, grounding, plots, products, text
+from g2g_utils import attention, bbm, exports, grounding, plots, products, studies, text
 from g2g_utils.plots import overlays
 
 plots.use_style()
@@ -56,8 +56,10 @@ plots.use_style()
 # miniature has fewer.
 
 # %%
-# NBVAL_CHECK_OUTPUT
 model = products.model(config)
+
+# %%
+# NBVAL_CHECK_OUTPUT
 layers = attention.find_layers(model.unet)
 for name, layer in layers.items():
     print(f"{name.replace('.transformer_blocks.0.attn2', '')}: {layer.heads} heads")
@@ -186,8 +188,6 @@ plots.save_figure(config, fig, "04_attention_layers")
 # timesteps, for this pair only; notebook 08 asks the same of a whole data set.
 
 # %%
-from g2g_utils import studies
-
 scores = {
     label: studies.quick_scores(full.mean(content, layers=n)[0], example.boxes, config.image_size)
     for label, n in zip(labels, full.layers, strict=True)

@@ -54,9 +54,11 @@ plots.use_style()
 # reported.
 
 # %%
-# NBVAL_CHECK_OUTPUT
 arm = next(iter(config.training.arms))
 model = products.model(config, arm)
+
+# %%
+# NBVAL_CHECK_OUTPUT
 example = exports.chosen_example(config, "", "", pair)
 words = text.tokenize(model.tokenizer, example.phrase, model.max_length)
 print(f"{example.phrase!r}: {len(words.words)} words, {len(words.inner)} tokens")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -49,9 +50,14 @@ def provenance(config: configuration.Config, title: str) -> dict[str, str]:
     }
 
 
-def save_figure(config: configuration.Config, fig: Figure, name: str) -> None:
-    """Write <figures folder>/<name>.png atomically, with the run and the commit in its metadata."""
-    path = config.figures_dir / f"{name}.png"
+def save_figure(
+    config: configuration.Config, fig: Figure, name: str, folder: Path | None = None
+) -> None:
+    """Write <figures folder>/<name>.png atomically, with the run and the commit in its metadata.
+
+    folder: elsewhere, where a figure must not lie among those that are committed.
+    """
+    path = (folder or config.figures_dir) / f"{name}.png"
     with runs.atomic(path) as temporary:
         fig.savefig(
             temporary,

@@ -177,6 +177,12 @@ def test_notebook_choice(config):
         exports.chosen_example(config, "film.png", "", 0)
 
 
+def test_figures_of_own_images_stay_below_build():
+    config = load("miniature")
+    assert exports.figures_folder(config, "") == config.figures_dir
+    assert config.build_dir in exports.figures_folder(config, "mine.png").parents
+
+
 def real_images() -> list[Path]:
     """A handful of real films of different sizes and modes, or none where they are absent."""
     root = os.environ.get("G2G_SHARED", str(Path(__file__).parents[3] / "shared"))
