@@ -7,7 +7,7 @@
 from g2g_utils.explorer.export import code, heatmap, save, static_views
 from g2g_utils.explorer.maps import Capture, Selection, capture_image, capture_text
 from g2g_utils.explorer.session import Panel, Session, View
-from g2g_utils.explorer.state import State, swap, swap_sides
+from g2g_utils.explorer.state import State, swap
 
 __all__ = [
     "Capture",
@@ -24,7 +24,6 @@ __all__ = [
     "save",
     "static_views",
     "swap",
-    "swap_sides",
 ]
 
 

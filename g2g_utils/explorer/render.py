@@ -30,7 +30,7 @@ SIDES = "patient right is image left"
 MAP_COLOURS, DIFFERENCE_COLOURS = "magma", "RdBu_r"
 BOX, CONTOUR, MASK = (0, 229, 255), (255, 255, 255), (255, 159, 28)
 PAPER, INK, FAINT = (255, 255, 255), (33, 37, 41), (95, 102, 110)
-GAP = 16
+GAP, BAR = 16, 66
 
 RGB = NDArray[np.uint8]
 
@@ -121,26 +121,40 @@ def png(picture: Image.Image, facts: dict[str, Any] | None = None) -> bytes:
 def main_view(view: View, side: int | None = None) -> Image.Image:
     """The radiograph with what the state shows over it; if compared, two and their difference.
 
-    side: pixels of a panel (default: 480 alone, 360 compared).
+    side: pixels of a panel (default: 480 alone, 320 compared).
     """
-    compared = len(view.panels) == 2
-    side = side or (360 if compared else 480)
-    letters = "AB" if compared else ("",)
+    if len(view.panels) == 2:
+        return compared_view(view, side or 320)
+    side, panel = side or 480, view.panels[0]
+    heading = _heading(view, panel, "")
+    if view.state.show == "difference":
+        parts = [
+            titled(difference_picture(view, side), [heading[0], view.difference_label], side, 2),
+            _difference_bar(side, view.difference_label),
+        ]
+    else:
+        parts = [titled(panel_picture(view, panel, side), heading, side, 2), _bar_of(view, side)]
+    return framed(beside(parts), _legend(view))
+
+
+def compared_view(view: View, side: int) -> Image.Image:
+    """Panels A and B on one scale, below them B − A and how far they are apart."""
     tiles = [
         titled(panel_picture(view, p, side), _heading(view, p, letter), side, 2)
-        for p, letter in zip(view.panels, letters, strict=True)
+        for letter, p in zip("AB", view.panels, strict=True)
     ]
-    bars = [_bar_of(view, side)]
-    if compared:
-        picture = difference_picture(view, side)
-        tiles.append(titled(picture, [view.difference_label, _change(view)], side, 2))
-        bars.append(_difference_bar(side, view.difference_label))
-    elif view.state.show == "difference":
-        picture = difference_picture(view, side)
-        tiles = [titled(picture, [_heading(view, view.panels[0], "")[0], ""], side, 2)]
-        bars = [_difference_bar(side, view.difference_label)]
-    row = tiles[:-1] + bars[:1] + tiles[-1:] + bars[1:] if compared else tiles + bars
-    return framed(beside(row), _legend(view))
+    below = titled(difference_picture(view, side), [view.difference_label], side)
+    notes = Image.new("RGB", (side - 60, side), PAPER)
+    for i, text in enumerate(_change(view)):
+        ImageDraw.Draw(notes).text((0, 8 + 22 * i), text, INK, font(13))
+    rows = [
+        beside([*tiles, _bar_of(view, side)]),
+        beside([below, _difference_bar(side, view.difference_label), notes]),
+    ]
+    image = Image.new("RGB", (rows[0].width, sum(r.height for r in rows) + GAP), PAPER)
+    image.paste(rows[0], (0, 0))
+    image.paste(rows[1], (0, rows[0].height + GAP))
+    return framed(image, _legend(view))
 
 
 def panel_picture(view: View, panel: Panel, side: int) -> RGB:
@@ -197,12 +211,18 @@ def _heading(view: View, panel: Panel, letter: str) -> list[str]:
     return [first, f"{panel.model}{sure}"]
 
 
-def _change(view: View) -> str:
+def _change(view: View) -> list[str]:
     """How far the second map is from the first, in numbers."""
     assert view.difference is not None
     a, b = (p.heatmap.flatten() for p in view.panels)
-    together = torch.corrcoef(torch.stack([a, b]))[0, 1]
-    return f"mean |B − A| {view.difference.abs().mean():.2f}, correlation {together:.2f}"
+    together = float(torch.nan_to_num(torch.corrcoef(torch.stack([a, b])))[0, 1])
+    left, right = (float(half.mean()) for half in view.difference.chunk(2, dim=1))
+    return [
+        f"mean |B − A|   {float(view.difference.abs().mean()):.2f}",
+        f"correlation   {together:.2f}".replace("-", "−"),
+        f"image left half   {left:+.2f}".replace("-", "−"),
+        f"image right half   {right:+.2f}".replace("-", "−"),
+    ]
 
 
 def _legend(view: View) -> list[tuple[str, tuple[int, int, int] | None]]:
@@ -242,8 +262,7 @@ def titled(
 def colour_bar(name: str, low: float, high: float, label: str, height: int) -> Image.Image:
     """A vertical colour bar with its limits and what it means."""
     ramp = palette(name)[np.linspace(255, 0, height).astype(int)]
-    wide = 78
-    image = Image.new("RGB", (wide, height), PAPER)
+    image = Image.new("RGB", (BAR, height), PAPER)
     image.paste(Image.fromarray(np.repeat(ramp[:, None], 14, 1)))
     draw = ImageDraw.Draw(image)
     draw.rectangle([0, 0, 13, height - 1], outline=FAINT)
@@ -253,7 +272,7 @@ def colour_bar(name: str, low: float, high: float, label: str, height: int) -> I
     text = Image.new("RGB", (int(size[2]) + 2, 18), PAPER)
     ImageDraw.Draw(text).text((0, 1), label, FAINT, font(12))
     turned = text.rotate(90, expand=True)
-    image.paste(turned, (wide - 20, max(0, (height - turned.height) // 2)))
+    image.paste(turned, (BAR - 20, max(0, (height - turned.height) // 2)))
     return image
 
 
@@ -262,9 +281,9 @@ def _number(value: float) -> str:
 
 
 def _bar_of(view: View, side: int) -> Image.Image:
-    """The colour bar of the panels; none over masks."""
+    """The colour bar of the panels; over masks only its room."""
     if view.state.show == "mask":
-        return Image.new("RGB", (1, side), PAPER)
+        return Image.new("RGB", (BAR, side), PAPER)
     return colour_bar(MAP_COLOURS, *view.limits, side)
 
 
@@ -310,7 +329,7 @@ def framed(
 # -- small multiples ------------------------------------------------------------------------------
 
 
-def token_view(view: View, side: int = 132, columns: int = 6) -> Image.Image:
+def token_view(view: View, side: int = 140, columns: int = 4) -> Image.Image:
     """Every token's map in small, on one colour scale; chosen tokens are marked."""
     panel = view.panels[0]
     capture = panel.capture

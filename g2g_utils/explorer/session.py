@@ -134,6 +134,7 @@ class Session:
         self._loaded: OrderedDict[str, Any] = OrderedDict()
         examples = sources.examples(config, "test")
         self.pictures = {p.key: p for p in pictures(examples, config.image_size)}
+        self._panels: OrderedDict[Any, Panel] = OrderedDict()
         self._scores: dict[Any, dict[str, float | str]] = {}
 
     # -- starting points and actions: state -> state --------------------------------------------
@@ -260,7 +261,16 @@ class Session:
         return replace(shown, difference=difference, difference_label=label)
 
     def panel(self, now: State, boxes: Sequence[Any], progress: Progress | None = None) -> Panel:
-        """Heat map, mask and numbers of one model and phrase."""
+        """Heat map, mask and numbers of one model and phrase; the last two are remembered."""
+        key = (replace(state.undrawn(now), compare="nothing"), tuple(boxes))
+        if key not in self._panels:
+            self._panels[key] = self._make_panel(now, boxes, progress)
+            while len(self._panels) > 2:
+                self._panels.popitem(last=False)
+        self._panels.move_to_end(key)
+        return self._panels[key]
+
+    def _make_panel(self, now: State, boxes: Sequence[Any], progress: Progress | None) -> Panel:
         capture = self.capture(now, progress)
         chosen = state.select(now, capture, now.columns, self.config.grounding.keep_last)
         raw = maps.activation(capture, chosen)

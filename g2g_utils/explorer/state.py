@@ -5,7 +5,6 @@ Nothing here computes a map or knows a widget.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -13,14 +12,11 @@ from typing import Literal
 from g2g_utils.attention import block_of
 from g2g_utils.bbm import Curve
 from g2g_utils.explorer.maps import Capture, Selection
-from g2g_utils.text import PhraseTokens, Word, select_tokens
+from g2g_utils.text import PhraseTokens, Word, select_tokens, swap_sides
 
 Show = Literal["map", "mask", "difference"]
 Scale = Literal["each", "shared"]
 Compare = Literal["nothing", "model", "phrase"]
-
-_SIDE = re.compile(r"\b(left|right)(?=\b|ward|most|sided)", re.IGNORECASE)
-_OTHER = {"left": "right", "right": "left"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +53,20 @@ class State:
     other_phrase: str = ""
 
 
+def undrawn(state: State) -> State:
+    """The state without what only concerns the drawing: no map or number depends on that."""
+    return replace(
+        state,
+        show="map",
+        scale="each",
+        opacity=0.5,
+        boxes=True,
+        contour=True,
+        pieces=False,
+        special=False,
+    )
+
+
 def edit_phrase(state: State, phrase: str) -> State:
     """Another phrase: its own content words are chosen; an empty one is a ValueError."""
     phrase = " ".join(phrase.split())
@@ -67,23 +77,16 @@ def edit_phrase(state: State, phrase: str) -> State:
     return replace(state, phrase=phrase, columns=None)
 
 
-def swap_sides(phrase: str) -> str:
-    """The phrase with left and right exchanged, letter case kept; ValueError without a side."""
-    if not _SIDE.search(phrase):
-        raise ValueError(f"no side to swap in {phrase!r}: write left or right")
-    return _SIDE.sub(lambda m: _cased(_OTHER[m[1].lower()], m[1]), phrase)
-
-
-def _cased(word: str, like: str) -> str:
-    """A word in the letter case of another."""
-    if like.isupper():
-        return word.upper()
-    return word.capitalize() if like[0].isupper() else word
+def names_side(phrase: str) -> bool:
+    """Whether a phrase says left or right."""
+    return swap_sides(phrase) != phrase
 
 
 def swap(state: State) -> State:
     """Rewrite the phrase's side and put the result beside the original."""
     swapped = swap_sides(state.phrase)
+    if swapped == state.phrase:
+        raise ValueError(f"no side to swap in {state.phrase!r}: write left or right")
     return replace(state, compare="phrase", other_phrase=swapped)
 
 

@@ -40,6 +40,7 @@ STYLE = """<style>
 .g2g img {display: block}
 .g2g .lm-TabBar-tab, .g2g .p-TabBar-tab {max-width: none !important; flex: 0 0 auto !important}
 .g2g .widget-html, .g2g .widget-html-content {line-height: 1.45}
+.g2g .widget-readout {font-size: 12px; min-width: 108px}
 .g2g h3 {margin: 0; font-size: 13px; font-weight: 600}
 .g2g-title {font-size: 18px; font-weight: 600; line-height: 1.3}
 .g2g-notice {color: #5f666e}
@@ -583,8 +584,10 @@ def _numbers_table(view: View) -> str:
         for key, label in NUMBERS.items()
     )
     why = "no skill: the mean box of the validation images, blind to image and phrase"
+    target = view.picture.regions[view.state.region or 0].phrase
+    against = f"<div>against the boxes of “{html.escape(target)}”</div>"
     return (
-        f'{top}<table class="g2g-numbers" title="{why}"><thead><tr><th></th>{head}</tr></thead>'
+        f'{top}{against}<table class="g2g-numbers"><thead><tr><th></th>{head}</tr></thead>'
         f'<tbody>{rows}</tbody></table><div class="g2g-notice">{why}</div>'
     )
 

@@ -1,0 +1,58 @@
+"""Small tables about one view, for the notebook around the explorer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pandas as pd
+
+from g2g_utils.explorer import maps, state
+from g2g_utils.explorer.session import Panel, Session
+from g2g_utils.explorer.state import State
+
+
+def starting_state(session: Session, picture: int = -1) -> State:
+    """A picture by its number; -1: the first whose first finding lies on one side by name."""
+    if picture >= 0:
+        return session.start(image=f"test:{picture}")
+    sided = (k for k, p in session.pictures.items() if p.regions and state.names_side(p.phrase))
+    key = next(sided, None)
+    return session.start(image=key) if key else session.start()
+
+
+def token_table(panel: Panel) -> pd.DataFrame:
+    """Mean attention of every column, its share of all, and whether it is chosen."""
+    capture, means = panel.capture, panel.token_means
+    columns = range(capture.columns)
+    shares = [float(means[c]) * capture.weight(c) for c in columns]
+    return pd.DataFrame(
+        {
+            "mean attention": [float(means[c]) for c in columns],
+            "share": shares,
+            "chosen": [c in panel.selection.columns for c in columns],
+        },
+        index=pd.Index([state.column_label(capture, c) for c in columns], name="token"),
+    ).round(4)
+
+
+def total_attention(panel: Panel) -> float:
+    """Sum over all token positions of their mean attention: 1, as every softmax sums to 1."""
+    capture = panel.capture
+    return sum(float(panel.token_means[c]) * capture.weight(c) for c in range(capture.columns))
+
+
+def by_resolution(session: Session, now: State) -> pd.DataFrame:
+    """Scores of the state's view with the layers of one resolution at a time, and with all."""
+    sizes = maps.resolutions(session.capture(now))
+    choices = {f"{s}×{s}": (s,) for s in sizes} | {"all layers": None}
+    rows = {}
+    for name, chosen in choices.items():
+        panel = session.view(replace(now, sizes=chosen)).panels[0]
+        rows[name] = {"layers": len(panel.selection.layers), **panel.metrics}
+    table = pd.DataFrame(rows).T.drop(columns=["note", "abs_cnr"], errors="ignore")
+    return table.astype(float).round(3).rename_axis(index="resolution")
+
+
+def best(table: pd.DataFrame, metric: str) -> str:
+    """The row with the highest score; what it is called."""
+    return str(table[metric].idxmax()) if table[metric].notna().any() else "no resolution"
