@@ -163,6 +163,18 @@ f1 += claims_of("F1-generic-learnable", "generic-frozen", "generic-learnable", m
 print(*f1, sep="\n")
 
 # %% [markdown]
+# Control arms say *what* in the encoder helps: the same architecture and budget with random
+# weights, with masked language only, with the global contrast only. Each one that the profile
+# trains is compared with the first arm:
+
+# %%
+named = ("domain-frozen", "generic-frozen", "generic-learnable")
+controls = [arm for arm in arms if arm not in named]
+for arm in controls:
+    f1 += claims_of(f"F1-control-{arm}", "domain-frozen", arm, ["cnr", "specificity"])
+print("control arms:", ", ".join(controls) or "none in this profile")
+
+# %% [markdown]
 # ## F3: generative against discriminative
 # The same text encoder, the same pairs, two ways to ask where: attention of a model that draws
 # against cosines of a model that compares. Threshold IoU is the measure of the paper's headline
