@@ -181,6 +181,10 @@ def _build_evaluation(config: Config, item: str, folder: Path) -> dict[str, Any]
     pairs, options = evaluation_pairs(config), grounding_options(config)
     table = grounding.evaluate(grounded, pairs, others=True, **options)
     _write_table(folder / "pairs.csv", table)
+    whole = options | {"layers": None}
+    if options["layers"] is not None:  # the paper's map, over all layers, beside the profile's
+        everywhere = grounding.evaluate(grounded, pairs, others=True, **whole)
+        _write_table(folder / "all_layers.csv", everywhere)
     merged = studies.curves(grounded, pairs[: config.evaluation.bias_pairs], **options)
     _write_table(folder / "curves.csv", merged)
     means = table[["cnr", "auc_roc", "pointing", "specificity"]].mean()

@@ -88,7 +88,7 @@ def filters(model: Any, pairs: Sequence[Example], **options: Any) -> pd.DataFram
 def layers_and_steps(model: Any, pairs: Sequence[Example], **options: Any) -> pd.DataFrame:
     """CNR and AUC of every single (layer, timestep) map: which of them carry the signal."""
     rows = []
-    options |= {"keep": "all", "keep_last": options["timesteps"]}
+    options |= {"keep": "all", "keep_last": options["timesteps"], "layers": None}
     for example, found in grounded(model, pairs, "layers x timesteps", **options):
         for layer in found.layers:
             for k, timestep in enumerate(found.timesteps):
@@ -102,7 +102,8 @@ def layers_and_steps(model: Any, pairs: Sequence[Example], **options: Any) -> pd
 def resolutions(model: Any, pairs: Sequence[Example], **options: Any) -> pd.DataFrame:
     """Scores of groups of layers: all, each block, each map side."""
     rows = []
-    for example, found in grounded(model, pairs, "layer groups", keep="layers", **options):
+    options |= {"keep": "layers", "layers": None}
+    for example, found in grounded(model, pairs, "layer groups", **options):
         sides = sorted({maps.shape[-1] for maps in found.maps.values()}, reverse=True)
         for name in (None, "down", "mid", "up", *sides):
             label = "all" if name is None else f"{name}×{name}" if isinstance(name, int) else name
