@@ -21,7 +21,7 @@ Generate to Ground: phrase grounding in chest X-rays from the cross-attention of
         -j N         jobs at once (default: the number of cores, at most 8)
         --slurm      submit to Slurm through workflow/profiles/slurm
   ./run_all.sh ground IMAGE "PHRASE" [OPTIONS]   where in IMAGE is PHRASE? (PNG, JPEG, DICOM)
-  ./run_all.sh explore [VOILA OPTIONS]           tokens, layers and timesteps in the browser
+  ./run_all.sh explore [PROFILE] [VOILA OPTIONS] tokens, layers and timesteps in the browser
   ./run_all.sh test [--update]                   all checks; --update renews reference outputs
   ./run_all.sh publish                           put the executed miniature notebooks into notebooks/
   ./run_all.sh setup                             only make or check the environment
@@ -132,7 +132,7 @@ smoke | miniature | open | paper)
 ground) ground "$@" ;;
 explore)
     prepare
-    exec "$PYTHON" -m voila "$ROOT/notebooks/10_explorer.ipynb" "$@"
+    exec "$PYTHON" "$ROOT/workflow/explore.py" "$@"
     ;;
 test)
     [[ $# -eq 0 || "$*" == --update ]] || fail "unknown option '$*' of test: --update"

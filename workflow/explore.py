@@ -1,0 +1,58 @@
+"""Open the explorer alone in the browser: `./run_all.sh explore [PROFILE] [VOILA OPTIONS]`.
+
+Voilà serves a copy of notebook 10 with the profile filled in, on this machine only and without
+asking anything of any other.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import nbformat
+
+from g2g_utils import config as profiles
+
+ROOT = Path(__file__).resolve().parents[1]
+LARGEST_UPLOAD = 256 * 2**20  # bytes; the default of 10 MiB is less than many DICOM files
+
+
+def application(profile: str, notebook: Path = ROOT / "notebooks" / "10_explorer.ipynb") -> Path:
+    """The notebook without outputs, its parameters set to a profile, below the build folder."""
+    config = profiles.load(profile)
+    content = nbformat.read(notebook, as_version=4)
+    for cell in content.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+        if "parameters" in cell.metadata.get("tags", []):
+            cell.source += f"\nprofile = {profile!r}"
+    target = config.build_dir / "explorer" / notebook.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(content, target)
+    return target
+
+
+def command(target: Path, options: list[str]) -> list[str]:
+    """Voilà with our template; options given by the user come last and win."""
+    settings = {"websocket_max_message_size": LARGEST_UPLOAD}
+    fixed = ["--Voila.ip=127.0.0.1", "--template=g2g", f"--Voila.tornado_settings={settings}"]
+    return [sys.executable, "-m", "voila", str(target), *fixed, *options]
+
+
+def main() -> None:
+    """Become Voilà."""
+    given = sys.argv[1:]
+    profile = given.pop(0) if given and not given[0].startswith("-") else "miniature"
+    try:
+        target = application(profile)
+    except profiles.ConfigError as error:
+        sys.exit(f"explore: {error}")
+    paths = [str(ROOT / "workflow" / "jupyter"), os.environ.get("JUPYTER_PATH", "")]
+    os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, paths))
+    if profile in ("smoke", "miniature"):
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    words = command(target, given)
+    os.execv(words[0], words)
+
+
+if __name__ == "__main__":
+    main()
