@@ -91,7 +91,7 @@ chosen = [p for p in first.values() if p is not None]
 print(f"{len(pairs)} image–phrase pairs of {len(test)} test images; classes: {len(chosen)} of 8")
 
 # %%
-titles = [f"{p.finding}: “{p.phrase}”" for p in chosen]
+titles = [f"{p.finding}\n“{p.phrase}”" for p in chosen]
 fig = overlays.image_grid([p.array() for p in chosen], titles, [p.boxes for p in chosen])
 plots.save_figure(config, fig, "01_data_findings")
 
@@ -149,12 +149,15 @@ by_finding = no_skill.mean_box_per_finding(
     boxes, [r["finding"] for r in texts["regions"]], size, size
 )
 priors = {"all findings": no_skill.mean_box(boxes, size, size), **by_finding}
+
+# %%
 fig, axes = overlays.panels(5, 2, 1.7)
-for ax, (name, prior) in zip(axes.flat, priors.items(), strict=False):
-    artist = overlays.show_map(ax, prior, title=name)
 for ax in axes.flat[len(priors) :]:
     ax.set_visible(False)
-fig.colorbar(artist, ax=axes, label="share of boxes that cover the place", fraction=0.03)
+for ax, (name, prior) in zip(axes.flat, priors.items(), strict=False):
+    peak = float(prior.max())
+    artist = overlays.show_map(ax, prior / peak, title=f"{name}\npeak {peak:.0%} of boxes")
+fig.colorbar(artist, ax=axes, label="share of boxes, relative to the peak", fraction=0.03)
 plots.save_figure(config, fig, "01_data_priors")
 
 # %% [markdown]
@@ -172,6 +175,21 @@ print("box", box, "->", tuple(round(v, 3) for v in moved))
 ours = metrics.rasterise([box], side, source_size=(1000, 1000))
 published = metrics.rasterise([box], side, source_size=(1000, 1000), compat="published")
 print(f"{int(ours.sum())} pixels as numbers, {int(published.sum())} resized as a picture")
+
+# %%
+film = np.kron(example.array(), np.ones((10, 14), np.float32))  # a landscape film, 640 x 896
+drawn = [tuple(np.array(b) * (14, 10, 14, 10)) for b in example.boxes]
+crop = transforms.crop_resize(film, side)
+boxes_in_crop = transforms.transform_boxes(drawn, *film.shape, side)
+fig, axes = overlays.plt.subplots(1, 2, figsize=(5.6, 2.6), width_ratios=(1.4, 1))
+overlays.show_image(
+    axes[0], film, boxes=drawn, title=f"the file, {film.shape[1]} × {film.shape[0]}"
+)
+overlays.draw_boxes(axes[0], [((896 - 640) / 2, 0, 640, 640)], colour="white")
+overlays.show_image(
+    axes[1], crop, boxes=boxes_in_crop, title=f"what the model sees, {side} × {side}"
+)
+plots.save_figure(config, fig, "01_data_geometry")
 
 # %% [markdown]
 # ## The latents

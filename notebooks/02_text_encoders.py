@@ -151,15 +151,16 @@ order = sorted(range(len(pairs)), key=lambda i: (kinds["finding"][i] or "", phra
 fig, axes = overlays.panels(2, size=3.2)
 for ax, (name, vector) in zip(axes[0], vectors.items(), strict=True):
     cosines = probing.cosines(vector[order])
-    title = f"{name}: same finding nearer by {told[name, 'finding'].value:.2f}"
+    title = f"{name}: same finding\nnearer by {told[name, 'finding'].value:.2f}"
     artist = overlays.show_map(ax, cosines, limits=(-1, 1), signed=True, title=title)
     probing.mark_groups(ax, [kinds["finding"][i] or "" for i in order], names=ax is axes[0, 0])
 fig.colorbar(artist, ax=axes, label="cosine, centred", fraction=0.04)
 plots.save_figure(config, fig, "02_text_phrases")
 
 # %% [markdown]
-# Blocks along the diagonal are findings. Now by word: the nearest neighbours of a word's mean state
-# over the validation phrases.
+# Blocks along the diagonal are findings. A domain encoder may well hold *left* and *right* for
+# alike: masked-language modelling puts words together that occur in the same places. Now by word:
+# the nearest neighbours of a word's mean state over the validation phrases.
 
 # %%
 words = ["effusion", "opacity", "left", "lower", "small", "heart"]
@@ -206,7 +207,7 @@ chosen = [p for p in pairs if probing.side_of(p.phrase)][:images_shown]
 fig, axes = overlays.panels(len(chosen))
 for ax, pair in zip(axes[0], chosen, strict=True):
     image = pair.load(config.image_size)
-    title = overlays.wrapped(pair.phrase, 32)
+    title = overlays.wrapped(pair.phrase, 26)
     overlays.overlay(
         ax,
         image,
@@ -229,9 +230,11 @@ fig, axes = overlays.plt.subplots(1, len(folders), figsize=(7.5, 2.6))
 for ax, (name, folder) in zip(axes, folders.items(), strict=True):
     log = pd.DataFrame(loop.read_log(folder))
     ax.plot(log["step"], log["loss"], color="#b5367a", lw=1)
-    ax.set(title=f"{name}: {log['loss'].iloc[0]:.2f} → {log['loss'].iloc[-1]:.2f}", xlabel="step")
-    if config.encoders[name].mlm_steps:
-        ax.axvline(config.encoders[name].mlm_steps, color="0.5", ls="--", lw=1)
+    alone = config.encoders[name].mlm_steps
+    title = "masked words alone, then all losses" if alone else "contrast with pictures"
+    ax.set(title=f"{name}: {title}", xlabel="step")
+    if alone:
+        ax.axvline(alone, color="0.5", ls="--", lw=1)
 axes[0].set_ylabel("training loss")
 plots.save_figure(config, fig, "02_text_training")
 

@@ -78,8 +78,9 @@ def show_image(
 
 
 def wrapped(text: str, width: int) -> str:
-    """A text on several lines of at most `width` letters."""
-    return "\n".join(textwrap.wrap(text, width))
+    """A text on several lines of at most `width` letters; its own line breaks stay."""
+    lines = [textwrap.wrap(line, width) for line in text.split("\n")]
+    return "\n".join(line for part in lines for line in part)
 
 
 def _bare(ax: Axes, title: str = "") -> None:
@@ -228,7 +229,7 @@ def image_grid(
         ax.set_visible(False)
     drawn = boxes if boxes is not None else [()] * len(images)
     for ax, image, title, own in zip(axes.flat, images, titles, drawn, strict=False):
-        show_image(ax, image, boxes=own, title=wrapped(title, round(15 * size)))
+        show_image(ax, image, boxes=own, title=wrapped(title, round(13 * size)))
     return fig
 
 
