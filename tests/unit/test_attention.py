@@ -197,6 +197,27 @@ def test_processors_come_back_after_errors_and_nesting_is_refused(unet):
     assert not unet.conv_in._forward_pre_hooks
 
 
+def test_an_error_inside_the_unet_leaves_a_usable_recorder(unet):
+    before = dict(unet.attn_processors)
+    latents, states = inputs()
+    recorder = CrossAttentionRecorder(unet, [1])
+    with pytest.raises(RuntimeError), recorder, torch.no_grad():
+        unet(latents, 5, states[..., :3])
+    assert unet.attn_processors == before and not unet.conv_in._forward_pre_hooks
+    fresh = CrossAttentionRecorder(unet, [1])
+    run(unet, fresh)
+    assert unet.attn_processors == before and fresh.mean().isfinite().all()
+
+
+def test_other_unets_are_left_alone(unet):
+    other = make_unet()
+    with CrossAttentionRecorder(unet), CrossAttentionRecorder(other, layers="up"):
+        kinds = {n: type(p) for n, p in other.attn_processors.items() if ".attn2." in n}
+    with CrossAttentionRecorder(unet):
+        assert all(isinstance(p, AttnProcessor2_0) for p in other.attn_processors.values())
+    assert {k.__name__ for k in kinds.values()} == {"_Capture", "AttnProcessor2_0"}
+
+
 def test_custom_processors_are_refused():
     class Custom(AttnProcessor2_0):
         pass
@@ -242,6 +263,29 @@ def test_memory_does_not_grow_with_steps(unet):
         run(unet, recorder, times=times)
         sizes.append(recorder.nbytes)
     assert sizes[0] == sizes[1] == 2 * TOKENS * (16 * 16 + 8 * 8) * 4
+
+
+def test_memory_is_that_of_the_tokens_and_resolutions_asked(unet):
+    assert kept(unet, "mean", [1, 4]).nbytes == 2 * 2 * (16 * 16 + 8 * 8) * 4
+    full = kept(unet, "all", [1, 4])  # two steps, native resolution, float16
+    assert full.nbytes == 2 * 2 * 2 * sum(h * w for h, w in full.sizes.values()) * 2
+
+
+def test_sums_of_a_half_precision_unet_are_float32():
+    unet = make_unet().to(torch.bfloat16)
+    latents, states = (x.bfloat16() for x in inputs())
+    with torch.no_grad(), CrossAttentionRecorder(unet, [1, 2]) as recorder:
+        for t in (900, 500, 1):
+            unet(latents, t, states)
+    assert all(m.dtype == torch.float32 for m in recorder._sums.values())
+    assert recorder.mean().dtype == torch.float32 and recorder.mean().isfinite().all()
+
+
+def test_one_layer_by_its_name(unet):
+    name = list(find_layers(unet))[3]
+    one, full = kept(unet, "layers", [1], layers=name), kept(unet, "layers", [1])
+    assert one.layers == [name]
+    assert torch.allclose(one.mean(), full.mean(layers=name), atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
+from peft import LoraConfig
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from g2g_utils import bbm, grounding
@@ -91,14 +92,24 @@ def test_result(model, images):
     assert set(found.metrics) >= {"cnr", "balanced_iou", "auc_roc", "note"}
 
 
-@pytest.mark.parametrize("options", [{}, {"curve": "mixture"}, {"sampling": "cfg"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"curve": "mixture"},
+        {"sampling": "cfg"},
+        {"sampling": "gt_first"},
+        {"sampling": "text", "curve": "linear"},
+        {"timesteps": 1, "keep_last": 1, "curve": "quadratic"},
+    ],
+)
 def test_any_batch_split_gives_the_same_maps(model, images, options):
-    whole = ground_batch(model, images, PHRASES, batch_size=16, **FAST, **options)
+    whole = ground_batch(model, images, PHRASES, batch_size=16, **(FAST | options))
     for rows in (1, 4, 11):
-        split = ground_batch(model, images, PHRASES, batch_size=rows, **FAST, **options)
+        split = ground_batch(model, images, PHRASES, batch_size=rows, **(FAST | options))
         for a, b in zip(whole, split, strict=True):
             assert (a.heatmap - b.heatmap).abs().max() < 1e-5
-    single = ground(model, images[2], PHRASES[2], **FAST, **options)
+    single = ground(model, images[2], PHRASES[2], **(FAST | options))
     assert (single.heatmap - whole[2].heatmap).abs().max() < 1e-5
 
 
@@ -107,6 +118,17 @@ def test_noise_follows_seed_image_and_step(model, images):
     again = ground(model, images[0].numpy()[0], PHRASES[0], seed=0, **FAST).heatmap
     assert torch.equal(maps[0], again)
     assert not torch.allclose(maps[0], maps[1], atol=1e-4)
+
+
+def test_the_global_generator_is_left_alone(model, images):
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    first = ground(model, images[0], "edema", curve="mixture", **FAST).heatmap
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(4)
+    grounding.clear_cache()
+    again = ground(model, images[0], "edema", curve="mixture", **FAST).heatmap
+    assert torch.equal(first, again)
 
 
 def test_only_needed_rows_run(model, images, forwards):
@@ -160,6 +182,20 @@ def test_a_trained_model_gets_a_new_text_bias(model, forwards):
         model.unet.conv_out.bias.sub_(1e-3)
 
 
+def test_text_bias_is_remembered_per_phrase_seed_and_guidance(model, forwards):
+    grounding.clear_cache()
+    first = text_bias(model, "edema", timesteps=2, seed=0)
+    assert sum(forwards) == 4
+    for change in ({"seed": 1}, {"text_guidance": 4.0}, {"timesteps": 3}, {"tokens": [0]}):
+        forwards.clear()
+        other = text_bias(model, "edema", **({"timesteps": 2} | change))
+        assert forwards and other is not first
+    forwards.clear()
+    assert text_bias(model, "edema", timesteps=2, seed=0) is first and not forwards
+    other = text_bias(model, "edema", timesteps=2, seed=1)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
 @pytest.mark.parametrize("sampling", ["gt", "gt_first", "cfg", "text"])
 def test_sampling_inputs(model, images, forwards, sampling):
     a, b = ground_batch(model, images[:2], ["edema"] * 2, sampling=sampling, **FAST)
@@ -202,6 +238,22 @@ def test_spread(model, images):
     found = spread(model, images[0], "edema", seeds=(0, 1, 2), **FAST)
     assert found.heatmaps.shape == (3, 16, 16) and found.std.max() > 0
     assert torch.allclose(found.mean, found.heatmaps.mean(0))
+    assert torch.allclose(found.std, found.heatmaps.std(0))
+    own = ground(model, images[0], "edema", seed=1, **FAST).heatmap
+    assert torch.equal(found.heatmaps[1], own)
+    assert not spread(model, images[0], "edema", seeds=[5], **FAST).std.any()
+
+
+def test_a_unet_with_lora_grounds_alike_in_any_split(images):
+    lora = LoraConfig(r=2, target_modules=["to_q", "to_k"], init_lora_weights=False)
+    plain, adapted = Model(), Model()
+    torch.manual_seed(1)
+    adapted.unet.add_adapter(lora)
+    adapted.unet.eval()
+    before = ground(plain, images[0], "edema", **FAST).heatmap
+    maps = [ground(adapted, images[0], "edema", batch_size=b, **FAST).heatmap for b in (1, 16)]
+    assert (maps[0] - maps[1]).abs().max() < 1e-5
+    assert (maps[0] - before).abs().max() > 1e-3
 
 
 def examples(images):
@@ -239,3 +291,11 @@ def test_evaluate_reports_what_it_cannot_score(model, images):
     table = evaluate(model, rows, progress=False, **FAST)
     assert table.cnr.isna().tolist() == [True, True, False]
     assert "no content words" in table.note[0] and "empty target" in table.note[1]
+
+
+def test_evaluate_reports_truncated_words(model, images):
+    rows = examples(images)
+    rows[0].phrase = "small left effusion in the right lung edema opacity left lung right edema"
+    table = evaluate(model, rows, progress=False, **FAST)
+    assert "cut off: lung right edema" in table.note[0] and np.isfinite(table.cnr[0])
+    assert list(table.note[1:]) == ["", ""]

@@ -135,6 +135,45 @@ def test_batches_are_scored_row_by_row():
     assert iou(heat > 0.5, target).tolist() == pytest.approx(rows)
 
 
+def test_degenerate_rows_of_a_batch_leave_the_others_alone():
+    g = torch.Generator().manual_seed(1)
+    heat, target = torch.rand(4, 6, 6, generator=g), torch.rand(4, 6, 6, generator=g) > 0.6
+    target[1], heat[2] = False, 0.5
+    mask = heat > 0.5
+    for score in SCORES:
+        rows = [score(h, t) for h, t in zip(heat, target, strict=True)]
+        assert score(heat, target).tolist() == pytest.approx(rows, nan_ok=True)
+        assert math.isnan(rows[1]) and math.isfinite(rows[0]) and math.isfinite(rows[3])
+    for score in (iou, balanced_iou):
+        rows = [score(h, t) for h, t in zip(mask, target, strict=True)]
+        assert score(mask, target).tolist() == pytest.approx(rows, nan_ok=True)
+        assert math.isnan(rows[1]) and math.isfinite(rows[0])
+    heat[3, 0, 0] = math.inf
+    with pytest.raises(ValueError, match="1 NaN or infinite"):
+        contrast_to_noise(heat, target)
+
+
+@quick
+@given(targets, targets, st.sampled_from([0, 1]))
+def test_mask_scores_ignore_flips(mask, target, axis):
+    flipped = np.flip(mask, axis).copy(), np.flip(target, axis).copy()
+    for score in (iou, balanced_iou):
+        assert score(*flipped) == pytest.approx(score(mask, target), nan_ok=True)
+
+
+@quick
+@given(maps, st.integers(-6, 6))
+def test_evaluate_ignores_positive_scaling(heat, power):
+    assume(heat.max() > heat.min())
+    box = [[1, 2, 3, 4]]
+    first, second = (
+        evaluate(torch.tensor(h), box, (12, 14), mask=torch.tensor(heat > heat.mean()))
+        for h in (heat, heat * 2.0**power)
+    )
+    assert first.pop("note") == second.pop("note")
+    assert first == pytest.approx(second, nan_ok=True)
+
+
 def test_degenerate_cases_have_defined_answers():
     heat, empty = torch.rand(8, 8), torch.zeros(8, 8, dtype=torch.bool)
     half = empty.clone()

@@ -115,6 +115,38 @@ def test_truncation_is_reported(bert):
     assert tokenize(bert, "small left pleural effusion", 5).truncated == ("pleural", "effusion")
 
 
+def test_a_word_cut_in_the_middle_is_reported_and_keeps_its_pieces(tokenizer):
+    whole = tokenize(tokenizer, "small left zebra-atelectasis", 60)
+    assert whole.truncated == ()
+    last = whole.words[-1].tokens
+    assert len(last) > 1
+    cut = tokenize(tokenizer, "small left zebra-atelectasis", last[-1] + 1)  # one piece short
+    assert cut.truncated == ("atelectasis",)
+    assert cut.words[-1].tokens == last[:-1]
+    assert len(cut.pieces) == last[-1] + 1 and cut.padding == ()
+    with pytest.raises(ValueError, match="cut off: atelectasis"):
+        cut.tokens_of("edema")
+
+
+@pytest.mark.parametrize(
+    ("phrase", "words"),
+    [
+        ("x-ray: left/right", ["x", "ray", "left", "right"]),
+        ("effusion,edema", ["effusion", "edema"]),
+        ("3.5 x 2 cm", ["3.5", "x", "2", "cm"]),
+        ("LEFT Left left", ["LEFT", "Left", "left"]),
+        ("T4-T5", ["T4", "T5"]),
+        ("patient's edema", ["patient's", "edema"]),
+    ],
+)
+def test_every_word_has_its_own_tokens(tokenizer, phrase, words):
+    found = tokenize(tokenizer, phrase, 60)
+    assert [w.text for w in found.words] == words
+    tokens = [t for w in found.words for t in w.tokens]
+    assert all(w.tokens for w in found.words) and len(tokens) == len(set(tokens))
+    assert all(found.tokens_of(i) == list(w.tokens) for i, w in enumerate(found.words))
+
+
 @pytest.mark.parametrize("phrase", ["", "  ", " ,.- "])
 def test_empty_phrases_are_refused(bert, phrase):
     with pytest.raises(ValueError, match="empty phrase"):

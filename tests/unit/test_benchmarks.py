@@ -1,0 +1,34 @@
+"""The benchmark's baseline sees the same maps as the engine; its README shows its results."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="module")
+def attention(script, root):
+    sys.path.insert(0, str(root / "benchmarks"))
+    yield script("benchmarks/attention.py")
+    sys.path.remove(str(root / "benchmarks"))
+
+
+def test_storing_everything_gives_the_same_maps(attention):
+    model = attention.build(attention.SIZES["miniature"], torch.device("cpu"))
+    before = dict(model.unet.attn_processors)
+    equal = attention.against_baseline(model, 2, 16, 0.0, slow=True)
+    assert model.unet.attn_processors == before
+    assert equal["maps"]["activation"]["max"] < 5e-3
+    assert equal["maps"]["merged"]["max"] < 2e-2
+    assert equal["baseline_bytes"] == 2 * 2 * 2 * 77 * 16 * 16 * 10  # 2 passes, 2 steps, 10 layers
+    assert set(equal["speedup"]) == {"without", "merged", "cached", "unguided", "one_row"}
+
+
+def test_readme_shows_the_committed_results(attention, root):
+    path, text = root / "benchmarks" / "attention.json", attention.README.read_text()
+    if not path.is_file():
+        pytest.skip("no benchmarks/attention.json: run python benchmarks/attention.py")
+    found = json.loads(path.read_text())
+    assert attention.render(text, found) == text, "run python benchmarks/attention.py --render"
+    assert not any(one["quick"] for one in found.values())
