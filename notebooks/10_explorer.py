@@ -129,7 +129,7 @@ print(f"mean change {float(both.difference.abs().mean()):.2f} of a scale from 0 
 capture = panel.capture
 print(f"{capture.nbytes / 2**20:.2f} MiB hold all {capture.columns} columns, layers and timesteps")
 print(f"largest share of attention: {attention.index[attention['share'].argmax()]}")
-print(f"CNR on this image is highest with {study.best(resolutions, 'cnr')} alone")
+print(f"CNR on this image is highest with {study.best(resolutions, 'cnr')}")
 
 # %% [markdown] tags=["notebook-only"]
 # ## Next

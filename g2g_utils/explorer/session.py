@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,6 +31,7 @@ from g2g_utils.explorer.cache import Cache
 from g2g_utils.explorer.maps import Capture, Progress, Selection
 from g2g_utils.explorer.state import Chip, State
 from g2g_utils.masks import gmm_mask
+from g2g_utils.text import PhraseTokens, Word, content_words
 
 MODELS = 2  # models in memory at a time
 UPLOADS = 8  # uploaded pictures remembered
@@ -135,6 +137,7 @@ class Session:
         examples = sources.examples(config, "test")
         self.pictures = {p.key: p for p in pictures(examples, config.image_size)}
         self._panels: OrderedDict[Any, Panel] = OrderedDict()
+        self.note = tagger_note()
         self._scores: dict[Any, dict[str, float | str]] = {}
 
     # -- starting points and actions: state -> state --------------------------------------------
@@ -344,6 +347,16 @@ def available_models(config: Config) -> list[str]:
         return [first, *more]
     ready = [n for n in trained if n != first and products.find(config, f"ldm/{n}")]
     return [first, *ready]
+
+
+def tagger_note() -> str:
+    """What to know about how content words are chosen here: "" where a tagger is installed."""
+    words = (Word("effusion", 0, 8, (1,)),)
+    phrase = PhraseTokens("effusion", torch.empty(0), torch.empty(0), (), words, 0, 2, (), ())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        content_words(phrase)
+    return str(caught[0].message).split(". ")[0] if caught else ""
 
 
 def _arm_and_seed(config: Config, key: str) -> tuple[str, int]:

@@ -193,6 +193,7 @@ class Explorer(HasTraits):
             f'{STYLE}<div class="g2g-title">Tokens, layers and timesteps</div>'
             f'<div class="g2g-notice">{render.NOTICE} · {render.SIDES}</div>'
         )
+        note = widgets.HTML(f'<span class="g2g-notice">{html.escape(self.session.note)}</span>')
         pairs = zip(self.thumbs, self.picks, strict=True)
         center = widgets.Layout(align_items="center")
         gallery = [widgets.VBox([t, p], layout=center) for t, p in pairs]
@@ -208,7 +209,7 @@ class Explorer(HasTraits):
                 _row(self.back, *gallery, self.forth),
                 _row(self.phrase, self.swap, self.upload),
                 _row(widgets.HTML("<h3>Words</h3>"), self.words),
-                _row(self.content, self.pieces, self.special),
+                _row(self.content, self.pieces, self.special, note),
                 _row(self.status, self.progress),
                 _row(_classed(widgets.VBox(main), "g2g-main"), _classed(_column(side), "g2g-side")),
             ]
