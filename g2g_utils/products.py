@@ -21,6 +21,8 @@ __all__ = ["arm_and_seed", "ensure", "find", "folder", "key", "model", "plan", "
 if TYPE_CHECKING:
     from g2g_utils.models import GroundingModel
 
+REFERENCE = 2000  # training images whose features samples are compared with
+
 
 def ensure(config: Config, name: str) -> Path:
     """Folder of a product; made now, with what it needs, if there is none yet."""
@@ -218,11 +220,12 @@ def _build_fidelity(config: Config, item: str, folder: Path) -> dict[str, Any]:
         model(config, arm, seed), prompts, steps=options.steps, guidance=options.guidance,
         seed=seed, batch_size=options.batch_size,
     )  # fmt: skip
+    reference = _tensor_images(config)[:REFERENCE]
     rows: list[dict[str, Any]] = []
     kept: dict[str, Any] = {}
     for name, network in feature_networks(config).items():
         fake = fidelity.extract(network, images)
-        real = fidelity.moments(fidelity.extract(network, _tensor_images(config)))
+        real = fidelity.moments(fidelity.extract(network, reference))
         rows.append({"features": name, **fidelity.fidelity_row(fake, real)})
         kept |= {name: fake.astype("float32"), f"{name}_mean": real[0], f"{name}_cov": real[1]}
     shown = (images[:16, 0] * 255).round().byte().numpy()
