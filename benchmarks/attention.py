@@ -17,7 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ class Size:
 SIZES = {
     "miniature": Size(16, (32, 48, 48), 64, 2, 1, steps=(50, 50), seconds=60),
     "medium": Size(32, (128, 256, 384, 384), 256, 8, top="DownBlock2D", seconds=120),
-    "sd": Size(64, (320, 640, 1280, 1280), 768, 8, top="DownBlock2D", steps=(1, 50), seconds=190),
+    "sd": Size(64, (320, 640, 1280, 1280), 768, 8, top="DownBlock2D", steps=(1, 50), seconds=180),
 }
 
 
@@ -320,12 +320,13 @@ def recommended(
 def memory(size: Size, device: torch.device, most: int = 50) -> list[dict[str, int]]:
     """Bytes kept for the maps of one pair after T timesteps, as `grounding` keeps them.
 
-    Maps don't depend on a U-Net's width, so a thin one with the same latents, layers and tokens
-    stands in. mean: sums of all 77 tokens (no bias merging); content: of the content tokens alone;
-    image_bias: start-token maps kept per timestep and layer until the pair is merged; text_bias:
-    what is cached for the phrase.
+    Maps don't depend on a U-Net's width and heads, so a thin one with the same latents, layers
+    and tokens stands in. mean: sums of all 77 tokens (no bias merging); content: of the content
+    tokens alone; image_bias: start-token maps kept per timestep and layer until the pair is merged;
+    text_bias: what is cached for the phrase.
     """
-    unet = build_unet(size, [8 * 2 ** min(i, 2) for i in range(len(size.channels))]).to(device)
+    thin = [8 * 2 ** min(i, 2) for i in range(len(size.channels))]
+    unet = build_unet(replace(size, heads=1), thin).to(device)
     kinds: dict[str, dict[str, Any]] = {
         "mean": {},
         "content": {"tokens": TOKENS},
