@@ -67,7 +67,7 @@ def _plan(config: configuration.Config, options: argparse.Namespace) -> int:
 
     for name, needs in products.plan(config).items():
         found = products.find(config, name)
-        print(f"{name:32} {found or 'to be made':50} needs: {', '.join(needs) or '-'}")
+        print(f"{name:32} {found or 'to be made'!s:50} needs: {', '.join(needs) or '-'}")
     return 0
 
 
