@@ -61,9 +61,8 @@ plots.use_style()
 pairs = products.evaluation_pairs(config, "validation")[:pairs_used]
 seeds, options = list(config.training.seeds), products.grounding_options(config)
 print(f"{len(pairs)} validation pairs of {len({p.subject_id for p in pairs})} patients")
-print(
-    f"defaults: T = {options['timesteps']}, k = {options['keep_last']}, {options['filter']} filter"
-)
+names = ("timesteps", "keep_last", "filter", "layers")
+print("profile:", {name: options[name] or "all" for name in names})
 
 # %%
 models = {seed: products.model(config, arm, seed) for seed in seeds}
@@ -229,8 +228,10 @@ print(f"tokens: {best}; T: {by_count['cnr'].map(lambda cell: cell.value).idxmax(
 Markdown(findings.verdicts(claims))
 
 # %% [markdown]
-# A claim "chosen > all" is trivially not shown where *all* is what was chosen. The benchmark shows
-# the profile's layers and, beside them, all layers, which is what the paper measures.
+# A claim "chosen > all" is trivially not shown where *all* is what was chosen. The benchmark runs
+# with the profile's settings, printed at the top, and shows all layers beside the profile's: a
+# group that is best for one arm need not suit another, and choosing it for one alone would favour
+# that arm.
 #
 # ## Next
 # - [07 · the benchmark with these settings](07_grounding_benchmark.ipynb)
