@@ -158,8 +158,7 @@ plots.save_figure(config, fig, "08_last_k")
 # %% [markdown]
 # ## Layer by timestep
 # Every single map on its own: mean CNR over the pairs for each layer (rows, in forward order) and
-# timestep. Single maps are noisier than means, so the numbers are lower than those above; the
-# pattern is what counts.
+# timestep. Single maps are noisier than means: look at the pattern, not at single cells.
 
 # %%
 single = studies.layers_and_steps(model, pairs[: pairs_used // 2], **options)
