@@ -92,7 +92,7 @@ print(f"boxes cover {np.mean(shares):.0%} on average; an empty mask scores {noth
 # %% [markdown]
 # ## What that does to a comparison
 # All rows of notebook 07 under both metrics, from the same maps. Bars of balanced IoU start at what
-# an empty mask scores: only the rest is earned.
+# an empty mask scores: to the left of it, saying nothing would have scored better.
 
 # %%
 rows, folder = products.tables(config, "pairs.csv"), products.ensure(config, "baselines")
@@ -105,8 +105,13 @@ table = studies.summary(everything, "method", columns, resamples)
 charts.readable(table)
 
 # %%
-ranks = table[columns].map(lambda cell: cell.value).rank(ascending=False)
+values = table[columns].map(lambda cell: cell.value)
+ranks = values.rank(ascending=False)
 moved = int((ranks["balanced_iou"] != ranks["threshold_iou"]).sum())
+below = int((values["balanced_iou"] < nothing.mean()).sum())
+print(f"{below} of {len(table)} methods have less balanced IoU than an empty mask")
+
+# %%
 title = f"{moved} of {len(table)} rows change rank between the two metrics called mIoU"
 fig = charts.bars(table, columns, title=title, zero={"balanced_iou": float(nothing.mean())})
 plots.save_figure(config, fig, "11_two_ious")
@@ -232,7 +237,7 @@ lead = audit.paper_gaps()["CNR"]
 missed = metrics.balanced_iou(mask, box)
 lessons = [
     f"a mask that misses everything can score {missed:.2f} balanced IoU, "
-    f"an empty one {nothing.mean():.2f} on our boxes",
+    f"an empty one {nothing.mean():.2f} on our boxes, more than {below} of {len(table)} methods",
     f"the average alone moves one method's CNR by up to {spread.max():.2f}",
     f"the paper's CNR lead is {lead['as printed']:.2f} as printed, {lead['macro']:.2f} with macro "
     f"means on both sides and {lead['n²']:.2f} with n² means",

@@ -309,6 +309,7 @@ def empty_overlap(mask: Any, box: Any, score: float) -> Figure:
     inside = {"mask": np.asarray(mask), "box": np.asarray(box)}
     shades = {"mask": COLOURS["linear"], "box": COLOURS["quadratic"]}
     picture.set(xlim=(0, len(box)), ylim=(len(box), 0), aspect="equal", xticks=[], yticks=[])
+    picture.spines[:].set_visible(True)
     for name, where in inside.items():
         (top, left), (bottom, right) = np.argwhere(where).min(0), np.argwhere(where).max(0) + 1
         corners = ((left, right, right, left), (top, top, bottom, bottom))
