@@ -31,9 +31,9 @@
 # %% tags=["parameters"]
 profile: str = "miniature"
 memory_mib: int = 256  # maps kept in memory
-picture: int = -1  # test image to start with; -1: the first with a finding on one side
+picture: int = -1  # test image to start with; -1: the first with a large finding on one side
 
-# %% tags=["notebook-only"]
+# %%
 from g2g_utils.config import load
 
 config = load(profile)
@@ -102,12 +102,12 @@ attention
 display(Image(filename=str(paths[2])))
 
 # %% [markdown] tags=["notebook-only"]
-# Which resolution would ground this one phrase by itself? One image decides nothing (notebook 08
+# Which layers would ground this one phrase by themselves? One image decides nothing (notebook 08
 # has the whole validation set), but it shows how to look.
 
 # %% tags=["notebook-only"]
-resolutions = study.by_resolution(session, start)
-resolutions
+scores = study.by_resolution(session, start)
+scores
 
 # %% [markdown] tags=["notebook-only"]
 # ## The side, swapped
@@ -129,7 +129,7 @@ print(f"mean change {float(both.difference.abs().mean()):.2f} of a scale from 0 
 capture = panel.capture
 print(f"{capture.nbytes / 2**20:.2f} MiB hold all {capture.columns} columns, layers and timesteps")
 print(f"largest share of attention: {attention.index[attention['share'].argmax()]}")
-print(f"CNR on this image is highest with {study.best(resolutions, 'cnr')}")
+print(f"layers with the highest CNR on this image: {study.best(scores, 'cnr')}")
 
 # %% [markdown] tags=["notebook-only"]
 # ## Next

@@ -17,9 +17,10 @@ LARGEST_UPLOAD = 256 * 2**20  # bytes; the default of 10 MiB is less than many D
 
 
 def application(profile: str, notebook: Path = ROOT / "notebooks" / "10_explorer.ipynb") -> Path:
-    """The notebook without outputs, its parameters set to a profile, below the build folder."""
+    """The explorer's cells of the notebook under a profile, written below the build folder."""
     config = profiles.load(profile)
     content = nbformat.read(notebook, as_version=4)
+    content.cells = [c for c in content.cells if "notebook-only" not in c.metadata.get("tags", [])]
     for cell in content.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None

@@ -213,11 +213,13 @@ def static_views(session: Session, now: State, folder: Path) -> list[Path]:
 
     folder.mkdir(parents=True, exist_ok=True)
     view = session.view(now)
-    shared = session.view(replace(now, scale="shared", special=True, curve=None))
+    layers = (0, len(view.panels[0].capture.layers) - 1)
+    shared = session.view(replace(now, scale="shared", curve=None))
+    every = session.view(replace(now, scale="shared", curve=None, layers=layers))
     pictures = {
         "view": render.main_view(view),
         "tokens": render.token_view(shared),
-        "layers_timesteps": render.grid_view(shared),
+        "layers_timesteps": render.grid_view(every),
     }
     try:
         pictures["swapped"] = render.main_view(session.view(swap(now)))

@@ -245,7 +245,6 @@ def titled(
 ) -> Image.Image:
     """A picture below its heading: first line bold, over at most `first` lines, the rest faint."""
     heads = fitted(lines[0], width, size, first, True)
-    heads += [""] * (first - len(heads))
     rest = [fitted(text, width, size - 2)[0] for text in lines[1:]]
     step = size + 5
     top = step * (len(heads) + len(rest)) + 3

@@ -275,7 +275,7 @@ class Session:
 
     def _make_panel(self, now: State, boxes: Sequence[Any], progress: Progress | None) -> Panel:
         capture = self.capture(now, progress)
-        chosen = state.select(now, capture, now.columns, self.config.grounding.keep_last)
+        chosen = state.select(now, capture, now.columns, self.config.grounding)
         raw = maps.activation(capture, chosen)
         heatmap, interaction, confidence = bbm.minmax(raw), None, None
         if now.curve:
@@ -321,7 +321,7 @@ class Session:
         if now.curve:
             return main.heatmap - own, f"{now.curve} − activation"
         plain = replace(now, columns=None, steps=None, layers=None, sizes=None)
-        default = state.select(plain, main.capture, None, self.config.grounding.keep_last)
+        default = state.select(plain, main.capture, None, self.config.grounding)
         return own - bbm.minmax(maps.activation(main.capture, default)), "selection − default"
 
     def _skill(self, boxes: Sequence[Any]) -> dict[str, float | str]:

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from g2g_utils.attention import block_of
+from g2g_utils.attention import block_of, matches
 from g2g_utils.bbm import Curve
+from g2g_utils.config import Grounding
 from g2g_utils.explorer.maps import Capture, Selection
 from g2g_utils.text import PhraseTokens, Word, select_tokens, swap_sides
 
@@ -25,10 +26,10 @@ class State:
 
     image: key of a picture; region: which described finding's boxes are the target, None for none;
     phrase; model: ARM-sSEED; seed: of the sampling noise. columns: chosen columns of the capture,
-    None for the content words. steps, layers: first and last index, None for the default (last k
-    steps, all layers); sizes: map heights to use, None for all. curve: bias merging.
-    show, scale, opacity, boxes, contour: how it is drawn; pieces, special: which word buttons.
-    compare, other_model, other_phrase: the second panel.
+    None for the content words. steps, layers: first and last index, None for the profile's; sizes:
+    map heights to use, None for all. curve: bias merging. show, scale, opacity, boxes, contour: how
+    it is drawn; pieces, special: which word buttons. compare, other_model, other_phrase: the second
+    panel.
     """
 
     image: str
@@ -183,13 +184,17 @@ def carry(columns: Sequence[int], old: Capture, new: Capture) -> tuple[int, ...]
 
 
 def select(
-    state: State, capture: Capture, columns: Sequence[int] | None, keep_last: int
+    state: State, capture: Capture, columns: Sequence[int] | None, defaults: Grounding
 ) -> Selection:
-    """Columns, layer names and steps that the state picks; ValueError where nothing is left."""
+    """Columns, layer names and steps that the state picks; ValueError where nothing is left.
+
+    What the state leaves open is as in the profile.
+    """
     if columns is not None and not columns:
         raise ValueError("no word is chosen: click at least one")
-    chosen = content_columns(capture.phrase) if columns is None else tuple(columns)
-    first, last = state.layers or (0, len(capture.layers) - 1)
+    filter = "all" if defaults.filter == "all" else "lexical"
+    chosen = content_columns(capture.phrase, filter) if columns is None else tuple(columns)
+    first, last = layer_range(state, capture, defaults)
     names = [
         name
         for name in capture.layers[first : last + 1]
@@ -197,14 +202,23 @@ def select(
     ]
     if not names:
         raise ValueError("no layer is chosen: widen the layer range or the resolutions")
-    return Selection(chosen, tuple(names), step_range(state, capture, keep_last))
+    return Selection(chosen, tuple(names), step_range(state, capture, defaults))
 
 
-def step_range(state: State, capture: Capture, keep_last: int) -> tuple[int, int]:
+def step_range(state: State, capture: Capture, defaults: Grounding) -> tuple[int, int]:
     """First and last index of the timesteps; the default is the last k, the least noisy."""
     total = len(capture.timesteps)
-    first, last = state.steps or (max(0, total - keep_last), total - 1)
+    first, last = state.steps or (max(0, total - defaults.keep_last), total - 1)
     return min(first, total - 1), min(last, total - 1)
+
+
+def layer_range(state: State, capture: Capture, defaults: Grounding) -> tuple[int, int]:
+    """First and last index of the layers; the default is from the profile's first to its last."""
+    if state.layers is not None:
+        return state.layers
+    sizes = ((name, (m.shape[-2], m.shape[-1])) for name, m in capture.maps.items())
+    found = [i for i, (name, s) in enumerate(sizes) if matches(name, s, defaults.layers)]
+    return (found[0], found[-1]) if found else (0, len(capture.layers) - 1)
 
 
 def describe(selection: Selection, capture: Capture) -> str:

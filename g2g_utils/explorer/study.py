@@ -7,17 +7,28 @@ from dataclasses import replace
 import pandas as pd
 
 from g2g_utils.explorer import maps, state
-from g2g_utils.explorer.session import Panel, Session
+from g2g_utils.explorer.session import Panel, Picture, Session
 from g2g_utils.explorer.state import State
 
 
 def starting_state(session: Session, picture: int = -1) -> State:
-    """A picture by its number; -1: the first whose first finding lies on one side by name."""
+    """A picture by its number; -1: the first with a large finding on a named side.
+
+    Large is a tenth of the film; the rule knows nothing of how well the finding is grounded.
+    """
     if picture >= 0:
         return session.start(image=f"test:{picture}")
-    sided = (k for k, p in session.pictures.items() if p.regions and state.names_side(p.phrase))
-    key = next(sided, None)
+    fitting = (k for k, p in session.pictures.items() if _is_plain(p))
+    key = next(fitting, None)
     return session.start(image=key) if key else session.start()
+
+
+def _is_plain(picture: Picture) -> bool:
+    """Whether a picture's first finding names a side and covers a tenth of the film."""
+    if not picture.regions or not state.names_side(picture.phrase):
+        return False
+    covered = sum(w * h for _, _, w, h in picture.regions[0].boxes)
+    return covered >= 0.1 * picture.size**2
 
 
 def token_table(panel: Panel) -> pd.DataFrame:
@@ -42,15 +53,16 @@ def total_attention(panel: Panel) -> float:
 
 
 def by_resolution(session: Session, now: State) -> pd.DataFrame:
-    """Scores of the state's view with the layers of one resolution at a time, and with all."""
-    sizes = maps.resolutions(session.capture(now))
-    choices = {f"{s}×{s}": (s,) for s in sizes} | {"all layers": None}
+    """Scores of the state's view by the layers used: of one resolution, all, the profile's."""
+    capture = session.capture(now)
+    every = replace(now, layers=(0, len(capture.layers) - 1))
+    choices = {f"{s}×{s}": replace(every, sizes=(s,)) for s in maps.resolutions(capture)}
     rows = {}
-    for name, chosen in choices.items():
-        panel = session.view(replace(now, sizes=chosen)).panels[0]
+    for name, chosen in (choices | {"all layers": every, "the profile's": now}).items():
+        panel = session.view(chosen).panels[0]
         rows[name] = {"layers": len(panel.selection.layers), **panel.metrics}
     table = pd.DataFrame(rows).T.drop(columns=["note", "abs_cnr"], errors="ignore")
-    return table.astype(float).round(3).rename_axis(index="resolution")
+    return table.astype(float).round(3).rename_axis(index="layers used")
 
 
 def best(table: pd.DataFrame, metric: str) -> str:

@@ -40,7 +40,7 @@ STYLE = """<style>
 .g2g img {display: block}
 .g2g .lm-TabBar-tab, .g2g .p-TabBar-tab {max-width: none !important; flex: 0 0 auto !important}
 .g2g .widget-html, .g2g .widget-html-content {line-height: 1.45}
-.g2g .widget-readout {font-size: 12px; min-width: 108px}
+.g2g .widget-readout {font-size: 11px; min-width: 104px}
 .g2g h3 {margin: 0; font-size: 13px; font-weight: 600}
 .g2g-title {font-size: 18px; font-weight: 600; line-height: 1.3}
 .g2g-notice {color: #5f666e}
@@ -206,7 +206,7 @@ class Explorer(HasTraits):
         box = widgets.VBox(
             [
                 title,
-                _row(self.back, *gallery, self.forth),
+                _classed(_row(self.back, *gallery, self.forth), "g2g-gallery"),
                 _row(self.phrase, self.swap, self.upload),
                 _row(widgets.HTML("<h3>Words</h3>"), self.words),
                 _row(self.content, self.pieces, self.special, note),
@@ -369,8 +369,9 @@ class Explorer(HasTraits):
         """Timesteps, layers and resolutions as this model has them."""
         _set(self.steps, [f"{t}" for t in capture.timesteps])
         _set(self.layers, list(maps.layer_labels(capture, short=True)))
-        self.steps.index = state.step_range(now, capture, self.session.config.grounding.keep_last)
-        self.layers.index = now.layers or (0, len(capture.layers) - 1)
+        defaults = self.session.config.grounding
+        self.steps.index = state.step_range(now, capture, defaults)
+        self.layers.index = state.layer_range(now, capture, defaults)
         found = maps.resolutions(capture)
         _set(self.sizes, [(f"{r}×{r}", r) for r in found], now.sizes or found)
         spans = maps.blocks(capture)
@@ -484,7 +485,7 @@ class Explorer(HasTraits):
 
 def _labelled() -> dict[str, Any]:
     """Style and layout of a control in the side column (one object each: they are not shared)."""
-    return {"style": {"description_width": LABEL}, "layout": widgets.Layout(width="100%")}
+    return {"style": {"description_width": LABEL}, "layout": widgets.Layout(width="auto")}
 
 
 def _dropdown(label: str, options: Any) -> widgets.Dropdown:

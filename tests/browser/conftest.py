@@ -103,7 +103,7 @@ def lab(notebook, tmp_path_factory) -> Iterator[str]:
         sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}",
         "--ServerApp.ip=127.0.0.1", "--IdentityProvider.token=", f"--ServerApp.root_dir={folder}",
         "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
-        "--LabApp.extension_manager=readonly",
+        "--LabApp.extension_manager=readonly", "--LabApp.expose_app_in_browser=True",
     ]  # fmt: skip
     process = started(command, port, folder / "log")
     yield f"http://127.0.0.1:{port}/lab/tree/{notebook.name}"
@@ -186,6 +186,12 @@ class Driver:
         """Choose in a drop-down by its label."""
         return self.act(lambda: self.page.get_by_label(label, exact=True).select_option(value))
 
+    def value(self, label: str) -> str:
+        """What a drop-down or field holds."""
+        return self.page.get_by_label(label, exact=True).evaluate(
+            "e => e.selectedOptions ? e.selectedOptions[0].text : e.value"
+        )
+
     def press(self, label: str, key: str, handle: int = 0) -> float:
         """Move a slider's handle with a key."""
         slider = self.page.locator(".widget-hslider", has_text=label)
@@ -218,6 +224,12 @@ class Driver:
     def picture(self) -> str:
         """The source of the open tab's picture."""
         return self.page.locator(".g2g-main img:visible").first.get_attribute("src")
+
+    @property
+    def thumbnails(self) -> str:
+        """What the visible thumbnails show."""
+        images = self.page.locator(".g2g-gallery img")
+        return ",".join(images.evaluate_all("all => all.map(i => i.alt)"))
 
     @property
     def numbers(self) -> str:

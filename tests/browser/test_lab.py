@@ -2,12 +2,14 @@
 
 from .conftest import READY, SLOW, Driver
 
+RUN = "notebook:run-all-cells"
+
 
 def test_notebook_10_in_jupyterlab(new_page, lab, outside):
     page = new_page(lab)
     page.set_default_timeout(SLOW)
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.get_by_role("menuitem", name="Run All Cells").click()
+    page.wait_for_function(f"window.jupyterapp?.commands.isEnabled('{RUN}')")
+    page.evaluate(f"window.jupyterapp.commands.execute('{RUN}')")
     page.wait_for_selector(READY, state="attached")
     explorer = Driver(page)
     page.locator(".g2g").scroll_into_view_if_needed()

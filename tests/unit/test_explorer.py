@@ -19,6 +19,7 @@ from g2g_utils.explorer.cache import Cache
 from .test_grounding import Model
 
 PHRASE = "small left effusion"
+DEFAULTS = config.Grounding(timesteps=5, keep_last=3)
 BOX = (4.0, 4.0, 12.0, 10.0)
 
 
@@ -238,15 +239,17 @@ def test_carry_keeps_words_and_special_tokens_across_tokenizers():
 
 
 def test_select(capture, start):
-    chosen = state.select(start, capture, None, keep_last=3)
+    chosen = state.select(start, capture, None, DEFAULTS)
     assert chosen.columns == (1, 2, 3) and chosen.steps == (2, 4)
     assert chosen.layers == capture.layers
-    some = state.select(replace(start, layers=(1, 3), sizes=(8,)), capture, (2,), 3)
+    some = state.select(replace(start, layers=(1, 3), sizes=(8,)), capture, (2,), DEFAULTS)
     assert some.layers == tuple(n for n in capture.layers[1:4] if capture.maps[n].shape[-1] == 8)
     with pytest.raises(ValueError, match="no word is chosen"):
-        state.select(start, capture, (), 3)
+        state.select(start, capture, (), DEFAULTS)
     with pytest.raises(ValueError, match="no layer is chosen"):
-        state.select(replace(start, layers=(0, 0), sizes=(8,)), capture, None, 3)
+        state.select(replace(start, layers=(0, 0), sizes=(8,)), capture, None, DEFAULTS)
+    up = state.select(start, capture, None, DEFAULTS.model_copy(update={"layers": "up"}))
+    assert up.layers == tuple(n for n in capture.layers if n.startswith("up"))
     assert "words: small left effusion; t" in state.describe(chosen, capture)
 
 
@@ -482,7 +485,7 @@ def test_tables_of_the_notebook(opened, start):
     assert list(table.index) == ["start", "small", "left", "effusion", "end", "padding ×7"]
     assert study.total_attention(panel) == pytest.approx(1, abs=2e-3)
     scores = study.by_resolution(opened, start)
-    assert list(scores.index) == ["16×16", "8×8", "all layers"]
+    assert list(scores.index) == ["16×16", "8×8", "all layers", "the profile's"]
     assert study.best(scores, "cnr") in scores.index
     assert study.starting_state(opened).phrase == PHRASE
     assert study.starting_state(opened, 1).phrase == "edema"
