@@ -52,11 +52,13 @@ def block_of(layer: str) -> str:
 
 
 def matches(layer: str, size: tuple[int, int] | None, wanted: Layers | None) -> bool:
-    """Whether a layer is asked for, by name, by block ("down") or by resolution (map height)."""
+    """Whether a layer is asked for: by name or its beginning ("up_blocks.1"), by block ("down") or
+    by resolution (map height).
+    """
     if wanted is None:
         return True
     if isinstance(wanted, str):
-        return wanted in (layer, block_of(layer))
+        return wanted in (layer, block_of(layer)) or layer.startswith(f"{wanted}.")
     if isinstance(wanted, int):
         return size is not None and size[0] == wanted
     return any(matches(layer, size, one) for one in wanted)

@@ -69,8 +69,9 @@ def parameters(config: Config, name: str) -> dict[str, Any]:
         return base | {"steps": config.fidelity.classifier_steps}
     if kind in ("evaluation", "fidelity", "baselines"):
         section = config.fidelity if kind == "fidelity" else config.evaluation
-        own = {kind: section.model_dump(), "data": config.data.model_dump()}
-        return base | own | {"grounding": config.grounding.model_dump(), "name": name}
+        own = {kind: section.model_dump(), "data": config.data.model_dump(), "name": name}
+        maps = {"grounding": config.grounding.model_dump()} if kind == "evaluation" else {}
+        return base | own | maps
     if kind == "ldm":
         arm, seed = arm_and_seed(config, item)
         training = config.training.model_dump(exclude={"arms", "seeds", "live_steps", "log_every"})

@@ -162,7 +162,7 @@ class Grounding(Section):
     timesteps: int = Field(50, gt=0)
     keep_last: int = Field(40, gt=0)
     filter: Literal["lexical", "disease", "all"] = "lexical"
-    layers: str | tuple[str, ...] | None = None  # names or blocks (down, mid, up); None: all
+    layers: str | tuple[str, ...] | None = None  # names, beginnings, blocks; None: all
     curve: Literal["linear", "quadratic", "mixture"] | None = "mixture"
     text_guidance: float = 16.0
     batch_size: int = 64  # U-Net rows per forward

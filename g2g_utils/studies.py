@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from g2g_utils import bbm, metrics
+from g2g_utils.attention import Layers, block_of
 from g2g_utils.baselines import biovil, no_skill
 from g2g_utils.data.record import Example
 from g2g_utils.grounding import Grounding, draw_others, ground_batch
@@ -99,16 +100,24 @@ def layers_and_steps(model: Any, pairs: Sequence[Example], **options: Any) -> pd
     return pd.DataFrame(rows)
 
 
+def layer_groups(found: Grounding) -> dict[str, Layers | None]:
+    """Groups of a grounding's layers: all, each block, each map side, the decoder's finer sides."""
+    sides = {name: maps.shape[-1] for name, maps in found.maps.items()}
+    coarsest = min(sides.values())
+    fine = [name for name in sides if block_of(name) == "up" and sides[name] > coarsest]
+    groups: dict[str, Layers | None] = {"all": None, "down": "down", "mid": "mid", "up": "up"}
+    groups |= {"up, finer": fine} if fine else {}
+    return groups | {f"{side}×{side}": side for side in sorted(set(sides.values()), reverse=True)}
+
+
 def resolutions(model: Any, pairs: Sequence[Example], **options: Any) -> pd.DataFrame:
-    """Scores of groups of layers: all, each block, each map side."""
+    """Scores of `layer_groups`."""
     rows = []
     options |= {"keep": "layers", "layers": None}
     for example, found in grounded(model, pairs, "layer groups", **options):
-        sides = sorted({maps.shape[-1] for maps in found.maps.values()}, reverse=True)
-        for name in (None, "down", "mid", "up", *sides):
-            label = "all" if name is None else f"{name}×{name}" if isinstance(name, int) else name
-            scores = quick_scores(found.select(layers=name), example.boxes, model.image_size)
-            rows.append(identity(example) | {"layers": label, **scores})
+        for name, layers in layer_groups(found).items():
+            scores = quick_scores(found.select(layers=layers), example.boxes, model.image_size)
+            rows.append(identity(example) | {"layers": name, **scores})
     return pd.DataFrame(rows)
 
 
