@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -36,13 +37,20 @@ def identity(example: Example) -> dict[str, Any]:
 
 def quick_scores(heatmap: Tensor, boxes: Any, size: int) -> dict[str, float]:
     """CNR, AUC and pointing of a map [h, w]: the metrics that need no mask."""
-    target = metrics.rasterise(boxes, size)
-    heat = metrics.resize(bbm.minmax(heatmap.double()), size)
-    return {
-        "cnr": float(metrics.contrast_to_noise(heat, target)),
-        "auc_roc": float(metrics.auc_roc(heat, target)),
-        "pointing": float(metrics.pointing_game(heat, target)),
+    return batch_scores([heatmap], boxes, size)[0]
+
+
+def batch_scores(heatmaps: Sequence[Tensor], boxes: Any, size: int) -> list[dict[str, float]]:
+    """`quick_scores` of several maps [h, w] of one pair, at once."""
+    heat = metrics.resize(bbm.minmax(torch.stack(list(heatmaps)).double()), size)  # n size size
+    target = metrics.rasterise(boxes, size).expand_as(heat)
+    scores = {
+        "cnr": metrics.contrast_to_noise(heat, target),
+        "auc_roc": metrics.auc_roc(heat, target),
+        "pointing": metrics.pointing_game(heat, target),
     }
+    columns = {name: torch.as_tensor(values).tolist() for name, values in scores.items()}
+    return [{name: columns[name][k] for name in columns} for k in range(len(heat))]
 
 
 def grounded(model: Any, pairs: Sequence[Example], title: str, **options: Any) -> Any:
@@ -76,14 +84,20 @@ def filters(model: Any, pairs: Sequence[Example], **options: Any) -> pd.DataFram
     """Scores under the three token filters, from one capture of every token's map."""
     rows = []
     for example, found in grounded(model, pairs, "filters", **options):
-        for name in ("lexical", "disease", "all"):
-            tokens = select_tokens(found.phrase_tokens, name, example.finding)
-            scores = quick_scores(found.select(tokens), example.boxes, model.image_size)
-            rows.append(identity(example) | {"filter": name, **scores})
-        for name, token in (("start token", 0), ("end token", found.phrase_tokens.end)):
-            scores = quick_scores(found.select([token]), example.boxes, model.image_size)
-            rows.append(identity(example) | {"filter": name, **scores})
+        chosen: dict[str, list[int]] = {
+            name: select_tokens(found.phrase_tokens, name, example.finding)
+            for name in ("lexical", "disease", "all")
+        }
+        chosen |= {"start token": [0], "end token": [found.phrase_tokens.end]}
+        maps = {name: found.select(tokens) for name, tokens in chosen.items()}
+        rows += _rows(example, "filter", maps, model.image_size)
     return pd.DataFrame(rows)
+
+
+def _rows(example: Example, by: str, maps: dict[Any, Tensor], size: int) -> list[dict[str, Any]]:
+    """One row a setting of a pair's maps."""
+    found = batch_scores(list(maps.values()), example.boxes, size)
+    return [identity(example) | {by: name, **row} for name, row in zip(maps, found, strict=True)]
 
 
 def layers_and_steps(model: Any, pairs: Sequence[Example], **options: Any) -> pd.DataFrame:
@@ -91,13 +105,15 @@ def layers_and_steps(model: Any, pairs: Sequence[Example], **options: Any) -> pd
     rows = []
     options |= {"keep": "all", "keep_last": options["timesteps"], "layers": None}
     for example, found in grounded(model, pairs, "layers x timesteps", **options):
-        for layer in found.layers:
-            for k, timestep in enumerate(found.timesteps):
-                heatmap = found.select(layers=layer, steps=[k])
-                where = {"layer": layer, "side": found.maps[layer].shape[-1], "timestep": timestep}
-                scores = quick_scores(heatmap, example.boxes, model.image_size)
-                rows.append(identity(example) | where | scores)
-    return pd.DataFrame(rows)
+        maps = {
+            (layer, found.maps[layer].shape[-1], timestep): found.select(layers=layer, steps=[k])
+            for layer in found.layers
+            for k, timestep in enumerate(found.timesteps)
+        }
+        rows += _rows(example, "place", maps, model.image_size)
+    table = pd.DataFrame(rows)
+    places = pd.DataFrame(table.pop("place").tolist(), columns=["layer", "side", "timestep"])
+    return table.join(places)
 
 
 def layer_groups(found: Grounding) -> dict[str, Layers | None]:
@@ -115,9 +131,9 @@ def resolutions(model: Any, pairs: Sequence[Example], **options: Any) -> pd.Data
     rows = []
     options |= {"keep": "layers", "layers": None}
     for example, found in grounded(model, pairs, "layer groups", **options):
-        for name, layers in layer_groups(found).items():
-            scores = quick_scores(found.select(layers=layers), example.boxes, model.image_size)
-            rows.append(identity(example) | {"layers": name, **scores})
+        groups = layer_groups(found).items()
+        maps = {name: found.select(layers=layers) for name, layers in groups}
+        rows += _rows(example, "layers", maps, model.image_size)
     return pd.DataFrame(rows)
 
 
@@ -142,10 +158,8 @@ def kept_steps(
     options |= {"keep": "all", "keep_last": options["timesteps"]}
     for example, found in grounded(model, pairs, "last k", **options):
         total = len(found.timesteps)
-        for k in kept:
-            heatmap = found.select(steps=range(total - k, total))
-            scores = quick_scores(heatmap, example.boxes, model.image_size)
-            rows.append(identity(example) | {"keep_last": k, **scores})
+        maps = {k: found.select(steps=range(total - k, total)) for k in kept}
+        rows += _rows(example, "keep_last", maps, model.image_size)
     return pd.DataFrame(rows)
 
 

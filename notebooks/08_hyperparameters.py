@@ -101,15 +101,14 @@ plots.save_figure(config, fig, "08_filters")
 
 
 # %%
-def compared(id: str, table: pd.DataFrame, by: str, better: object, worse: object,
-             slack: float = 0.0, split: str = "validation") -> findings.Claim:  # fmt: skip
+def compared(id, table, by, better, worse, slack=0.0, split="validation") -> findings.Claim:
     """The claim that one setting's CNR exceeds another's (minus a margin)."""
-    gap = studies.difference(
-        table[table[by] == better], table[table[by] == worse], "cnr", resamples
-    )
+    sides = (table[table[by] == setting] for setting in (better, worse))
+    gap = studies.difference(*sides, "cnr", resamples)
+    text = f"{by} {better} > {worse} in CNR"
+    if slack:
+        text = f"{by} {better} not below {worse} by {slack} CNR (difference + {slack})"
     shifted = metrics.Interval(*(end + slack for end in gap))
-    names = f"{by} {better} > {worse} in CNR"
-    text = f"{names}, within {slack} (difference + {slack})" if slack else names
     return findings.claim(config, id, text, shifted, sorted(table["seed"].unique()), split)
 
 

@@ -167,8 +167,8 @@ def _cells(ax: Axes, values: np.ndarray, limit: float, digits: int = 2) -> None:
     """The numbers of a coloured table, white where the ground is dark."""
     for (y, x), value in np.ndenumerate(values):
         if np.isfinite(value):
-            shade = "white" if abs(value) > 0.65 * limit else "black"
-            ax.text(x, y, f"{value:.{digits}f}", ha="center", va="center", color=shade, fontsize=8)
+            shade = "white" if abs(value) > 0.55 * limit else "black"
+            ax.text(x, y, f"{value:z.{digits}f}", ha="center", va="center", color=shade, fontsize=8)
 
 
 def _no_frame(ax: Axes) -> None:

@@ -3,8 +3,9 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
-from g2g_utils import audit, studies
+from g2g_utils import audit, metrics, studies
 from g2g_utils.data.record import Example
 
 
@@ -134,3 +135,14 @@ def test_effects_cover_metrics_that_both_have() -> None:
     found = audit.effects(rows([2.0, 2.0]), rows([1.0, 1.5]), 50)
     assert found["cnr"].value == pytest.approx(0.75)
     assert np.isnan(found["auc_roc"].value)
+
+
+def test_batch_scores_are_those_of_single_maps() -> None:
+    maps = [torch.rand(8, 8, generator=torch.Generator().manual_seed(k)) for k in range(3)]
+    boxes = [[4.0, 4.0, 12.0, 8.0]]
+    together = studies.batch_scores(maps, boxes, 32)
+    alone = [studies.quick_scores(heatmap, boxes, 32) for heatmap in maps]
+    assert [row["cnr"] for row in together] == pytest.approx([row["cnr"] for row in alone])
+    full = metrics.evaluate(maps[0], boxes, 32)
+    for name in ("cnr", "auc_roc", "pointing"):
+        assert together[0][name] == pytest.approx(full[name])
