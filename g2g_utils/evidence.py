@@ -15,7 +15,8 @@ from g2g_utils import metrics, products
 from g2g_utils.baselines import no_skill
 from g2g_utils.config import Config
 from g2g_utils.data.record import Example
-from g2g_utils.grounding import Grounding, ground_batch
+from g2g_utils.grounding import Grounding, evaluate, ground_batch
+from g2g_utils.studies import no_skill_rows
 from g2g_utils.text import swap_sides
 
 SCORES = ("cnr", "auc_roc", "pointing", "iou")
@@ -23,7 +24,7 @@ NO_SIDE = "small right apical pneumothorax"  # compared with phrases that name n
 
 
 def no_skill_maps(config: Config, image: Any, size: tuple[int, int]) -> dict[str, Tensor]:
-    """Maps [h, w] that do not know the phrase: random, centre, brightness, mean training box."""
+    """Maps [h, w] that do not know the phrase: random, centre, brightness, mean training box ("mean box")."""
     maps = {
         "random": no_skill.random_map(size),
         "centre prior": no_skill.centre_prior(size),
@@ -31,7 +32,7 @@ def no_skill_maps(config: Config, image: Any, size: tuple[int, int]) -> dict[str
     }
     if config.data.source == "phantoms":
         boxes = [region["boxes"] for region in products.training_texts(config)["regions"]]
-        maps["mean training box"] = no_skill.mean_box(boxes, config.image_size, size)
+        maps["mean box"] = no_skill.mean_box(boxes, config.image_size, size)
     return maps
 
 
@@ -49,6 +50,17 @@ def compare(config: Config, example: Example, result: Grounding) -> pd.DataFrame
         scores = {score: found[score] for score in SCORES if score in found}
         rows.append({"map": name, **scores, "likeness": correlation(heatmap, result.heatmap)})
     return pd.DataFrame(rows).set_index("map").round(2)
+
+
+def beside_no_skill(
+    config: Config, model: Any, pairs: Sequence[Example], **options: Any
+) -> pd.DataFrame:
+    """Metrics of the model and of maps without skill, one row a pair and method."""
+    tables = [evaluate(model, pairs, **options).assign(method="model")]
+    if config.data.source == "phantoms":
+        regions = products.training_texts(config)["regions"]
+        tables.append(no_skill_rows(pairs, regions, config.image_size, model.latent_shape[-1]))
+    return pd.concat(tables, ignore_index=True)
 
 
 def correlation(first: Tensor, second: Tensor) -> float:

@@ -193,6 +193,9 @@ axes[0].legend()
 plots.save_figure(config, fig, "03_training_live")
 
 # %% [markdown]
+# Same start, same batches, same noise: the live run repeats the finished one until its shorter
+# schedule lowers the learning rate.
+#
 # ## Interrupted and resumed
 # A cluster may kill a job at any time. Since all randomness hangs on the step's number, a resumed
 # run needs no generator state and repeats the uninterrupted one **to the bit**. We run a few
@@ -228,8 +231,8 @@ decay = np.minimum((1 + step) / (10 + step), config.training.ema)
 state = loop.read_checkpoint(through)
 gap = live.distance(state["ema"]["shadow_params"], state["modules"]["denoising"])
 print(
-    f"EMA window about {1 / (1 - config.training.ema):.0f} steps, reached at step "
-    f"{int(step[np.argmax(decay >= config.training.ema)])}"
+    f"decay at step 10: {decay[9]:.2f}, at the last: {decay[-1]:.4f}, "
+    f"a window of about {1 / (1 - decay[-1]):.0f} steps"
 )
 print(f"after {started} steps EMA and raw weights differ by {gap:.2%}")
 
@@ -244,8 +247,9 @@ logs = live.finished_logs(config)
 print(f"finished: {', '.join(logs)}")
 fig, ax = overlays.plt.subplots(figsize=(7.5, 3))
 live.draw_logs(ax, logs)
-ax.set(xlabel="step", ylabel="training loss, smoothed", yscale="log")
-ax.set_title(f"{len(logs)} finished runs of {config.training.steps} steps")
+last = pd.Series({name: log["loss"].tail(15).mean() for name, log in logs.items()})
+ax.set(xlabel="step", ylabel="training loss, smoothed")
+ax.set_title(f"{len(logs)} finished runs: last losses within {last.max() / last.min() - 1:.1%}")
 plots.save_figure(config, fig, "03_training_logs")
 
 # %% [markdown]
