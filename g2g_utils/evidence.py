@@ -24,7 +24,7 @@ NO_SIDE = "small right apical pneumothorax"  # compared with phrases that name n
 
 
 def no_skill_maps(config: Config, image: Any, size: tuple[int, int]) -> dict[str, Tensor]:
-    """Maps [h, w] that do not know the phrase: random, centre, brightness, mean training box ("mean box")."""
+    """Maps [h, w] that do not know the phrase; "mean box" is that of the training regions."""
     maps = {
         "random": no_skill.random_map(size),
         "centre prior": no_skill.centre_prior(size),

@@ -128,10 +128,12 @@ columns = ["cnr", "auc_roc", "pointing"]
 studies.summary(rows, "method", columns, config.evaluation.bootstrap).map(str)
 
 # %%
-own = rows[rows["method"] == "model"]
+of_model = rows[rows["method"] == "model"]
 if example.boxes:
-    rank = (own["cnr"] < result.metrics["cnr"]).mean()
-    print(f"this pair: CNR {result.metrics['cnr']:.2f}, better than {rank:.0%} of {len(own)} pairs")
+    rank = (of_model["cnr"] < result.metrics["cnr"]).mean()
+    print(
+        f"this pair: CNR {result.metrics['cnr']:.2f}, better than {rank:.0%} of {len(of_model)} pairs"
+    )
 
 # %% [markdown]
 # ## Does it read the side?
@@ -188,11 +190,11 @@ print(
 # %%
 phantoms = [p.framed(config.image_size).array() for p in products.evaluation_pairs(config)[:64]]
 usual = evidence.reconstruction_psnr(model, np.stack(phantoms)).numpy()
-own = float(evidence.reconstruction_psnr(model, image[None])[0])
+psnr = float(evidence.reconstruction_psnr(model, image[None])[0])
 low, high = np.quantile(usual, [0.025, 0.975])
 print(
-    f"this image {own:.1f} dB; test images {low:.1f} to {high:.1f} dB; "
-    f"foreign to the model: {own < low}"
+    f"this image {psnr:.1f} dB; test images {low:.1f} to {high:.1f} dB; "
+    f"foreign to the model: {psnr < low}"
 )
 
 # %% [markdown]
@@ -206,8 +208,8 @@ print(
 table = evidence.compare(config, example, result)
 prior = rows[rows["method"] == "mean box"]
 if len(prior):
-    gain = studies.difference(own, prior, "cnr", config.evaluation.bootstrap)
-    print(f"CNR above the mean training box on {len(own)} pairs: {gain.low > 0}, {gain}")
+    gain = studies.difference(of_model, prior, "cnr", config.evaluation.bootstrap)
+    print(f"CNR above the mean training box on {len(of_model)} pairs: {gain.low > 0}, {gain}")
 likest = table["likeness"].drop("model")
 print(f"likest map without skill here: {likest.idxmax()}, correlation {likest.max():.2f}")
 print(f"reads the side on {len(shifts)} pairs: {shift.low > 0}, shift {shift}")
