@@ -72,10 +72,11 @@ def claim(
 
 
 def verdicts(claims: Sequence[Claim]) -> str:
-    """Markdown list of claims, each with its verdict and number."""
+    """Markdown list of claims: holds, not shown, or reversed (the whole interval below zero)."""
     rows = []
     for made in claims:
         verdict = "**holds**" if made.holds else "**not shown**"
+        verdict = "**reversed**" if made.high < 0 else verdict
         number = f"{made.estimate:+.2f} [{made.low:+.2f}, {made.high:+.2f}]"
         rows.append(f"- {verdict}: {made.claim} — {number}, {len(made.seeds)} seeds, {made.split}")
     return "\n".join(rows)

@@ -41,6 +41,7 @@ config = load(profile)
 
 # %%
 from functools import partial
+from itertools import pairwise
 
 import pandas as pd
 from IPython.display import Markdown
@@ -180,6 +181,32 @@ f1_all = claims_of("F1-all-layers", "domain-frozen", "generic-frozen", measures,
 print(*f1_all, sep="\n")
 
 # %% [markdown]
+# These intervals resample patients, not trainings. So the same differences seed by seed: a finding
+# about *encoders* has to hold in each, and by a margin that dwarfs how much the seeds differ.
+
+
+# %%
+def seed_gaps(better: str, worse: str) -> pd.Series:
+    """The CNR difference of two arms in every seed, with its interval over patients."""
+    gaps = {}
+    for seed in seeds:
+        of_seed = trained[trained["seed"] == seed]
+        sides = (of_seed[of_seed["method"] == name] for name in (better, worse))
+        gaps[f"seed {seed}"] = studies.difference(*sides, "cnr", config.evaluation.bootstrap)
+    return pd.Series(gaps, name=f"{better} − {worse}")
+
+
+# %%
+gaps = pd.DataFrame([seed_gaps(*pair) for pair in pairwise(arms)])
+charts.readable(gaps)
+
+# %%
+for name, row in gaps.iterrows():
+    above, values = sum(gap.low > 0 for gap in row), [gap.value for gap in row]
+    print(f"CNR {name}: above zero in {above} of {len(row)} seeds, "
+          f"from {min(values):+.2f} to {max(values):+.2f}")  # fmt: skip
+
+# %% [markdown]
 # Control arms say *what* in the encoder helps: the same architecture and budget with random
 # weights, with masked language only, with the global contrast only. Each one that the profile
 # trains is compared with the first arm:
@@ -293,8 +320,9 @@ print(f"strongest row without skill: {best.idxmax()}, CNR {best.max():.3f}")
 
 # %% [markdown]
 # What this cannot tell: the intervals hold for these trained models and patients like these; with
-# few seeds, how far another training would land is known only roughly (the dots). Phantoms have
-# truthful, short impressions; radiographs don't.
+# few seeds, how far another training would land is known only roughly (the dots, and the table seed
+# by seed). Which layers are averaged can decide a comparison of encoders, so both tables count.
+# Phantoms have truthful, short impressions; radiographs don't.
 #
 # ## Next
 # - [08 · which settings matter](08_hyperparameters.ipynb)

@@ -198,7 +198,9 @@ charts.readable(by_group)
 
 # %%
 arms = list(config.training.arms)
-by_arm = {a: studies.resolutions(products.model(config, a), pairs, **options) for a in arms}
+by_arm = {a: studies.resolutions(products.model(config, a), pairs, **options)
+          for a in arms if a != arm}  # fmt: skip
+by_arm[arm] = groups[groups["seed"] == seeds[0]]
 means = {a: table.groupby("layers", sort=False)["cnr"].mean() for a, table in by_arm.items()}
 of_arms = pd.DataFrame(means).assign(mean=lambda table: table.mean(axis=1))
 print(f"best over the arms: {of_arms['mean'].idxmax()}; "

@@ -127,11 +127,12 @@ def _dots(ax: Axes, names: pd.Index, dots: pd.DataFrame, column: str) -> None:
 
 
 def forest(claims: Sequence[Any], title: str = "") -> Figure:
-    """Estimates of claims with their intervals; filled where the interval lies above zero."""
+    """Estimates of claims with their intervals: filled above zero, orange below, else grey."""
     height = 0.8 + 0.34 * len(claims) + 0.3 * bool(title)
     fig, ax = plt.subplots(figsize=(7.2, height))
     for y, made in enumerate(claims):
         shade = COLOURS["domain-frozen"] if made.holds else GREY
+        shade = COLOURS["linear"] if made.high < 0 else shade
         ax.plot([made.low, made.high], [y, y], color=shade, lw=2)
         fill = shade if made.holds else "white"
         ax.plot(made.estimate, y, "o", mfc=fill, mec=shade, mew=1.5, ms=6)
@@ -141,7 +142,7 @@ def forest(claims: Sequence[Any], title: str = "") -> Figure:
     ax.tick_params(axis="y", length=0)
     ax.invert_yaxis()
     ax.grid(axis="x", alpha=0.3)
-    ax.set_xlabel("difference with 95 % interval over patients (filled: above zero)")
+    ax.set_xlabel("difference, 95 % interval over patients (blue: above zero, orange: below)")
     _suptitle(fig, title)
     return fig
 

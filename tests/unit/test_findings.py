@@ -19,16 +19,21 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "holds"), [(0.1, 0.5, True), (-0.1, 0.5, False), (0.0, 0.5, False)]
+    ("low", "high", "verdict"),
+    [
+        (0.1, 0.5, "holds"),
+        (-0.1, 0.5, "not shown"),
+        (0.0, 0.5, "not shown"),
+        (-0.5, -0.1, "reversed"),
+    ],
 )
 def test_a_claim_holds_only_if_its_interval_lies_above_zero(
-    config: Config, low: float, high: float, holds: bool
+    config: Config, low: float, high: float, verdict: str
 ) -> None:
     made = findings.claim(config, "F1-x", "a > b", Interval(0.3, low, high), [0, 1])
-    assert made.holds is holds
-    assert str(made).startswith(f"a > b: {holds}, +0.30 [")
-    verdict = "**holds**" if holds else "**not shown**"
-    assert findings.verdicts([made]).startswith(f"- {verdict}: a > b")
+    assert made.holds is (verdict == "holds")
+    assert str(made).startswith(f"a > b: {made.holds}, +0.30 [")
+    assert findings.verdicts([made]).startswith(f"- **{verdict}**: a > b")
 
 
 def test_a_damaged_claim_does_not_hold(config: Config) -> None:
