@@ -64,6 +64,8 @@ def test_special_tokens_can_be_shown_and_chosen(page):
 
 
 def test_layer_range_by_keyboard_and_by_block(page):
+    page.click("mid")
+    page.click("all layers")
     took = page.press("Layers", "ArrowRight")
     assert "2 down" in page.page.locator(".widget-hslider", has_text="Layers").inner_text()
     page.click("mid")
