@@ -34,7 +34,7 @@
 profile: str = "miniature"
 image_path: str = ""  # PNG, JPEG or DICOM; empty: a phantom
 phrase: str = ""  # what to look for; empty: the phantom's own phrase
-pair: int = 7  # which image–phrase pair of the test split, if no file is named
+pair: int = 1  # which image–phrase pair of the test split, if no file is named
 seed: int = 0  # of the sampling noise
 checked_pairs: int = 40  # test pairs on which the same is asked, beside this one
 
@@ -131,9 +131,8 @@ studies.summary(rows, "method", columns, config.evaluation.bootstrap).map(str)
 of_model = rows[rows["method"] == "model"]
 if example.boxes:
     rank = (of_model["cnr"] < result.metrics["cnr"]).mean()
-    print(
-        f"this pair: CNR {result.metrics['cnr']:.2f}, better than {rank:.0%} of {len(of_model)} pairs"
-    )
+    score, count = result.metrics["cnr"], len(of_model)
+    print(f"this pair: CNR {score:.2f}, better than {rank:.0%} of {count} test pairs")
 
 # %% [markdown]
 # ## Does it read the side?
