@@ -208,13 +208,8 @@ fig, axes = overlays.panels(len(chosen))
 for ax, pair in zip(axes[0], chosen, strict=True):
     image = pair.load(config.image_size)
     title = overlays.wrapped(pair.phrase, 26)
-    overlays.overlay(
-        ax,
-        image,
-        probing.minmax(baseline.heatmap(image, pair.phrase)),
-        boxes=pair.boxes,
-        title=title,
-    )
+    heat = probing.minmax(baseline.heatmap(image, pair.phrase))
+    overlays.overlay(ax, image, heat, boxes=pair.boxes, title=title)
 overlays.colour_bar(fig, axes, "cosine, scaled to [0, 1]")
 overlays.legend(fig)
 plots.save_figure(config, fig, "02_text_patches")

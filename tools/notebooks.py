@@ -191,6 +191,7 @@ def output_text(cell: NotebookNode) -> str:
 def _plain(text: str) -> str:
     """Text without this machine's folders and without overwritten progress bars."""
     text = text.replace(f"{ROOT}{os.sep}", "").replace(str(ROOT), ".").replace(sys.prefix, "ENV")
+    text = re.sub(r"(?<![\w.])/(?:[\w.+-]+/)+(?=g2g_utils/|site-packages/)", "", text)
     return re.sub(r"[^\n]*\r(?!\n)", "", text)
 
 
