@@ -43,26 +43,26 @@ def alternately(*actions: Callable[[], float]) -> Callable[[int], float]:
 
 
 def controls(page: Any) -> dict[str, tuple[int, Callable[[int], float]]]:
-    """What is measured: promised milliseconds and the action of a round."""
+    """What is measured: promised milliseconds and the action of a round.
+
+    Every round asks for a map that was not shown in the two rounds before, as those are remembered.
+    """
     tab = page.page.get_by_role("tab", name="Layers × timesteps")
-    word = page.words[0].removeprefix("✓ ")
-    toggle = alternately(lambda: page.click(f"✓ {word}"), lambda: page.click(word))
-    arrows = ("ArrowRight", "ArrowLeft")
-    keys = {
-        label: alternately(*(lambda k=k, s=label: page.press(s, k) for k in arrows))
-        for label in ("Layers", "Timesteps", "Opacity")
-    }
+    first, second = (word.removeprefix("✓ ") for word in page.words[:2])
+    words = [f"✓ {first}", f"✓ {second}", first, second]
+    toggle = alternately(*(lambda w=w: page.click(w) for w in words))
+    page.click("all layers")
     return {
         "word": (200, toggle),
-        "layer range": (200, keys["Layers"]),
-        "timestep range": (200, keys["Timesteps"]),
-        "opacity": (200, keys["Opacity"]),
+        "layer range": (200, lambda _: page.press("Layers", "ArrowRight")),
+        "timestep range": (200, lambda _: page.press("Timesteps", "ArrowRight")),
+        "opacity": (200, lambda _: page.press("Opacity", "ArrowRight")),
         "mask / map": (200, alternately(lambda: page.click("mask"), lambda: page.click("map"))),
         "grid, word": (600, lambda i: (tab.click(), toggle(i))[1]),
         "new phrase": (2000, lambda i: page.phrase(PHRASES[i])),
         "first curve of a phrase": (2000, lambda i: first_curve(page, PHRASES[i])),
         "another curve": (200, alternately(*(lambda c=c: page.choose("Curve", c)
-                                             for c in ("linear", "mixture")))),
+                                             for c in ("linear", "quadratic", "mixture")))),
     }  # fmt: skip
 
 
@@ -110,7 +110,11 @@ def main() -> None:
             browser.close()
         finally:
             server.terminate()
-    machine = {"cpu": platform.processor(), "cores": os.cpu_count(), "load": os.getloadavg()[0]}
+    machine = {
+        "cpu": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
+    }
     result = {"profile": options.profile, "machine": machine, "controls": found}
     runs.write_json(Path(__file__).with_suffix(".json"), result)
 

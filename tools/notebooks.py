@@ -195,8 +195,15 @@ def _plain(text: str) -> str:
     return re.sub(r"[^\n]*\r(?!\n)", "", text)
 
 
+def _is_bar(output: NotebookNode) -> bool:
+    """True for a progress bar: as a file it would stand at 0 % for ever."""
+    data = output.get("data", {})
+    widget = "application/vnd.jupyter.widget-view+json" in data
+    return widget and bool(re.search(r"\d+%\|.*(it/s|s/it)", str(data.get("text/plain", ""))))
+
+
 def cleaned(notebook: NotebookNode, images: bool = True) -> NotebookNode:
-    """Without times and paths of the run; without images where those are not wanted."""
+    """Without times, paths and bars of the run; without images where those are not wanted."""
     notebook.metadata.pop("papermill", None)
     notebook.metadata["kernelspec"] = KERNEL
     for cell in notebook.cells:
@@ -204,6 +211,8 @@ def cleaned(notebook: NotebookNode, images: bool = True) -> NotebookNode:
             cell.metadata.pop(key, None)
         if not tags(cell):
             cell.metadata.pop("tags", None)
+        if "outputs" in cell:
+            cell.outputs = [output for output in cell.outputs if not _is_bar(output)]
         for output in cell.get("outputs", []):
             if isinstance(output.get("text"), str):
                 output["text"] = _plain(output["text"])

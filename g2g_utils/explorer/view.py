@@ -55,6 +55,7 @@ STYLE = """<style>
 .g2g button:focus-visible, .g2g input:focus-visible, .g2g select:focus-visible,
 .g2g .noUi-handle:focus-visible {outline: 3px solid #1971c2; outline-offset: 1px}
 .g2g .g2g-on {border: 2px solid #212529 !important; font-weight: 600}
+.g2g .g2g-picked {border: 2px solid #1971c2 !important; font-weight: 600}
 .g2g .g2g-off {border: 1px dashed #868e96 !important; opacity: .8}
 .g2g .widget-tab-contents, .g2g .jp-TabPanel {padding: 4px 0}
 .g2g textarea.g2g-code {width: 100%; height: 190px; font: 12px monospace; box-sizing: border-box}
@@ -310,8 +311,8 @@ class Explorer(HasTraits):
             except Exception:
                 self._go_back(change["old"])
                 raise
-            self._sync()
             self._draw()
+            self._sync()
 
     def _go_back(self, old: Any) -> None:
         """The last good state, in the controls too, except for the phrases being typed."""
@@ -388,12 +389,13 @@ class Explorer(HasTraits):
         return button
 
     def _draw(self) -> None:
-        """Words, numbers, the visible tab and the status line."""
+        """The visible tab first, which the user waits for; then words, numbers, status line."""
         assert self.view is not None
+        self._draw_tab()
         self._draw_words()
+        self._mark_picked()
         self.numbers.value = _numbers_table(self.view)
         self.taken.value = ""
-        self._draw_tab()
         self._drawn += 1
         self.status.value = _status(_summary(self.view), "", self._drawn)
 
@@ -442,6 +444,15 @@ class Explorer(HasTraits):
                 title = f"Image {picture.title}"
                 thumb.value = _image(render.thumbnail(picture.image), "png", title)
                 button.description, button.tooltip = picture.label, title
+        if self.view is not None:
+            self._mark_picked()
+
+    def _mark_picked(self) -> None:
+        """Show which thumbnail is open."""
+        keys = list(self.session.pictures)[self._page * PAGE :][:PAGE]
+        for place, button in enumerate(self.picks):
+            on = place < len(keys) and keys[place] == self.state.image
+            (button.add_class if on else button.remove_class)("g2g-picked")
 
     # -- taking away ------------------------------------------------------------------------------
 

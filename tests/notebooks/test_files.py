@@ -182,6 +182,15 @@ def test_cleaning_drops_times_paths_and_overwritten_bars(sound: Path) -> None:
     notebook = tool.read(sound)
     notebook.metadata["papermill"] = {"output_path": "x"}
     notebook.cells[2].outputs[0].text = f"10%|#\r100%|##########\n{tool.ROOT}/figures/a.png\n"
+    view = {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}}
+    bar = nbformat.v4.new_output(
+        "display_data", {"text/plain": "x:   0%|   | 0/9 [00:00<?, ?it/s]"}
+    )
+    slider = nbformat.v4.new_output("display_data", {"text/plain": "IntSlider(value=0)"})
+    bar.data.update(view)
+    slider.data.update(view)
+    notebook.cells[2].outputs += [bar, slider]
     cleaned = tool.cleaned(notebook)
+    assert cleaned.cells[2].outputs[1:] == [slider]
     assert cleaned.cells[2].outputs[0].text == "100%|##########\nfigures/a.png\n"
     assert "papermill" not in cleaned.metadata

@@ -31,7 +31,9 @@ def model():
 @pytest.fixture(scope="module")
 def settings():
     return config.load(
-        "smoke", image_size=32, **{"grounding.timesteps": 5, "grounding.keep_last": 3}
+        "smoke",
+        image_size=32,
+        **{"grounding.timesteps": 5, "grounding.keep_last": 3, "grounding.layers": None},
     )
 
 
