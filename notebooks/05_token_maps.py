@@ -208,7 +208,7 @@ for name in arms:
         "cnr",
         config.evaluation.bootstrap,
     )
-    print(f"{name}: end token beats content words: {gap.low > 0}, CNR {gap} (one seed)")
+    print(f"{name}: end token beats content words: {gap.low > 0}, CNR {gap}")
 print(f"side word looks at its side: {share.low > 0.5}, {share}")
 
 # %% [markdown]
