@@ -193,13 +193,13 @@ psnr = float(evidence.reconstruction_psnr(model, image[None])[0])
 low, high = np.quantile(usual, [0.025, 0.975])
 print(
     f"this image {psnr:.1f} dB; test images {low:.1f} to {high:.1f} dB; "
-    f"foreign to the model: {psnr < low}"
+    f"foreign by this test: {psnr < low}"
 )
 
 # %% [markdown]
-# Even an image that is reconstructed well is not thereby understood. For real films use the
-# profiles `open` or `paper`, with Stable Diffusion and CXR-BERT, and judge them by notebook 07's
-# numbers.
+# `True` warns; `False` proves nothing: a smooth film is rebuilt well and not thereby understood.
+# For real films use the profiles `open` or `paper`, with Stable Diffusion and CXR-BERT, and judge
+# them by notebook 07's numbers.
 #
 # ## What we learned
 
