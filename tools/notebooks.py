@@ -22,6 +22,7 @@ NOTEBOOKS = ROOT / "notebooks"
 REFERENCE = ROOT / "tests" / "notebooks" / "reference"
 MARK = "# NBVAL_CHECK_OUTPUT"
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+WIDGET = "application/vnd.jupyter.widget-view+json"
 MAX_CELL, MAX_DEF, MAX_BYTES = 15, 10, 5 * 2**20  # lines, lines, bytes
 HEADINGS = ["Question", "You need", "Parameters", "Imports", "What we learned", "Next"]
 FORBIDDEN = {
@@ -198,8 +199,9 @@ def _plain(text: str) -> str:
 def _is_bar(output: NotebookNode) -> bool:
     """True for a progress bar: as a file it would stand at 0 % for ever."""
     data = output.get("data", {})
-    widget = "application/vnd.jupyter.widget-view+json" in data
-    return widget and bool(re.search(r"\d+%\|.*(it/s|s/it)", str(data.get("text/plain", ""))))
+    return WIDGET in data and bool(
+        re.search(r"\d+%\|.*(it/s|s/it)", str(data.get("text/plain", "")))
+    )
 
 
 def cleaned(notebook: NotebookNode, images: bool = True) -> NotebookNode:
@@ -222,6 +224,8 @@ def cleaned(notebook: NotebookNode, images: bool = True) -> NotebookNode:
             if not images:
                 for kind in [k for k in data if k.startswith("image/")]:
                     del data[kind]
+    if WIDGET not in str([cell.get("outputs") for cell in notebook.cells]):
+        notebook.metadata.pop("widgets", None)  # the state of the bars alone
     return notebook
 
 

@@ -190,7 +190,10 @@ def test_cleaning_drops_times_paths_and_overwritten_bars(sound: Path) -> None:
     bar.data.update(view)
     slider.data.update(view)
     notebook.cells[2].outputs += [bar, slider]
+    notebook.metadata["widgets"] = {"state": {}}
     cleaned = tool.cleaned(notebook)
-    assert cleaned.cells[2].outputs[1:] == [slider]
+    assert cleaned.cells[2].outputs[1:] == [slider] and "widgets" in cleaned.metadata
     assert cleaned.cells[2].outputs[0].text == "100%|##########\nfigures/a.png\n"
     assert "papermill" not in cleaned.metadata
+    cleaned.cells[2].outputs.pop()
+    assert "widgets" not in tool.cleaned(cleaned).metadata
