@@ -30,18 +30,24 @@ def plan(config: Config) -> dict[str, list[str]]:
     for arm, spec in config.training.arms.items():
         encoder_name = f"encoders/{spec.encoder}"
         needs = ["pairs", "latents", *([encoder_name] if encoder_name in products else [])]
-        if not config.unet.pretrained:
+        if not loads_released(config):
             products |= {f"ldm/{arm}-s{seed}": needs for seed in config.training.seeds}
     products["classifier"] = ["pairs"]
     products["baselines"] = ["pairs", *(name for name in products if name == "encoders/domain")]
     trained = [name for name in products if name.startswith("ldm/")]
     for name in trained or [f"ldm/{arm}" for arm in released(config)]:
         arm = name.removeprefix("ldm/")
-        needs = [name, "vae", *products.get(name, [])] if trained else []
+        vae = ["vae"] if "vae" in products else []
+        needs = [name, *vae, *products.get(name, [])] if trained else vae
         products[f"evaluation/{arm}"] = needs
         networks = [n for n in ("classifier", "encoders/generic") if n in products]
         products[f"fidelity/{arm}"] = [*needs, *networks]
     return products
+
+
+def loads_released(config: Config) -> bool:
+    """True if a fine-tuned U-Net is loaded and none is trained."""
+    return bool(config.unet.pretrained and config.adaptation.released)
 
 
 def released(config: Config) -> list[str]:
@@ -71,14 +77,39 @@ def parameters(config: Config, name: str) -> dict[str, Any]:
         section = config.fidelity if kind == "fidelity" else config.evaluation
         own = {kind: section.model_dump(), "data": config.data.model_dump(), "name": name}
         maps = {"grounding": config.grounding.model_dump()} if kind == "evaluation" else {}
-        return base | own | maps
+        loaded = {} if kind == "baselines" else _loaded_parts(config, name)
+        return base | own | maps | loaded
     if kind == "ldm":
         arm, seed = arm_and_seed(config, item)
         training = config.training.model_dump(exclude={"arms", "seeds", "live_steps", "log_every"})
         spec = config.training.arms[arm].model_dump()
         unet, text = config.unet.model_dump(), config.text.model_dump()
-        return base | {"arm": spec, "seed": seed, "training": training, "unet": unet, "text": text}
+        recipe = {"arm": spec, "seed": seed, "training": training, "unet": unet, "text": text}
+        return base | recipe | _pretrained_parts(config, arm)
     raise ConfigError(f"unknown product {name!r}: choose one of {', '.join(plan(config))}")
+
+
+def _pretrained_parts(config: Config, arm: str) -> dict[str, Any]:
+    """Settings of loaded weights, which are no products: they determine what is trained on them."""
+    encoder = config.encoders[config.training.arms[arm].encoder]
+    parts: dict[str, Any] = {}
+    if encoder.pretrained:
+        parts["encoder"] = encoder.model_dump()
+    if config.unet.pretrained:
+        exclude = {"released", "revision", "gradient_checkpointing"}  # the last: same gradients
+        parts["adaptation"] = config.adaptation.model_dump(exclude=exclude)
+    return parts
+
+
+def _loaded_parts(config: Config, name: str) -> dict[str, Any]:
+    """What an evaluation of a released U-Net depends on; a trained one's is in its product."""
+    if not loads_released(config):
+        return {}
+    arm, _ = arm_and_seed(config, name.partition("/")[2])
+    parts = {"unet": config.unet, "vae": config.vae, "text": config.text}
+    released = config.adaptation.model_dump(include={"released", "revision"})
+    sections: dict[str, Any] = {key: section.model_dump() for key, section in parts.items()}
+    return _pretrained_parts(config, arm) | sections | {"adaptation": released}
 
 
 def arm_and_seed(config: Config, item: str) -> tuple[str, int]:
