@@ -154,10 +154,10 @@ def test_films_are_read_when_asked(films):
 def test_latents_do_not_depend_on_batches_and_shards(films, tmp_path, monkeypatch):
     vae = models.build_vae(config.load("smoke").vae)
     training.cache_latents(vae, films, tmp_path / "one", films.paths, batch_size=6)
-    monkeypatch.setattr(shards, "ROWS", 4)
     original = shards.write
-    monkeypatch.setattr(shards, "write", lambda *a, **k: original(*a, **k, rows=4))
-    training.cache_latents(vae, films, tmp_path / "two", films.paths, batch_size=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "write", lambda *a, **k: original(*a, **k, rows=4))
+        training.cache_latents(vae, films, tmp_path / "two", films.paths, batch_size=2)
     one, two = (training.load_pairs(tmp_path / name, list("abcdef")) for name in ("one", "two"))
     assert len(list((tmp_path / "two").iterdir())) == 2
     torch.testing.assert_close(one.mean[:], two.mean[:], atol=2e-3, rtol=2e-3)
@@ -181,9 +181,10 @@ def test_shards_are_sealed_by_size(write, tmp_path):
 
 MEMORY = """
 import resource, sys
+from pathlib import Path
 import torch
 from g2g_utils import shards
-column = shards.Column(sys.argv[1], "latents", "mean")
+column = shards.Column(Path(sys.argv[1]), "latents", "mean")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for k in range(40):
     column[torch.randint(len(column), (8,), generator=torch.Generator().manual_seed(k))]
