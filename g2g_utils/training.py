@@ -59,13 +59,16 @@ def cache_latents(
 
     @torch.no_grad()
     def make(rows: range) -> dict[str, Tensor]:
-        parts = []
+        columns: dict[str, Tensor] = {}  # filled in place: parts would fragment the memory
         for start in range(rows.start, rows.stop, batch):
             stop = min(start + batch, rows.stop)
-            parts.append([part.half().cpu() for part in _posterior(vae, images[start:stop])])
+            posterior = _posterior(vae, images[start:stop])
+            for name, part in zip(("mean", "std"), posterior, strict=True):
+                size = (len(rows), *part.shape[1:])
+                column = columns.setdefault(name, torch.empty(size, dtype=torch.float16))
+                column[start - rows.start : stop - rows.start] = part
             bar.update(stop - start if len(rows) > shards.PROBE else 0)
-        mean, std = (torch.cat(column) for column in zip(*parts, strict=True))
-        return {"mean": mean, "std": std}
+        return columns
 
     with bar:
         shards.write(folder, ids, make, key=key, name="latents")

@@ -38,20 +38,21 @@ def main(out: Path, batch: int, accumulate: int, steps: int) -> None:
 
     def keep(optimizer, args, kwargs):
         if not grads:
-            found = {name: p.grad.clone() for name, p in unet.named_parameters()}
-            grads.append(found)
+            grads.append({name: p.grad.clone() for name, p in unet.named_parameters()})
 
-    training.share = spy
-    register_optimizer_step_pre_hook(keep)
     changes = {"batch_size": batch, "accumulate": accumulate, "steps": steps, "clip": 1.0e9}
     changes |= {"mixed_precision": "no", "checkpoint_every": 2}
     options = settings.training.model_copy(update=changes)
-    training.fine_tune(
-        pairs, unet, tokenizer, encoder, models.build_scheduler(settings.unet),
-        config.Arm(encoder="domain"), options, out, seed=0, max_length=77,
-    )  # fmt: skip
-    found = {"grads": grads[0], "seen": seen, "weights": unet.state_dict()}
-    torch.save(found, mine / "found.pt")
+    training.share, hook = spy, register_optimizer_step_pre_hook(keep)
+    try:
+        training.fine_tune(
+            pairs, unet, tokenizer, encoder, models.build_scheduler(settings.unet),
+            config.Arm(encoder="domain"), options, out, seed=0, max_length=77,
+        )  # fmt: skip
+    finally:
+        training.share = original
+        hook.remove()
+    torch.save({"grads": grads[0], "seen": seen, "weights": unet.state_dict()}, mine / "found.pt")
 
 
 if __name__ == "__main__":

@@ -11,28 +11,31 @@ import torch
 SCRIPT = Path(__file__).with_name("distributed.py")
 
 
-def launch(out: Path, processes: int, batch: int, accumulate: int = 1) -> list[dict]:
-    """What each process found; `torchrun` starts several, as `accelerate launch` does."""
+def two(out: Path, batch: int) -> list[dict]:
+    """What each of two processes found; `torchrun` starts them, as `accelerate launch` does."""
     out.mkdir()
-    start = [sys.executable]
-    if processes > 1:
-        start += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command = [*start, str(SCRIPT), str(out), str(batch), str(accumulate), "3"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += [str(SCRIPT), str(out), str(batch), "1", "3"]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     environment |= {"PYTHONPATH": str(SCRIPT.parents[2])}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
-    return [torch.load(out / f"rank-{k}" / "found.pt") for k in range(processes)]
+    return [torch.load(out / f"rank-{k}" / "found.pt") for k in range(2)]
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(tmp_path_factory, script):
     """One process with batch 4, two with 2 each, one that accumulates twice 2."""
-    folder = tmp_path_factory.mktemp("runs")
+    folder, main = tmp_path_factory.mktemp("runs"), script("tests/unit/distributed.py").main
+
+    def alone(name: str, batch: int, accumulate: int) -> list[dict]:
+        main(folder / name, batch, accumulate, 3)
+        return [torch.load(folder / name / "rank-0" / "found.pt")]
+
     return {
-        "one": launch(folder / "one", 1, 4),
-        "two": launch(folder / "two", 2, 2),
-        "accumulated": launch(folder / "accumulated", 1, 2, accumulate=2),
+        "one": alone("one", 4, 1),
+        "two": two(folder / "two", 2),
+        "accumulated": alone("accumulated", 2, 2),
     }
 
 
@@ -43,9 +46,9 @@ def difference(a: dict, b: dict) -> float:
 
 
 def test_processes_see_different_samples_which_make_up_the_batch(runs):
-    (whole,), two = runs["one"], runs["two"]
+    (whole,), both = runs["one"], runs["two"]
     for step, batch in enumerate(whole["seen"]):
-        halves = [process["seen"][step] for process in two]
+        halves = [process["seen"][step] for process in both]
         assert not set(halves[0]) & set(halves[1]) and halves[0] + halves[1] == batch
     assert sorted(id for batch in whole["seen"] for id in batch) == list(range(12))  # an epoch
 
