@@ -32,7 +32,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from g2g_utils import catalogue
+from g2g_utils import catalogue, encoders
 from g2g_utils import config as configuration
 
 # Noise schedule of Stable Diffusion 1.5 (its scheduler_config.json).
@@ -237,7 +237,8 @@ def build_scheduler(config: configuration.Unet) -> DDIMScheduler:
     """The noise schedule: loaded where the profile names one, else that of Stable Diffusion 1.5."""
     if config.scheduler:
         options = _options(config.revision)
-        return DDIMScheduler.from_pretrained(config.scheduler, subfolder="scheduler", **options)
+        with _explained(config.scheduler, "scheduler/scheduler_config.json", config.revision):
+            return DDIMScheduler.from_pretrained(config.scheduler, subfolder="scheduler", **options)
     return DDIMScheduler(**SD_SCHEDULE, prediction_type=config.prediction)
 
 
@@ -258,15 +259,18 @@ BUFFERS = ("position_ids",)  # stored by old versions, computed by new ones
 def load_text_encoder(
     source: str | Path, revision: str | None = None, subfolder: str | None = None
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    """Tokenizer and text encoder of a folder or hub id: BERT, CXR-BERT, RoBERTa or CLIP.
+    """Tokenizer and text encoder of a folder, hub id or name in `encoders.REGISTRY`.
+
+    BERT, CXR-BERT, RoBERTa or CLIP.
 
     The class is chosen by the config's model type; CXR-BERT loads as a plain `BertModel`, whose
     last hidden state equals its remote-code class's. No remote code is run or asked for. Raises
     `MissingWeights` with the fix where weights are absent or do not fit.
     """
+    source, revision = encoders.resolve(str(source), revision)
     options = _options(revision)
     folder = {"subfolder": subfolder} if subfolder else {}
-    with _explained(source), _quiet():
+    with _explained(source, encoders.expected(source), revision), _quiet():
         kind = PreTrainedConfig.get_config_dict(source, **folder, **options)[0].get("model_type")
         if kind not in TEXT_MODELS:
             known = ", ".join(TEXT_MODELS)
@@ -310,7 +314,8 @@ def load_unet(source: str | Path, revision: str | None = None) -> UNet2DConditio
 def _load(cls: Any, source: str | Path, subfolder: str, revision: str | None) -> Any:
     """`cls.from_pretrained`, as float32, in evaluation mode, errors explained."""
     folder = {} if (Path(source) / "config.json").is_file() else {"subfolder": subfolder}
-    with _explained(f"{source} ({subfolder})"):
+    files = f"{subfolder}/config.json and {subfolder}/diffusion_pytorch_model.safetensors"
+    with _explained(source, files, revision):
         # without safetensors diffusers falls back to torch.load(weights_only=True)
         model, info = cls.from_pretrained(
             source, torch_dtype=torch.float32, output_loading_info=True, **folder,
@@ -386,7 +391,7 @@ def load_adapted(config: configuration.Config, folder: Path) -> UNet2DConditionM
         weights = load_file(extra)
         add_projection(unet, weights["weight"].shape[1])
         unet.encoder_hid_proj.load_state_dict(weights)
-    with _explained(folder / LORA_FOLDER):
+    with _explained(folder / LORA_FOLDER, "pytorch_lora_weights.safetensors"):
         unet.load_lora_adapter(str(folder / LORA_FOLDER), prefix=None, use_safetensors=True)
     unet.fuse_lora()
     unet.unload_lora()
@@ -415,20 +420,29 @@ def _options(revision: str | None) -> dict[str, str]:
 class _explained:
     """Context manager that turns a failed download or missing file into `MissingWeights`."""
 
-    def __init__(self, source: object) -> None:
-        self.source = source
+    def __init__(self, source: object, files: str, revision: str | None = None) -> None:
+        self.source, self.files, self.revision = str(source), files, revision
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, OSError | ValueError):
-            hub_id = str(self.source).split(" ")[0]
+        if isinstance(error, OSError | ValueError) and not isinstance(error, MissingWeights):
+            reason = (str(error).splitlines() or [""])[0]
             raise MissingWeights(
-                f"no usable weights at {self.source}: {str(error).splitlines()[0]} - on a machine "
-                f"with internet run `hf download {hub_id}` and try again (HF_HUB_OFFLINE=1 then "
-                "works without), or name a local folder in the profile"
+                f"no usable weights at {self.source}: {reason} - expected are {self.files}; "
+                f"{self.fix()}"
             ) from error
+
+    def fix(self) -> str:
+        """What to do: fetch a hub id, or look at a folder."""
+        if Path(self.source).is_absolute() or Path(self.source).exists():
+            return "name another folder in the profile, or a hub id to fetch"
+        pinned = f" --revision {self.revision}" if self.revision else ""
+        return (
+            f"on a machine with internet run `hf download {self.source}{pinned}` and try again "
+            "(HF_HUB_OFFLINE=1 then works without), or name a local folder in the profile"
+        )
 
 
 def locate(config: configuration.Config, name: str) -> Path:
@@ -477,8 +491,7 @@ def load(
 
 def check_length(config: configuration.Config, arm: str, encoder: PreTrainedModel) -> None:
     """Refuse more tokens than an encoder has positions for (RoBERTa needs two for itself)."""
-    positions = encoder.config.max_position_embeddings
-    positions -= 2 if encoder.config.model_type == "roberta" else 0
+    _, positions = encoders.sizes(encoder.config.to_dict())
     if config.text.max_length > positions:
         name = config.training.arms[arm].encoder
         raise configuration.ConfigError(
