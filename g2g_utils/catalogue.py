@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from g2g_utils import runs
-from g2g_utils.config import Config, ConfigError
+from g2g_utils.config import ROOT, Config, ConfigError
 
 RECIPE = 1  # raise when a recipe below changes what it makes
 
@@ -77,7 +77,7 @@ def parameters(config: Config, name: str) -> dict[str, Any]:
         section = config.fidelity if kind == "fidelity" else config.evaluation
         own = {kind: section.model_dump(), "data": config.data.model_dump(), "name": name}
         maps = {"grounding": config.grounding.model_dump()} if kind == "evaluation" else {}
-        loaded = {} if kind == "baselines" else _loaded_parts(config, name)
+        loaded = _biovil(config) if kind == "baselines" else _loaded_parts(config, name)
         return base | own | maps | loaded
     if kind == "ldm":
         arm, seed = arm_and_seed(config, item)
@@ -99,6 +99,13 @@ def _pretrained_parts(config: Config, arm: str) -> dict[str, Any]:
         exclude = {"released", "revision", "gradient_checkpointing"}  # the last: same gradients
         parts["adaptation"] = config.adaptation.model_dump(exclude=exclude)
     return parts
+
+
+def _biovil(config: Config) -> dict[str, Any]:
+    """BioViL's image branch, where the profile names one, and whether it is there."""
+    if config.biovil is None:
+        return {}
+    return {"biovil": str(config.biovil), "there": (ROOT / config.biovil.expanduser()).is_file()}
 
 
 def _loaded_parts(config: Config, name: str) -> dict[str, Any]:

@@ -213,6 +213,7 @@ class Config(Section):
     grounding: Grounding
     evaluation: Evaluation
     fidelity: Fidelity
+    biovil: Path | None = None  # checkpoint of BioViL's image branch: a row of the benchmark
     retrain: bool = False  # ignore shipped weights and train everything here
 
     @model_validator(mode="after")

@@ -290,14 +290,23 @@ def _build_evaluation(config: Config, item: str, folder: Path) -> dict[str, Any]
 def _build_baselines(config: Config, item: str, folder: Path) -> None:
     from g2g_utils import studies
     from g2g_utils.baselines import biovil
+    from g2g_utils.data import sources
 
     pairs, side = evaluation_pairs(config), config.image_size
     _, latent = latent_size(config)
     regions = training_texts(config)["regions"] or prior_regions(config)
     _write_table(folder / "no_skill.csv", studies.no_skill_rows(pairs, regions, side, latent))
-    if not config.encoders["domain"].pretrained:
-        baseline = biovil.load(ensure(config, "encoders/domain"), config.text.max_length)
-        _write_table(folder / "biovil.csv", studies.biovil_rows(baseline, pairs, side))
+    domain, length, checkpoint = config.encoders["domain"], config.text.max_length, config.biovil
+    baseline: biovil.Baseline
+    if not domain.pretrained:
+        baseline = biovil.load(ensure(config, "encoders/domain"), length)
+    elif checkpoint is not None and sources.resolve(checkpoint).is_file():
+        place = sources.resolve(checkpoint)
+        baseline = biovil.published(place, domain.pretrained, domain.revision, length)
+    else:
+        print(f"no BioViL row: {checkpoint or 'biovil'} is not there; {biovil.FETCH}")
+        return
+    _write_table(folder / "biovil.csv", studies.biovil_rows(baseline, pairs, side))
 
 
 def prior_regions(config: Config) -> list[dict[str, Any]]:

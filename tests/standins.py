@@ -379,3 +379,19 @@ def real_profile(root: Path, films: int = 40, width: int = 32, text_width: int =
         "evaluation": {"pairs": 4, "validation_pairs": 4, "bias_pairs": 2, "bootstrap": 20},
         "fidelity": {"samples": 34, "steps": 1, "batch_size": 34, "classifier_steps": 2},
     }  # fmt: skip
+
+
+def biovil_image(path: Path) -> Path:
+    """BioViL's image checkpoint: real key names and sizes, weights made up, an unused layer."""
+    import torch
+
+    from g2g_utils import models
+    from g2g_utils.baselines.biovil import ImageModel
+
+    with models.initialised(0):
+        state = ImageModel().state_dict()
+    state["encoder.encoder.fc.weight"] = torch.zeros(10, 2048)
+    state["encoder.encoder.fc.bias"] = torch.zeros(10)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(state, path)
+    return path
