@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from g2g_utils import config as profiles
-from g2g_utils import runs
+from g2g_utils import privacy, runs
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -93,7 +93,7 @@ def mark(path: Path, profile: str) -> None:
 
     if path.exists():
         notebook = nbformat.read(path, as_version=4)
-        notebook.metadata["g2g"] = {"profile": profile}
+        privacy.mark(notebook, profile)
         with runs.atomic(path) as temporary:
             nbformat.write(notebook, temporary)
 
