@@ -17,7 +17,7 @@ Generate to Ground: phrase grounding in chest X-rays from the cross-attention of
           open       Stable Diffusion 1.5 + CXR-BERT on data anyone can download; a GPU
           paper      the real experiment on MIMIC-CXR and MS-CXR; credentialed data, GPU(s)
         --retrain    train everything here instead of using shipped weights
-        --dry-run    only say what would run
+        --dry-run    only say what would run, what it costs and what is missing on disk
         -j N         jobs at once (default: the number of cores, at most 8)
         --slurm      submit to Slurm through workflow/profiles/slurm
   ./run_all.sh ground IMAGE "PHRASE" [OPTIONS]   where in IMAGE is PHRASE? (PNG, JPEG, DICOM)
@@ -102,6 +102,9 @@ print(min(8, cores or 1))')"
     smoke | miniature) export HF_HUB_OFFLINE=1 ;;
     esac
     say "profile $profile, $jobs job(s) at once, into $G2G_BUILD/$profile"
+    if [[ " ${extra[*]-} " == *" --dry-run "* ]]; then
+        "$PYTHON" -m g2g_utils costs --profile "$profile"
+    fi
     locked "$PYTHON" -m snakemake --snakefile "$ROOT/workflow/Snakefile" --directory "$G2G_BUILD" \
         --profile "$ROOT/workflow/profiles/$executor" --jobs "$jobs" \
         --config "profile=$profile" "retrain=$retrain" ${extra[@]+"${extra[@]}"}
