@@ -70,12 +70,10 @@ def _make_together(config: Config, name: str) -> Path:
         )
     state = PartialState()
     if state.is_main_process:
-        place = _make(config, name, state.wait_for_everyone)
-    else:
-        place, (arm, seed) = folder(config, name), arm_and_seed(config, name.partition("/")[2])
-        state.wait_for_everyone()
-        fine_tune(config, arm, seed, place)
+        return _make(config, name, state.wait_for_everyone)
+    place, (arm, seed) = folder(config, name), arm_and_seed(config, name.partition("/")[2])
     state.wait_for_everyone()
+    fine_tune(config, arm, seed, place)  # ends the process group: nothing to wait for afterwards
     return place
 
 

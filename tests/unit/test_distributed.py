@@ -3,19 +3,23 @@
 import os
 import subprocess
 import sys
+from functools import reduce
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
+from g2g_utils import config, loop, products
+
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 SCRIPT = Path(__file__).with_name("distributed.py")
 
 
 def two(out: Path, batch: int) -> list[dict]:
     """What each of two processes found; `torchrun` starts them, as `accelerate launch` does."""
     out.mkdir()
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += [str(SCRIPT), str(out), str(batch), "1", "3"]
+    command = [*LAUNCH, str(SCRIPT), str(out), str(batch), "1", "3"]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     environment |= {"PYTHONPATH": str(SCRIPT.parents[2])}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
@@ -37,6 +41,32 @@ def runs(tmp_path_factory, script):
         "two": two(folder / "two", 2),
         "accumulated": alone("accumulated", 2, 2),
     }
+
+
+def test_make_fine_tunes_in_two_processes(script, tmp_path):
+    """`make` under a launcher: what it needs is asked for first, then both work on one product."""
+    standins = script("tests/standins.py")
+    tree = yaml.safe_load((config.CONFIGS / "open.yaml").read_text())
+    for key, value in standins.real_profile(tmp_path, films=8).items():
+        *sections, last = key.split(".")
+        reduce(dict.__getitem__, sections, tree)[last] = value
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tree))
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment |= {"PYTHONPATH": str(SCRIPT.parents[2]), "G2G_BUILD": str(tmp_path / "build")}
+    make = ["-m", "g2g_utils", "make", "ldm/domain-frozen-s4200"]
+    command = [*LAUNCH, *make, "--profile", str(tmp_path / "tiny.yaml")]
+    settings = config.load(str(tmp_path / "tiny.yaml"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("G2G_BUILD", str(tmp_path / "build"))
+        patch.setenv("WORLD_SIZE", "2")
+        with pytest.raises(config.ConfigError, match=r"pairs is made by one: first run `python"):
+            products.ensure(settings, make[-1])
+        patch.delenv("WORLD_SIZE")
+        products.ensure(settings, "latents")
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr[-3000:]
+        found = products.find(settings, make[-1])
+    assert found is not None and len(loop.read_log(found)) == 1
 
 
 def difference(a: dict, b: dict) -> float:
