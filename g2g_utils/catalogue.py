@@ -27,9 +27,11 @@ def plan(config: Config) -> dict[str, list[str]]:
     for name, encoder in config.encoders.items():
         if not encoder.pretrained:
             products[f"encoders/{name}"] = ["pairs"]
+    if config.unet.foundation_steps and not config.unet.pretrained:
+        products["foundation"] = ["pairs", "latents"]
     for arm, spec in config.training.arms.items():
-        encoder_name = f"encoders/{spec.encoder}"
-        needs = ["pairs", "latents", *([encoder_name] if encoder_name in products else [])]
+        wanted = (f"encoders/{spec.encoder}", "foundation")
+        needs = ["pairs", "latents", *(name for name in wanted if name in products)]
         if not config.unet.pretrained:
             products |= {f"ldm/{arm}-s{seed}": needs for seed in config.training.seeds}
     products["classifier"] = ["pairs"]
@@ -72,12 +74,15 @@ def parameters(config: Config, name: str) -> dict[str, Any]:
         own = {kind: section.model_dump(), "data": config.data.model_dump(), "name": name}
         maps = {"grounding": config.grounding.model_dump()} if kind == "evaluation" else {}
         return base | own | maps
+    if kind in ("ldm", "foundation"):
+        training = config.training.model_dump(exclude={"arms", "seeds", "live_steps", "log_every"})
+        base |= {"training": training, "unet": config.unet.model_dump()}
+    if kind == "foundation":
+        return base | {"seed": config.data.seed}
     if kind == "ldm":
         arm, seed = arm_and_seed(config, item)
-        training = config.training.model_dump(exclude={"arms", "seeds", "live_steps", "log_every"})
         spec = config.training.arms[arm].model_dump()
-        unet, text = config.unet.model_dump(), config.text.model_dump()
-        return base | {"arm": spec, "seed": seed, "training": training, "unet": unet, "text": text}
+        return base | {"arm": spec, "seed": seed, "text": config.text.model_dump()}
     raise ConfigError(f"unknown product {name!r}: choose one of {', '.join(plan(config))}")
 
 

@@ -110,7 +110,9 @@ class Unet(Section):
     channels: tuple[int, ...] = (32, 48, 48)
     layers_per_block: int = 1
     heads: int = 4
+    middle_attention: bool = True  # cross-attention in the middle block, as in Stable Diffusion
     query_key_gain: float = 2.5  # initial scale of to_q/to_k; attention stays near uniform without
+    foundation_steps: int = Field(0, ge=0)  # denoising without text that every arm starts from
     scheduler: str | None = None  # hub id / folder of the noise schedule; None = SD 1.5's values
     prediction: Literal["epsilon", "v_prediction"] = "epsilon"
 
