@@ -15,6 +15,7 @@ from typing import Any
 from g2g_utils import runs
 from g2g_utils.config import Config, ConfigError
 
+_OF_TEXT = ("steps", "text_learning_rate", "attention_lr_scale", "dropout")  # of no foundation
 RECIPE = 1  # raise when a recipe below changes what it makes
 
 
@@ -33,7 +34,7 @@ def plan(config: Config) -> dict[str, list[str]]:
         wanted = (f"encoders/{spec.encoder}", "foundation")
         needs = ["pairs", "latents", *(name for name in wanted if name in products)]
         if not config.unet.pretrained:
-            products |= {f"ldm/{arm}-s{seed}": needs for seed in config.training.seeds}
+            products |= {f"ldm/{arm}-s{seed}": needs for seed in seeds(config, arm)}
     products["classifier"] = ["pairs"]
     products["baselines"] = ["pairs", *(name for name in products if name == "encoders/domain")]
     trained = [name for name in products if name.startswith("ldm/")]
@@ -46,6 +47,12 @@ def plan(config: Config) -> dict[str, list[str]]:
     return products
 
 
+def seeds(config: Config, arm: str) -> tuple[int, ...]:
+    """Seeds that an arm is trained with."""
+    own = config.training.arms[arm].seeds
+    return config.training.seeds if own is None else own
+
+
 def released(config: Config) -> list[str]:
     """Arms and seeds of a profile whose U-Net is loaded and not trained."""
     return [f"{arm}-s{config.training.seeds[0]}" for arm in config.training.arms]
@@ -54,7 +61,7 @@ def released(config: Config) -> list[str]:
 def parameters(config: Config, name: str) -> dict[str, Any]:
     """The part of the configuration that determines a product, without its dependencies'."""
     kind, _, item = name.partition("/")
-    base = {"recipe": RECIPE, "image_size": config.image_size}
+    base: dict[str, Any] = {"recipe": RECIPE, "image_size": config.image_size}
     if kind == "pairs":
         data = config.data
         return base | {
@@ -74,15 +81,16 @@ def parameters(config: Config, name: str) -> dict[str, Any]:
         own = {kind: section.model_dump(), "data": config.data.model_dump(), "name": name}
         maps = {"grounding": config.grounding.model_dump()} if kind == "evaluation" else {}
         return base | own | maps
-    if kind in ("ldm", "foundation"):
-        training = config.training.model_dump(exclude={"arms", "seeds", "live_steps", "log_every"})
-        base |= {"training": training, "unet": config.unet.model_dump()}
+    training = config.training.model_dump(exclude={"arms", "seeds", "live_steps", "log_every"})
     if kind == "foundation":
-        return base | {"seed": config.data.seed}
+        shared = {name: training[name] for name in training if name not in _OF_TEXT}
+        unet = config.unet.model_dump()
+        return base | {"training": shared, "unet": unet, "seed": config.data.seed}
     if kind == "ldm":
         arm, seed = arm_and_seed(config, item)
-        spec = config.training.arms[arm].model_dump()
-        return base | {"arm": spec, "seed": seed, "text": config.text.model_dump()}
+        spec = config.training.arms[arm].model_dump(exclude={"seeds"})
+        unet, text = config.unet.model_dump(), config.text.model_dump()
+        return base | {"arm": spec, "seed": seed, "training": training, "unet": unet, "text": text}
     raise ConfigError(f"unknown product {name!r}: choose one of {', '.join(plan(config))}")
 
 

@@ -123,6 +123,7 @@ class Arm(Section):
     encoder: str
     learnable: bool = False
     shuffled: bool = False  # control: captions permuted over the training images
+    seeds: tuple[int, ...] | None = None  # None: those of all arms
 
 
 class Training(Section):

@@ -196,8 +196,9 @@ def build_unet(
     """A small, untrained U-Net in Stable Diffusion's block layout.
 
     Every level but the deepest has cross-attention; the middle block has it too, unless
-    `middle_attention` is off. Queries and keys of the cross-attention start `query_key_gain` times larger than usual: small models otherwise
-    keep near-uniform attention for most of a short training.
+    `middle_attention` is off. Queries and keys of the cross-attention start `query_key_gain` times
+    larger than usual: small models otherwise keep near-uniform attention for most of a short
+    training.
     """
     levels = len(config.channels)
     unet = UNet2DConditionModel(
