@@ -42,8 +42,9 @@ def plan(config: Config) -> dict[str, list[str]]:
         arm = name.removeprefix("ldm/")
         needs = [name, "vae", *products.get(name, [])] if trained else []
         products[f"evaluation/{arm}"] = needs
-        networks = [n for n in ("classifier", "encoders/generic") if n in products]
-        products[f"fidelity/{arm}"] = [*needs, *networks]
+        if not config.training.arms[arm.rpartition("-s")[0]].control:
+            networks = [n for n in ("classifier", "encoders/generic") if n in products]
+            products[f"fidelity/{arm}"] = [*needs, *networks]
     return products
 
 
@@ -88,7 +89,7 @@ def parameters(config: Config, name: str) -> dict[str, Any]:
         return base | {"training": shared, "unet": unet, "seed": config.data.seed}
     if kind == "ldm":
         arm, seed = arm_and_seed(config, item)
-        spec = config.training.arms[arm].model_dump(exclude={"seeds"})
+        spec = config.training.arms[arm].model_dump(exclude={"seeds", "control"})
         unet, text = config.unet.model_dump(), config.text.model_dump()
         return base | {"arm": spec, "seed": seed, "training": training, "unet": unet, "text": text}
     raise ConfigError(f"unknown product {name!r}: choose one of {', '.join(plan(config))}")

@@ -123,6 +123,7 @@ class Arm(Section):
     encoder: str
     learnable: bool = False
     shuffled: bool = False  # control: captions permuted over the training images
+    control: bool = False  # grounding of activation maps is evaluated, nothing else
     seeds: tuple[int, ...] | None = None  # None: those of all arms
 
 
@@ -147,6 +148,11 @@ class Training(Section):
     checkpoint_every: int = 500
     log_every: int = 10
     live_steps: int = 100  # length of the fine-tuning that notebook 03 runs before your eyes
+
+    @property
+    def compared(self) -> list[str]:
+        """Names of the arms that are compared in everything: all but the controls."""
+        return [name for name, arm in self.arms.items() if not arm.control]
 
 
 class Adaptation(Section):

@@ -209,8 +209,9 @@ def _build_evaluation(config: Config, item: str, folder: Path) -> dict[str, Any]
     for view, rows in both.groupby("view"):
         _write_table(folder / f"{view}.csv", rows.drop(columns="view"))
     table = both[both["view"] == "pairs"]
-    merged = studies.curves(grounded, pairs[: config.evaluation.bias_pairs], **options)
-    _write_table(folder / "curves.csv", merged)
+    if not config.training.arms[arm_and_seed(config, item)[0]].control:
+        merged = studies.curves(grounded, pairs[: config.evaluation.bias_pairs], **options)
+        _write_table(folder / "curves.csv", merged)
     means = table[["cnr", "auc_roc", "pointing", "specificity"]].mean()
     return {"metrics": {name: round(float(value), 5) for name, value in means.items()}}
 
