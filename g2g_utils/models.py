@@ -226,9 +226,11 @@ def adopt(unet: UNet2DConditionModel, folder: Path) -> None:
     trained = load_file(folder / "diffusion_pytorch_model.safetensors")
     reading = tuple(f".attn2.{name}." for name in ("to_q", "to_k", "to_v"))
     kept = {n: w.float() for n, w in trained.items() if not any(r in n for r in reading)}
-    missing, unexpected = unet.load_state_dict(kept, strict=False)
-    if unexpected or not all(any(r in name for r in reading) for name in missing):
+    fresh = {n: w for n, w in unet.state_dict().items() if any(r in n for r in reading)}
+    wanted = {n: w.shape for n, w in unet.state_dict().items() if n not in fresh}
+    if {n: w.shape for n, w in kept.items()} != wanted:
         raise ValueError(f"{folder}: a U-Net of another shape; delete the folder and make it again")
+    unet.load_state_dict(fresh | kept)
 
 
 def build_scheduler(config: configuration.Unet) -> DDIMScheduler:

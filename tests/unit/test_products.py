@@ -45,6 +45,23 @@ def test_keys_follow_what_matters_and_nothing_else(tiny):
     assert products.key(tiny, arm) != products.key(tiny, "ldm/domain-frozen-s1")
 
 
+def test_one_foundation_serves_every_arm_and_seed(tiny):
+    plan = products.plan(tiny)
+    assert all("foundation" in plan[name] for name in plan if name.startswith("ldm/"))
+    longer = config.load("smoke", **TINY | {"training.steps": 9, "training.dropout": 0.5})
+    assert products.key(tiny, "foundation") == products.key(longer, "foundation")
+    other = config.load("smoke", **TINY | {"unet.foundation_steps": 1})
+    assert products.key(tiny, "foundation") != products.key(other, "foundation")
+    without = config.load("smoke", **TINY | {"unet.foundation_steps": 0})
+    assert "foundation" not in products.plan(without)
+
+
+def test_controls_have_their_own_seeds_and_no_fidelity():
+    plan = products.plan(config.load("miniature"))
+    assert "evaluation/domain-shuffled-s0" in plan and "ldm/domain-shuffled-s1" not in plan
+    assert "fidelity/domain-shuffled-s0" not in plan and "fidelity/domain-frozen-s0" in plan
+
+
 @pytest.mark.parametrize("name", ["vea", "ldm/nope-s0", "ldm/domain-frozen"])
 def test_unknown_products_are_refused_by_name(tiny, name):
     with pytest.raises(config.ConfigError, match=name.split("/")[-1]):
