@@ -150,19 +150,18 @@ print(
 
 # %% [markdown]
 # ## The start
-# The paper starts from Stable Diffusion, which has seen millions of images. The miniature has a
-# small stand-in, its *foundation*: a U-Net of the same shape that learned to denoise these films
-# without any text (its one text state is zero). Every arm and seed starts from it; only the
-# projections that read the text ($W_Q, W_K, W_V$ of the cross-attention) are new, drawn from the
-# seed. What an arm knows about words, it learned here.
+# The paper starts from Stable Diffusion, which has seen millions of images. The miniature starts
+# from random weights, or, with `unet.foundation_steps`, from a *foundation*: a U-Net of the same
+# shape that learned to denoise these films without any text, of which every arm and seed takes all
+# but the projections that read the text ($W_Q, W_K, W_V$ of the cross-attention).
 
 # %%
-width = encoder.config.hidden_size
-start = products.start_unet(config, seed, width)
-new = [n for n, _ in start.named_parameters() if any(f".attn2.to_{p}." in n for p in "qkv")]
-size = sum(w.numel() for w in start.parameters())
-fresh = sum(start.get_parameter(n).numel() for n in new) if config.unet.foundation_steps else size
-print(f"{fresh} of {size} weights start anew ({fresh / size:.0%})")
+start = products.start_unet(config, seed, encoder.config.hidden_size)
+reading = [n for n, _ in start.named_parameters() if any(f".attn2.to_{p}." in n for p in "qkv")]
+count_of = {n: w.numel() for n, w in start.named_parameters()}
+new = reading if config.unet.foundation_steps else list(count_of)
+share = sum(count_of[n] for n in new) / sum(count_of.values())
+print(f"{sum(count_of.values())} weights, {share:.0%} of them new in this arm")
 
 # %% [markdown]
 # ## A short training, live
@@ -179,13 +178,12 @@ print(f"{config.training.live_steps} steps, {config.training.live_steps / second
 
 # %% [markdown]
 # What did these steps buy? The loss on held-out validation pairs, at the same noise for the
-# untrained U-Net, the start, the live and the finished one of this seed, with the own caption and
-# with a *stranger's*. Only a U-Net that reads the text loses when the caption is wrong.
+# start, the live and the finished U-Net of this seed, with the own caption and with a
+# *stranger's*. Only a U-Net that reads the text loses when the caption is wrong.
 
 # %%
 finished = products.model(config, arm, seed)
 unets = {
-    "untrained": products.untrained_unet(config, seed, width),
     "start": start,
     f"live, {config.training.live_steps} steps": models.load_unet(folder),
     f"finished, {config.training.steps} steps": finished.unet,

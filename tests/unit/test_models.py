@@ -178,12 +178,21 @@ def test_a_foundation_gives_all_but_what_reads_the_text(tmp_path):
 
 
 @pytest.mark.parametrize("middle", [True, False])
-def test_cross_attention_is_where_stable_diffusion_has_it(middle):
-    settings = CONFIG.unet.model_copy(update={"middle_attention": middle})
-    blocks = {name.rsplit(".attentions", 1)[0] for name in find_layers(
-        models.build_unet(settings, 4, 16, 32))}  # fmt: skip
-    fine = {"down_blocks.0", "down_blocks.1", "up_blocks.1", "up_blocks.2"}
-    assert blocks == fine | ({"mid_block"} if middle else set())
+@pytest.mark.parametrize("levels", [None, (True, False, True)])
+def test_cross_attention_is_at_the_levels_asked_for(levels, middle):
+    changes = {"attention_levels": levels, "middle_attention": middle}
+    unet = models.build_unet(CONFIG.unet.model_copy(update=changes), 4, 16, 32)
+    blocks = {name.rsplit(".attentions", 1)[0] for name in find_layers(unet)}
+    expected = {
+        None: {"down_blocks.0", "down_blocks.1", "up_blocks.1", "up_blocks.2"},
+        (True, False, True): {"down_blocks.0", "down_blocks.2", "up_blocks.0", "up_blocks.2"},
+    }
+    assert blocks == expected[levels] | ({"mid_block"} if middle else set())
+
+
+def test_a_level_without_a_choice_is_refused():
+    with pytest.raises(config.ConfigError, match="2 entries for 3 channels"):
+        config.load("smoke", **{"unet.attention_levels": [True, False]})
 
 
 def test_missing_weights_name_the_place_and_the_command(tmp_path):
