@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from g2g_utils import runs
-from g2g_utils.catalogue import arm_and_seed, find, folder, key, parameters, plan
+from g2g_utils.catalogue import arm_and_seed, find, folder, inputs, key, needs, parameters, plan
 from g2g_utils.config import Config
 
-__all__ = ["arm_and_seed", "ensure", "find", "folder", "key", "model", "plan", "tables"]
+__all__ = ["arm_and_seed", "ensure", "find", "folder", "key", "model", "needs", "plan", "tables"]
 
 if TYPE_CHECKING:
     from g2g_utils.models import GroundingModel
@@ -47,7 +47,7 @@ def _make(config: Config, name: str) -> Path:
     extra = _BUILDERS[kind](config, item, place) or {}
     shutil.rmtree(place / "checkpoint", ignore_errors=True)
     settings = {"product": name, "key": key(config, name), "parameters": parameters(config, name)}
-    runs.record(place, begin, **settings, **extra)
+    runs.record(place, begin, **settings, inputs=inputs(config, name), **extra)
     return place
 
 

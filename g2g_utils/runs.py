@@ -1,17 +1,21 @@
-"""Run directories: atomic writes, locks and the provenance that makes a number traceable."""
+"""Run directories: atomic writes, locks and the provenance that makes a number traceable.
+
+`python -m g2g_utils.runs compare A B` shows what differs between two runs and in their metrics.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import resource
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -83,6 +87,28 @@ def lock(path: Path) -> Iterator[None]:
         yield
 
 
+def report(metrics: Mapping[str, Any]) -> None:
+    """Hand numbers of a notebook over to its run: they go to the file named by G2G_METRICS.
+
+    Later calls add to earlier ones; NaN and infinities become null. Without that variable (a
+    notebook opened by hand) nothing is written. Values that are no numbers are an error.
+    """
+    target = os.environ.get("G2G_METRICS")
+    if not target:
+        return
+    path = Path(target)
+    known = read_json(path) if path.exists() else {}
+    write_json(path, {**known, **{name: _number(name, v) for name, v in metrics.items()}})
+
+
+def _number(name: str, value: Any) -> float | int | None:
+    """A finite number, or None in the place of NaN and infinities."""
+    value = value.item() if hasattr(value, "item") else value
+    if not isinstance(value, int | float):
+        raise TypeError(f"metric {name!r} = {value!r} is no number: report numbers only")
+    return value if math.isfinite(value) else None
+
+
 def git_state(root: Path) -> dict[str, Any]:
     """Commit and dirty flag of the working tree, or nulls outside a checkout."""
 
@@ -125,6 +151,23 @@ def intact(folder: Path) -> bool:
     try:
         return hashes(folder) == read_json(record)["outputs"]
     except (ValueError, KeyError, OSError):
+        return False
+
+
+def holds(record: Path, names: Iterable[str]) -> bool:
+    """True if a run's record can be read and each named output has the hash it recorded."""
+    try:
+        outputs = read_json(record)["outputs"]
+        return all(file_digest(record.parent / name) == outputs[name] for name in names)
+    except (ValueError, KeyError, TypeError, OSError):
+        return False
+
+
+def leads_to_product(record: Path) -> bool:
+    """True if the workflow's record of a product can be read and its folder holds a run.json."""
+    try:
+        return (Path(read_json(record)["folder"]) / "run.json").exists()
+    except (ValueError, KeyError, TypeError):
         return False
 
 

@@ -1,6 +1,6 @@
 """Find or make one product of a profile, then say where it is: what the workflow waits for.
 
-    python workflow/make_product.py NAME RECORD --profile P [--retrain]
+    python workflow/make_product.py NAME RECORD --profile P [--retrain] [--set KEY VALUE …]
 
 RECORD is a small JSON with the product's folder (below build/, or the shipped weights) and its key.
 """
@@ -8,6 +8,7 @@ RECORD is a small JSON with the product's folder (below build/, or the shipped w
 import argparse
 from pathlib import Path
 
+import yaml
 from run_notebook import follow_controller
 
 from g2g_utils import config as profiles
@@ -21,9 +22,11 @@ def main() -> None:
     parser.add_argument("record", type=Path)
     parser.add_argument("--profile", required=True)
     parser.add_argument("--retrain", action="store_true")
+    parser.add_argument("--set", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"))
     options = parser.parse_args()
     follow_controller()
-    config = profiles.load(options.profile, retrain=options.retrain)
+    overrides = {key: yaml.safe_load(value) for key, value in options.set}
+    config = profiles.load(options.profile, retrain=options.retrain, **overrides)
     folder = products.ensure(config, options.name)
     key = products.key(config, options.name)
     runs.write_json(options.record, {"product": options.name, "folder": str(folder), "key": key})
