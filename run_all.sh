@@ -121,6 +121,10 @@ options() { # of everything that runs jobs; sets JOBS, RETRAIN, EXTRA; $1 is wha
         ((${#defaults[@]})) && EXTRA+=(--default-resources "${defaults[@]}")
         [[ " ${defaults[*]-} " == *" slurm_account="* ]] || EXTRA+=(--slurm-no-account)
         accounting || EXTRA+=(--slurm-status-command squeue)
+        # Jobs are named by their build folder: what a killed run left is found and cancelled.
+        G2G_SLURM_PREFIX="g2g-$(printf %s "$G2G_BUILD" | cksum | cut -d" " -f1)"
+        export G2G_SLURM_PREFIX
+        EXTRA+=(--slurm-jobname-prefix "$G2G_SLURM_PREFIX")
     fi
     return 0
 }

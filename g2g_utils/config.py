@@ -241,8 +241,8 @@ class Config(Section):
 
     def job(self, rule: str) -> Resources:
         """What a job of this rule of the workflow may take."""
-        known: dict[str, Resources] = {**self.resources}
-        return known.get(rule) or Resources.model_validate({})
+        given = (section for name, section in self.resources.items() if name == rule)
+        return next(given, Resources.model_validate({}))
 
     @property
     def figures_dir(self) -> Path:

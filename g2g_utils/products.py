@@ -29,6 +29,10 @@ def ensure(config: Config, name: str) -> Path:
     found = find(config, name)
     if found is not None:
         return found
+    if runs.rank():  # of a group of processes the first holds the lock and keeps the results
+        kind, _, item = name.partition("/")
+        _BUILDERS[kind](config, item, folder(config, name))
+        return folder(config, name)
     with runs.lock(folder(config, name)):
         found = find(config, name)  # another process may have made it while we waited
         if found is None:

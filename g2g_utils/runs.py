@@ -109,6 +109,11 @@ def _number(name: str, value: Any) -> float | int | None:
     return value if math.isfinite(value) else None
 
 
+def rank() -> int:
+    """Number of this process in its group (torch's RANK); 0 without a group."""
+    return int(os.environ.get("RANK", 0))
+
+
 def git_state(root: Path) -> dict[str, Any]:
     """Commit and dirty flag of the working tree, or nulls outside a checkout."""
 

@@ -236,6 +236,8 @@ def fine_tune(
         name, {"denoising": module}, groups, loss, folder, budget,
         weight_decay=options.weight_decay, averaged="denoising",
     )  # fmt: skip
+    if runs.rank():  # the first process of a group saves
+        return
     if ema is not None:
         ema.copy_to(module.parameters())
     module.eval()

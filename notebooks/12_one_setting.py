@@ -64,7 +64,9 @@ print({name: options[name] or "none" for name in shown})
 
 # %%
 model = products.model(config, arm, seed)
-print(f"latents {model.latent_shape}, {sum(p.numel() for p in model.unet.parameters()) / 1e6:.2f} M")
+print(
+    f"latents {model.latent_shape}, {sum(p.numel() for p in model.unet.parameters()) / 1e6:.2f} M"
+)
 
 # %% [markdown]
 # ## Every pair, scored

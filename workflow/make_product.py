@@ -28,6 +28,8 @@ def main() -> None:
     overrides = {key: yaml.safe_load(value) for key, value in options.set}
     config = profiles.load(options.profile, retrain=options.retrain, **overrides)
     folder = products.ensure(config, options.name)
+    if runs.rank():  # one of a group of processes; the first writes the record
+        return
     key = products.key(config, options.name)
     runs.write_json(options.record, {"product": options.name, "folder": str(folder), "key": key})
     print(f"{options.name}: {folder}")

@@ -149,7 +149,9 @@ def execute(
         "metrics": runs.read_json(metrics),
         "executed": runs.file_digest(output),
         "inputs": {notebook.name: runs.file_digest(notebook), **dict(map(product, inputs or []))},
-        "outputs": {os.path.relpath(p, output.parent): runs.file_digest(p) for p in [metrics, *new]},
+        "outputs": {
+            os.path.relpath(p, output.parent): runs.file_digest(p) for p in [metrics, *new]
+        },
         **runs.provenance(started),
         "peak_memory_mib": peak_memory(),
     }

@@ -10,6 +10,7 @@ from pathlib import Path
 ROOT = Path(workflow.basedir).parent
 sys.path[:0] = [str(ROOT), str(ROOT / "workflow")]
 
+import launch
 import sources
 import sweeps
 from g2g_utils import config as profiles
@@ -40,17 +41,24 @@ def key_of(name, overrides):
 MADE = {}  # product with its key -> its name and the settings that make it
 
 
-def register(point):
-    """Note the products of a point, and those they need; returns the point's own."""
+def register(name, overrides):
+    """Note a product and all that it needs; returns it with its key."""
+    keyed = f"{name}-{key_of(name, overrides)}"
+    if keyed not in MADE:
+        MADE[keyed] = (name, overrides)
+        for need in products.needs(settings(overrides), name):
+            register(need, overrides)
+    return keyed
+
+
+def waits(point):
+    """The products of a point, with their keys."""
     overrides = json.dumps(point.settings)
     plan = products.plan(settings(overrides))
-    own = SWEEP.products(point, plan)
-    for name in [*own, *(n for o in own for n in products.needs(settings(overrides), o))]:
-        MADE.setdefault(f"{name}-{key_of(name, overrides)}", (name, overrides))
-    return [f"{name}-{key_of(name, overrides)}" for name in own]
+    return [register(name, overrides) for name in SWEEP.products(point, plan)]
 
 
-WAITS = {id: register(point) for id, point in POINTS.items()}
+WAITS = {id: waits(point) for id, point in POINTS.items()}
 
 
 def records(names):
@@ -97,9 +105,13 @@ if workflow.is_main_process:
     forget_damaged()
 
 
+def any_of(names):
+    """A pattern that matches exactly these names (or nothing)."""
+    return "|".join(map(re.escape, names)) or "(?!)"
+
+
 wildcard_constraints:
-    product="|".join(map(re.escape, MADE)) or "(?!)",
-    point="|".join(map(re.escape, POINTS)),
+    point=any_of(POINTS),
 
 
 localrules:
@@ -121,23 +133,43 @@ rule product:
     params:
         name=lambda wc: MADE[wc.product][0],
         overrides=overrides_of,
+        python=launch.prefix(PYTHON, SETTINGS.job("product")),
     log:
         BUILD / "logs" / "product" / "{product}.log",
+    wildcard_constraints:
+        product=any_of(n for n in MADE if not n.startswith("ldm/")),
     threads: 1
     resources:
-        gpu=lambda wc: job_of(wc).gpu,
-        mem_mb=lambda wc: job_of(wc).mem_mb,
-        runtime=lambda wc: job_of(wc).runtime,
+        **launch.resources(SETTINGS.job("product")),
     message:
         "{wildcards.product}"
     shell:
-        "OMP_NUM_THREADS={threads} {PYTHON:q} {ROOT:q}/workflow/make_product.py {params.name:q}"
+        "OMP_NUM_THREADS={threads} {params.python:q} {ROOT:q}/workflow/make_product.py {params.name:q}"
         " {output:q} --profile {PROFILE:q} {params.overrides:q} > {log:q} 2>&1"
 
 
-def job_of(wildcards):
-    """Resources of a product's job: those of a training for what is trained longest."""
-    return SETTINGS.job("training" if wildcards.product.startswith("ldm/") else "product")
+rule training:
+    input:
+        prerequisites,
+    output:
+        BUILD / "products" / "{product}.json",
+    params:
+        name=lambda wc: MADE[wc.product][0],
+        overrides=overrides_of,
+        python=launch.prefix(PYTHON, SETTINGS.job("training")),
+    log:
+        BUILD / "logs" / "training" / "{product}.log",
+    wildcard_constraints:
+        product=any_of(n for n in MADE if n.startswith("ldm/")),
+    priority: 10
+    threads: 1
+    resources:
+        **launch.resources(SETTINGS.job("training")),
+    message:
+        "{wildcards.product}"
+    shell:
+        "OMP_NUM_THREADS={threads} {params.python:q} {ROOT:q}/workflow/make_product.py {params.name:q}"
+        " {output:q} --profile {PROFILE:q} {params.overrides:q} > {log:q} 2>&1"
 
 
 rule point:
@@ -156,9 +188,7 @@ rule point:
     threads: 1
     retries: 1
     resources:
-        gpu=SETTINGS.job("point").gpu,
-        mem_mb=SETTINGS.job("point").mem_mb,
-        runtime=SETTINGS.job("point").runtime,
+        **launch.resources(SETTINGS.job("point")),
     message:
         "point {wildcards.point}"
     shell:

@@ -254,7 +254,11 @@ def _band(ax: Axes, cells: pd.Series, name: str) -> None:
 
 
 def sweep(
-    rows: pd.DataFrame, columns: Sequence[str], x: str, colour_by: str | None = None, title: str = ""
+    rows: pd.DataFrame,
+    columns: Sequence[str],
+    x: str,
+    colour_by: str | None = None,
+    title: str = "",
 ) -> Figure:
     """Metrics of a sweep against one axis, a panel a metric; dots are points, lines their means.
 
@@ -269,7 +273,10 @@ def sweep(
             (line,) = ax.plot(means.index, means, "-", color=f"C{number}", label=str(name))
             ax.plot(values[x], values["value"], "o", ms=4, alpha=0.7, color=line.get_color())
         ax.set(title=LABELS.get(column, column), xlabel=x)
-        ax.tick_params(axis="x", rotation=0 if pd.api.types.is_numeric_dtype(rows[x]) else 30)
+        if not pd.api.types.is_numeric_dtype(rows[x]):
+            ax.tick_params(axis="x", rotation=30)
+        elif len(ticks := sorted(rows[x].unique())) <= 10:
+            ax.set_xticks(ticks)
     if colour_by:
         axes[0, -1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), title=colour_by)
     _suptitle(fig, title)
