@@ -15,6 +15,7 @@ from typing import Any
 from g2g_utils import runs
 from g2g_utils.config import Config, ConfigError
 
+_OF_TEXT = ("steps", "text_learning_rate", "attention_lr_scale", "dropout")  # of no foundation
 RECIPE = 1  # raise when a recipe below changes what it makes
 
 
@@ -27,11 +28,13 @@ def plan(config: Config) -> dict[str, list[str]]:
     for name, encoder in config.encoders.items():
         if not encoder.pretrained:
             products[f"encoders/{name}"] = ["pairs"]
+    if config.unet.foundation_steps and not config.unet.pretrained:
+        products["foundation"] = ["pairs", "latents"]
     for arm, spec in config.training.arms.items():
-        encoder_name = f"encoders/{spec.encoder}"
-        needs = ["pairs", "latents", *([encoder_name] if encoder_name in products else [])]
+        wanted = (f"encoders/{spec.encoder}", "foundation")
+        needs = ["pairs", "latents", *(name for name in wanted if name in products)]
         if not config.unet.pretrained:
-            products |= {f"ldm/{arm}-s{seed}": needs for seed in config.training.seeds}
+            products |= {f"ldm/{arm}-s{seed}": needs for seed in seeds(config, arm)}
     products["classifier"] = ["pairs"]
     products["baselines"] = ["pairs", *(name for name in products if name == "encoders/domain")]
     trained = [name for name in products if name.startswith("ldm/")]
@@ -39,9 +42,16 @@ def plan(config: Config) -> dict[str, list[str]]:
         arm = name.removeprefix("ldm/")
         needs = [name, "vae", *products.get(name, [])] if trained else []
         products[f"evaluation/{arm}"] = needs
-        networks = [n for n in ("classifier", "encoders/generic") if n in products]
-        products[f"fidelity/{arm}"] = [*needs, *networks]
+        if not config.training.arms[arm.rpartition("-s")[0]].control:
+            networks = [n for n in ("classifier", "encoders/generic") if n in products]
+            products[f"fidelity/{arm}"] = [*needs, *networks]
     return products
+
+
+def seeds(config: Config, arm: str) -> tuple[int, ...]:
+    """Seeds that an arm is trained with."""
+    own = config.training.arms[arm].seeds
+    return config.training.seeds if own is None else own
 
 
 def released(config: Config) -> list[str]:
@@ -52,7 +62,7 @@ def released(config: Config) -> list[str]:
 def parameters(config: Config, name: str) -> dict[str, Any]:
     """The part of the configuration that determines a product, without its dependencies'."""
     kind, _, item = name.partition("/")
-    base = {"recipe": RECIPE, "image_size": config.image_size}
+    base: dict[str, Any] = {"recipe": RECIPE, "image_size": config.image_size}
     if kind == "pairs":
         data = config.data
         return base | {
@@ -72,10 +82,14 @@ def parameters(config: Config, name: str) -> dict[str, Any]:
         own = {kind: section.model_dump(), "data": config.data.model_dump(), "name": name}
         maps = {"grounding": config.grounding.model_dump()} if kind == "evaluation" else {}
         return base | own | maps
+    training = config.training.model_dump(exclude={"arms", "seeds", "live_steps", "log_every"})
+    if kind == "foundation":
+        shared = {name: training[name] for name in training if name not in _OF_TEXT}
+        unet = config.unet.model_dump()
+        return base | {"training": shared, "unet": unet, "seed": config.data.seed}
     if kind == "ldm":
         arm, seed = arm_and_seed(config, item)
-        training = config.training.model_dump(exclude={"arms", "seeds", "live_steps", "log_every"})
-        spec = config.training.arms[arm].model_dump()
+        spec = config.training.arms[arm].model_dump(exclude={"seeds", "control"})
         unet, text = config.unet.model_dump(), config.text.model_dump()
         return base | {"arm": spec, "seed": seed, "training": training, "unet": unet, "text": text}
     raise ConfigError(f"unknown product {name!r}: choose one of {', '.join(plan(config))}")

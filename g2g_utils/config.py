@@ -110,7 +110,9 @@ class Unet(Section):
     channels: tuple[int, ...] = (32, 48, 48)
     layers_per_block: int = 1
     heads: int = 4
+    middle_attention: bool = True  # cross-attention in the middle block, as in Stable Diffusion
     query_key_gain: float = 2.5  # initial scale of to_q/to_k; attention stays near uniform without
+    foundation_steps: int = Field(0, ge=0)  # denoising without text that every arm starts from
     scheduler: str | None = None  # hub id / folder of the noise schedule; None = SD 1.5's values
     prediction: Literal["epsilon", "v_prediction"] = "epsilon"
 
@@ -121,6 +123,8 @@ class Arm(Section):
     encoder: str
     learnable: bool = False
     shuffled: bool = False  # control: captions permuted over the training images
+    control: bool = False  # grounding of activation maps is evaluated, nothing else
+    seeds: tuple[int, ...] | None = None  # None: those of all arms
 
 
 class Training(Section):
@@ -144,6 +148,11 @@ class Training(Section):
     checkpoint_every: int = 500
     log_every: int = 10
     live_steps: int = 100  # length of the fine-tuning that notebook 03 runs before your eyes
+
+    @property
+    def compared(self) -> list[str]:
+        """Names of the arms that are compared in everything: all but the controls."""
+        return [name for name, arm in self.arms.items() if not arm.control]
 
 
 class Adaptation(Section):

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import (
@@ -192,10 +193,12 @@ def build_vae(config: configuration.Vae) -> AutoencoderKL:
 def build_unet(
     config: configuration.Unet, latent_channels: int, sample_size: int, text_width: int
 ) -> UNet2DConditionModel:
-    """A small, untrained U-Net: cross-attention at every level and in the middle.
+    """A small, untrained U-Net in Stable Diffusion's block layout.
 
-    Queries and keys of the cross-attention start `query_key_gain` times larger than usual:
-    small models otherwise keep near-uniform attention for most of a short training.
+    Every level but the deepest has cross-attention; the middle block has it too, unless
+    `middle_attention` is off. Queries and keys of the cross-attention start `query_key_gain` times
+    larger than usual: small models otherwise keep near-uniform attention for most of a short
+    training.
     """
     levels = len(config.channels)
     unet = UNet2DConditionModel(
@@ -203,8 +206,9 @@ def build_unet(
         in_channels=latent_channels,
         out_channels=latent_channels,
         block_out_channels=config.channels,
-        down_block_types=("CrossAttnDownBlock2D",) * levels,
-        up_block_types=("CrossAttnUpBlock2D",) * levels,
+        down_block_types=("CrossAttnDownBlock2D",) * (levels - 1) + ("DownBlock2D",),
+        mid_block_type="UNetMidBlock2DCrossAttn" if config.middle_attention else "UNetMidBlock2D",
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * (levels - 1),
         layers_per_block=config.layers_per_block,
         attention_head_dim=config.heads,  # diffusers' name for the number of heads
         cross_attention_dim=text_width,
@@ -215,6 +219,16 @@ def build_unet(
             if ".attn2.to_q." in name or ".attn2.to_k." in name:
                 weight.mul_(config.query_key_gain)
     return unet
+
+
+def adopt(unet: UNet2DConditionModel, folder: Path) -> None:
+    """Take over a trained U-Net's weights, all but those that read the text, which stay as made."""
+    trained = load_file(folder / "diffusion_pytorch_model.safetensors")
+    reading = tuple(f".attn2.{name}." for name in ("to_q", "to_k", "to_v"))
+    kept = {n: w.float() for n, w in trained.items() if not any(r in n for r in reading)}
+    missing, unexpected = unet.load_state_dict(kept, strict=False)
+    if unexpected or not all(any(r in name for r in reading) for name in missing):
+        raise ValueError(f"{folder}: a U-Net of another shape; delete the folder and make it again")
 
 
 def build_scheduler(config: configuration.Unet) -> DDIMScheduler:

@@ -127,7 +127,7 @@ def _build_encoder(config: Config, item: str, folder: Path) -> None:
 
 
 def untrained_unet(config: Config, seed: int, text_width: int) -> Any:
-    """The U-Net every arm of a seed starts from."""
+    """A U-Net of the profile's shape before any training."""
     from g2g_utils import models
 
     vae = models.load_vae(config.vae.pretrained or ensure(config, "vae"), config.vae.revision)
@@ -135,6 +135,27 @@ def untrained_unet(config: Config, seed: int, text_width: int) -> Any:
     side = config.image_size // (models.unshuffle_factor(vae) * 2**levels)
     with models.initialised(seed):
         return models.build_unet(config.unet, vae.config.latent_channels, side, text_width)
+
+
+def start_unet(config: Config, seed: int, text_width: int) -> Any:
+    """The U-Net every arm of a seed starts from: the foundation's, with new text projections."""
+    from g2g_utils import models
+
+    unet = untrained_unet(config, seed, text_width)
+    if config.unet.foundation_steps:
+        models.adopt(unet, ensure(config, "foundation") / "unet")
+    return unet
+
+
+def _build_foundation(config: Config, item: str, folder: Path) -> None:
+    """A U-Net that knows the images and no words: the small stand-in for Stable Diffusion's."""
+    from g2g_utils import models, training
+
+    seed = config.data.seed
+    unet = untrained_unet(config, seed, config.encoders["domain"].width)
+    pairs = training.load_pairs(ensure(config, "latents"), training_texts(config)["captions"])
+    scheduler, steps = models.build_scheduler(config.unet), config.unet.foundation_steps
+    training.pretrain(pairs, unet, scheduler, config.training, folder, seed=seed, steps=steps)
 
 
 def fine_tune(config: Config, arm: str, seed: int, folder: Path, steps: int | None = None) -> None:
@@ -145,7 +166,7 @@ def fine_tune(config: Config, arm: str, seed: int, folder: Path, steps: int | No
     encoder = config.encoders[spec.encoder]
     source = encoder.pretrained or ensure(config, f"encoders/{spec.encoder}")
     tokenizer, text_encoder = models.load_text_encoder(source, encoder.revision)
-    unet = untrained_unet(config, seed, text_encoder.config.hidden_size)
+    unet = start_unet(config, seed, text_encoder.config.hidden_size)
     pairs = training.load_pairs(ensure(config, "latents"), training_texts(config)["captions"])
     training.fine_tune(
         pairs, unet, tokenizer, text_encoder, models.build_scheduler(config.unet), spec,
@@ -185,14 +206,16 @@ def _build_evaluation(config: Config, item: str, folder: Path) -> dict[str, Any]
 
     grounded = model(config, *arm_and_seed(config, item))
     pairs, options = evaluation_pairs(config), grounding_options(config)
-    table = grounding.evaluate(grounded, pairs, others=True, **options)
-    _write_table(folder / "pairs.csv", table)
-    whole = options | {"layers": None}
+    views = {"pairs": options["layers"]}
     if options["layers"] is not None:  # the paper's map, over all layers, beside the profile's
-        everywhere = grounding.evaluate(grounded, pairs, others=True, **whole)
-        _write_table(folder / "all_layers.csv", everywhere)
-    merged = studies.curves(grounded, pairs[: config.evaluation.bias_pairs], **options)
-    _write_table(folder / "curves.csv", merged)
+        views["all_layers"] = None
+    both = grounding.evaluate(grounded, pairs, others=True, views=views, **options)
+    for view, rows in both.groupby("view"):
+        _write_table(folder / f"{view}.csv", rows.drop(columns="view"))
+    table = both[both["view"] == "pairs"]
+    if not config.training.arms[arm_and_seed(config, item)[0]].control:
+        merged = studies.curves(grounded, pairs[: config.evaluation.bias_pairs], **options)
+        _write_table(folder / "curves.csv", merged)
     means = table[["cnr", "auc_roc", "pointing", "specificity"]].mean()
     return {"metrics": {name: round(float(value), 5) for name, value in means.items()}}
 
@@ -287,6 +310,7 @@ _BUILDERS: dict[str, Any] = {
     "vae": _build_vae,
     "latents": _build_latents,
     "encoders": _build_encoder,
+    "foundation": _build_foundation,
     "ldm": _build_ldm,
     "classifier": _build_classifier,
     "evaluation": _build_evaluation,
