@@ -130,7 +130,9 @@ options() { # of everything that runs jobs; sets JOBS, RETRAIN, EXTRA; $1 is wha
 }
 
 accounting() { # does this Slurm keep accounts?
-    ! scontrol show config 2>/dev/null | grep -q 'AccountingStorageType *= *accounting_storage/none'
+    local told
+    told="$(scontrol show config 2>/dev/null)" || fail "--profile slurm: scontrol cannot reach Slurm"
+    [[ ! "$told" =~ AccountingStorageType\ *=\ *accounting_storage/none ]]
 }
 
 cores() {
@@ -178,6 +180,7 @@ sweep() {
     ((RETRAIN)) && fail "sweep knows no --retrain"
     prepare
     "$PYTHON" "$ROOT/workflow/sweeps.py" "$name" "$profile" || exit 2
+    EXTRA+=(--retries 1) # a failed point is tried once more
     snakemake sweep.smk --config "profile=$profile" "sweep=$name"
 }
 

@@ -115,7 +115,7 @@ def needs(config: Config, name: str) -> list[str]:
     products = plan(config)
     if name not in products and name.startswith("ldm/"):
         arm, _ = arm_and_seed(config, name.removeprefix("ldm/"))
-        name = f"ldm/{arm}-s{config.training.seeds[0]}"
+        name = f"ldm/{arm}-s{seeds(config, arm)[0]}"
     return products.get(name, [])
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import importlib.metadata
 import json
@@ -14,6 +15,7 @@ import platform
 import resource
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -179,3 +181,74 @@ def leads_to_product(record: Path) -> bool:
 def record(folder: Path, started: float, **fields: Any) -> None:
     """Write run.json, last: parameters and metrics, then provenance and output hashes."""
     write_json(folder / "run.json", {**fields, **provenance(started), "outputs": hashes(folder)})
+
+
+# --- what differs between two runs ---------------------------------------------------------------
+
+COMPARED = ("parameters", "settings", "git", "packages", "python", "machine", "inputs", "metrics")
+
+
+def locate_record(place: Path) -> Path:
+    """The record of a run: the file itself, run.json of its folder, or NAME.run.json beside it."""
+    choices = (place, place / "run.json", place.with_suffix(".run.json"))
+    found = next((path for path in choices if path.is_file()), None)
+    if found is None:
+        raise FileNotFoundError(f"{place} is no run: name a folder with run.json or a *.run.json")
+    return found
+
+
+def flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Nested mappings as one, names joined by dots; lists stay as they are."""
+    if not isinstance(value, Mapping):
+        return {name: value}
+    parts = (flat(v, f"{name}.{k}" if name else str(k)) for k, v in value.items())
+    return {key: v for part in parts for key, v in part.items()}
+
+
+def compare(first: Path, second: Path) -> dict[str, dict[str, tuple[Any, Any]]]:
+    """Section -> name -> the two values, where they differ (None: absent); for two runs' records."""
+    records = [read_json(locate_record(place)) for place in (first, second)]
+    found = {}
+    for section in COMPARED:
+        one, other = (flat(record.get(section) or {}) for record in records)
+        names = [*one, *(name for name in other if name not in one)]
+        pairs = {name: (one.get(name), other.get(name)) for name in names}
+        found[section] = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    return {section: pairs for section, pairs in found.items() if pairs}
+
+
+def describe(differences: Mapping[str, Mapping[str, tuple[Any, Any]]]) -> str:
+    """A comparison as text: one line a difference; for numbers also second minus first."""
+    lines = []
+    for section, pairs in differences.items():
+        lines.append(section)
+        for name, (one, other) in pairs.items():
+            both = all(isinstance(v, int | float) and not isinstance(v, bool) for v in (one, other))
+            gap = f"  ({other - one:+.6g})" if both else ""
+            lines.append(f"  {name:32} {_short(one)} -> {_short(other)}{gap}")
+    return "\n".join(lines) or "no difference in " + ", ".join(COMPARED)
+
+
+def _short(value: Any) -> str:
+    """A value in at most 40 characters."""
+    text = "absent" if value is None else str(value)
+    return text if len(text) <= 40 else f"{text[:37]}…"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """`compare A B`; exit status 0 whether or not they differ, 2 for what is no run."""
+    parser = argparse.ArgumentParser(prog="python -m g2g_utils.runs", description=__doc__)
+    command = parser.add_subparsers(dest="command", required=True).add_parser("compare")
+    command.add_argument("first", type=Path, help="folder with run.json, or a *.run.json")
+    command.add_argument("second", type=Path)
+    options = parser.parse_args(arguments)
+    try:
+        print(describe(compare(options.first, options.second)))
+    except (FileNotFoundError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

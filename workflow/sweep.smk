@@ -186,7 +186,6 @@ rule point:
         executed=HERE / "{point}" / SWEEP.notebook.name,
         text=HERE / "logs" / "{point}.log",
     threads: 1
-    retries: 1
     resources:
         **launch.resources(SETTINGS.job("point")),
     message:

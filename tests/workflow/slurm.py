@@ -72,7 +72,10 @@ def _ports(count: int) -> list[int]:
 
 
 def _configure(folder: Path) -> None:
-    """Write slurm.conf and MUNGE's key."""
+    """Write slurm.conf, MUNGE's key, and an srun that knows the configuration.
+
+    Snakemake's job step drops SLURM_CONF; where the configuration has its usual place that is well.
+    """
     for name in ("state", "spool"):
         (folder / name).mkdir(parents=True)
     folder.chmod(0o755)
@@ -82,6 +85,11 @@ def _configure(folder: Path) -> None:
     host = socket.gethostname().split(".")[0]
     text = CONFIG.format(host=host, folder=folder, user="root", ctld=ctld, slurmd=slurmd)
     (folder / "slurm.conf").write_text(text)
+    (folder / "bin").mkdir()
+    srun = folder / "bin" / "srun"
+    call = f'SLURM_CONF={folder}/slurm.conf exec {shutil.which("srun")} "$@"'
+    srun.write_text(f"#!/bin/sh\n{call}\n")
+    srun.chmod(0o755)
 
 
 @contextmanager
@@ -96,7 +104,8 @@ def running(folder: Path) -> Iterator[dict[str, str]]:
         ["slurmctld", "-D", "-c", "-f", config],
         ["slurmd", "-D", "-c", "-f", config],
     ]
-    environment = {**os.environ, "SLURM_CONF": config}
+    path = f"{folder}/bin:{os.environ['PATH']}"
+    environment = {**os.environ, "SLURM_CONF": config, "PATH": path}
     started = []
     try:
         for name, *arguments in commands:
@@ -111,8 +120,7 @@ def running(folder: Path) -> Iterator[dict[str, str]]:
         _wait(lambda: _idle(environment), folder)
         yield environment
     finally:
-        subprocess.run(["scancel", "-u", "root", "-f"], env=environment, capture_output=True)
-        time.sleep(0.5)
+        _cancel_all(environment)
         for process in reversed(started):
             process.terminate()
         for process in started:
@@ -120,6 +128,20 @@ def running(folder: Path) -> Iterator[dict[str, str]]:
                 process.wait(20)
             except subprocess.TimeoutExpired:
                 process.kill()
+
+
+def _cancel_all(environment: dict[str, str], seconds: float = 10) -> None:
+    """Kill every job and wait until none is left."""
+    end = time.time() + seconds
+    listed = ["squeue", "-h", "-o", "%A"]
+    while time.time() < end:
+        told = subprocess.run(listed, env=environment, capture_output=True, text=True)
+        if not (jobs := sorted(set(told.stdout.split()))):
+            return
+        kill = ["scancel", "--signal=KILL", "--full"]
+        subprocess.run([*kill, *jobs], env=environment, capture_output=True)
+        subprocess.run(["scancel", *jobs], env=environment, capture_output=True)
+        time.sleep(0.5)
 
 
 def _idle(environment: dict[str, str]) -> bool:

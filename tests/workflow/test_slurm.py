@@ -69,7 +69,7 @@ def ensure(config, name):
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """A Slurm that runs while the tests of this module do."""
     with slurm.running(tmp_path_factory.mktemp("slurm") / "slurm") as environment:
-        yield {"SLURM_CONF": environment["SLURM_CONF"]}
+        yield {name: environment[name] for name in ("SLURM_CONF", "PATH")}
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def ask(cluster: dict[str, str], *words: str) -> str:
     return run.stdout.strip()
 
 
-def wait_until(condition, seconds: float = 60) -> None:
+def wait_until(condition, seconds: float = 300) -> None:
     """Until it is true."""
     end = time.time() + seconds
     while not condition():
@@ -134,7 +134,7 @@ def test_stopping_the_controller_cancels_its_jobs(
     stopped = world.start("sweep", "numbers", "smoke", "--slurm", SLOW="60", **cluster)
     world.wait_for(world.build / "ran.txt")
     stopped.send_signal(signal.SIGINT)
-    stopped.communicate(timeout=60)
+    stopped.communicate(timeout=300)
     wait_until(lambda: not ask(cluster, "squeue", "-h", "-t", "running,pending"))
 
 
@@ -149,7 +149,7 @@ def test_a_pre_empted_training_of_two_processes_resumes(
     world.wait_for(log)
     urgent = ("sbatch", "--wait", "-p", "urgent", "-n2", "-o", "/dev/null", "--wrap", "sleep 1")
     ask(cluster, *urgent)
-    said, _ = run.communicate(timeout=200)
+    said, _ = run.communicate(timeout=600)
     assert run.returncode == 0, said
     first, second = (line.split() for line in starts.read_text().splitlines())
     assert first == ["0", "2"] and second[1] == "2" and 0 < int(second[0]) < 60

@@ -109,14 +109,14 @@ class World:
     def run(self, *arguments: str, **more: str) -> tuple[int, str]:
         """Exit status and everything it said."""
         process = self.start(*arguments, **more)
-        said, _ = process.communicate(timeout=300)
+        said, _ = process.communicate(timeout=900)
         return process.returncode, said
 
     def steps(self, said: str) -> list[str]:
         """Names of the jobs that ran, sorted."""
         return sorted(re.findall(r"^Job \d+: (?:notebook )?(\S+)$", said, re.M))
 
-    def wait_for(self, path: Path, seconds: float = 60) -> None:
+    def wait_for(self, path: Path, seconds: float = 300) -> None:
         """Until a file exists."""
         end = time.time() + seconds
         while not path.exists():
