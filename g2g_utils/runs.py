@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import hashlib
 import importlib.metadata
 import json
 import math
 import os
 import platform
+import re
 import resource
 import shutil
 import subprocess
@@ -111,6 +113,21 @@ def _number(name: str, value: Any) -> float | int | None:
     return value if math.isfinite(value) else None
 
 
+def disk_is_full(error: BaseException, folder: Path) -> str:
+    """One line with the fix if an error came from a full disk (or quota), else nothing."""
+    number = getattr(error, "errno", None)
+    said = re.search("No space left|PytorchStreamWriter failed writing|quota exceeded", str(error))
+    if number in (errno.ENOSPC, errno.EDQUOT) or said:
+        return f"the disk of {folder} is full: make room there; then the same command goes on"
+    return ""
+
+
+def last_line(log: Path) -> str:
+    """Last line of a job's log that is not empty; nothing without a log."""
+    lines = log.read_text(errors="replace").split("\n") if log.is_file() else []
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
 def rank() -> int:
     """Number of this process in its group (torch's RANK); 0 without a group."""
     return int(os.environ.get("RANK", 0))
@@ -206,7 +223,7 @@ def flat(value: Any, name: str = "") -> dict[str, Any]:
 
 
 def compare(first: Path, second: Path) -> dict[str, dict[str, tuple[Any, Any]]]:
-    """Section -> name -> the two values, where they differ (None: absent); for two runs' records."""
+    """Section -> name -> the two runs' values, where they differ (None: absent)."""
     records = [read_json(locate_record(place)) for place in (first, second)]
     found = {}
     for section in COMPARED:

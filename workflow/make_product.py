@@ -6,6 +6,7 @@ RECORD is a small JSON with the product's folder (below build/, or the shipped w
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import yaml
@@ -27,7 +28,12 @@ def main() -> None:
     follow_controller()
     overrides = {key: yaml.safe_load(value) for key, value in options.set}
     config = profiles.load(options.profile, retrain=options.retrain, **overrides)
-    folder = products.ensure(config, options.name)
+    try:
+        folder = products.ensure(config, options.name)
+    except Exception as error:  # each writer of files has its own kind for a full disk
+        if line := runs.disk_is_full(error, config.build_dir):
+            sys.exit(f"{options.name} failed: {line}")
+        raise
     if runs.rank():  # one of a group of processes; the first writes the record
         return
     key = products.key(config, options.name)

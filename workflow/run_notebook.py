@@ -186,8 +186,7 @@ def run_cells(
     except Exception as problem:
         text = str(problem).strip().splitlines() or [type(problem).__name__]
         line = re.sub(r"\x1b\[[0-9;]*m", "", text[-1])
-        if "No space left on device" in str(problem):
-            line = f"the disk of {output.parent} is full; make room, then the same command goes on"
+        line = runs.disk_is_full(problem, output.parent) or line
         message = f"{notebook.name} failed: {line}\n  executed up to there: {output}\n"
         with contextlib.suppress(OSError):
             error.write_text(message)

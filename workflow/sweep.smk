@@ -219,3 +219,7 @@ onerror:
     print(f"[g2g] {len(lost)} of {len(POINTS)} points of {SWEEP.name} are not finished; the same command runs them again")
     for problem in sorted(filter(Path.exists, (HERE / id / f"{SWEEP.notebook.stem}.error" for id in lost))):
         print(problem.read_text().rstrip())
+    for keyed, record in zip(MADE, records(MADE), strict=True):
+        kind = "training" if keyed.startswith("ldm/") else "product"
+        if not record.exists() and (said := runs.last_line(BUILD / "logs" / kind / f"{keyed}.log")):
+            print(f"{keyed}: {said}")

@@ -80,10 +80,9 @@ def world(tmp_path: Path) -> SweepWorld:
     text = path.read_text().replace("checks: 20", "checks: 2").replace("wait: 60", "wait: 5")
     path.write_text(text)
     config = made.folder / "configs" / "smoke.yaml"
-    small = (
-        "resources:\n  point: {mem_mb: 500, runtime: 5}\n  training: {mem_mb: 2000, processes: 2}\n"
-    )
-    config.write_text(config.read_text() + small)
+    point, training = "{mem_mb: 500, runtime: 60}", "{mem_mb: 2000, processes: 2}"
+    given = f"resources:\n  point: {point}\n  training: {training}\n"
+    config.write_text(config.read_text() + given)
     return made
 
 
