@@ -106,12 +106,27 @@ def arm_and_seed(config: Config, item: str) -> tuple[str, int]:
 
 def key(config: Config, name: str) -> str:
     """Hash of everything in the configuration that determines a product."""
-    products = plan(config)
-    if name not in products and name.startswith("ldm/"):  # a seed beyond the configured ones
-        arm, _ = arm_and_seed(config, name.removeprefix("ldm/"))
-        products[name] = products[f"ldm/{arm}-s{config.training.seeds[0]}"]
     own = parameters(config, name)
-    return runs.digest([own, {dep: key(config, dep) for dep in products.get(name, [])}])
+    return runs.digest([own, {dep: key(config, dep) for dep in needs(config, name)}])
+
+
+def needs(config: Config, name: str) -> list[str]:
+    """What a product needs made first; a seed beyond the configured ones needs what those need."""
+    products = plan(config)
+    if name not in products and name.startswith("ldm/"):
+        arm, _ = arm_and_seed(config, name.removeprefix("ldm/"))
+        name = f"ldm/{arm}-s{seeds(config, arm)[0]}"
+    return products.get(name, [])
+
+
+def inputs(config: Config, name: str) -> dict[str, str]:
+    """Hash over the files of each product that a product was made from, as their records say."""
+    found = {}
+    for dep in needs(config, name):
+        places = (folder(config, dep), config.weights_dir / dep)
+        if record := next((p for p in places if (p / "run.json").is_file()), None):
+            found[dep] = runs.digest(runs.read_json(record / "run.json")["outputs"])
+    return found
 
 
 def folder(config: Config, name: str) -> Path:

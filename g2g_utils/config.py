@@ -220,6 +220,15 @@ class Fidelity(Section):
     classifier_steps: int = 600  # phantom-finding classifier whose features measure distance
 
 
+class Resources(Section):
+    """What one job of a rule may take on a cluster; no effect on any result."""
+
+    gpu: int = Field(0, ge=0)
+    mem_mb: int = Field(3000, gt=0)  # MiB
+    runtime: int = Field(720, gt=0)  # minutes
+    processes: int = Field(1, gt=0)  # of one training, one a GPU where there are any
+
+
 class Config(Section):
     """Everything a run depends on. `load` makes it; nothing changes it afterwards."""
 
@@ -236,6 +245,10 @@ class Config(Section):
     evaluation: Evaluation
     fidelity: Fidelity
     retrain: bool = False  # ignore shipped weights and train everything here
+    # by rule of the workflow (product, training, notebook, point); left out of dumps and keys
+    resources: dict[Literal["product", "training", "notebook", "point"], Resources] = Field(
+        default_factory=dict, exclude=True
+    )
 
     @model_validator(mode="after")
     def _arms_have_encoders(self) -> Config:
@@ -251,9 +264,19 @@ class Config(Section):
         """Everything a run makes lies below this folder (ignored by git)."""
         return Path(os.environ.get("G2G_BUILD", ROOT / "build")) / self.profile
 
+    def job(self, rule: str) -> Resources:
+        """What a job of this rule of the workflow may take."""
+        given = (section for name, section in self.resources.items() if name == rule)
+        return next(given, Resources.model_validate({}))
+
     @property
     def figures_dir(self) -> Path:
-        """`figures/` for the miniature (the committed ones), else below the build folder."""
+        """`figures/` for the miniature (the committed ones), else below the build folder.
+
+        A point of a sweep has its own: the folder that G2G_FIGURES names.
+        """
+        if own := os.environ.get("G2G_FIGURES"):
+            return Path(own)
         return ROOT / "figures" if self.profile == "miniature" else self.build_dir / "figures"
 
     @property
@@ -287,6 +310,13 @@ def load(profile: str, **overrides: Any) -> Config:
         return Config.model_validate({"profile": profile, **tree})
     except ValidationError as error:
         raise ConfigError(_explain(path, error)) from None
+
+
+def tree(profile: str, overrides: dict[str, Any]) -> dict[str, Any]:
+    """The profile with overrides as plain data, which `load` takes as a file."""
+    config = load(profile, **overrides)
+    resources = {rule: section.model_dump() for rule, section in config.resources.items()}
+    return config.model_dump(mode="json", exclude={"profile"}) | {"resources": resources}
 
 
 def _set(tree: dict[str, Any], parts: list[str], value: Any) -> None:

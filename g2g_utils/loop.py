@@ -123,10 +123,18 @@ class _Run:
                 bar.update()
                 self.log(step, value, norm, bar)
                 due = (step + 1) % self.options.checkpoint_every == 0 and step + 1 < total
-                if asked() or due:
+                stop = self.agreed(asked())
+                if stop or due:
                     self.save(step + 1)
-                if asked():
+                if stop:
                     raise SystemExit(143)
+
+    def agreed(self, stop: bool) -> bool:
+        """True in every process of a group if it is in one: all leave after the same step."""
+        if self.accelerator.num_processes == 1:
+            return stop
+        flag = torch.tensor(float(stop), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag, "sum") > 0)
 
     def step(self, step: int, loss: StepLoss) -> tuple[Tensor, Tensor]:
         """One optimiser step over `accumulate` micro-steps: mean loss and gradient norm."""
@@ -195,7 +203,8 @@ class _Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         state = read_checkpoint(self.folder)
         step = state["step"] if state else 0
-        _truncate_log(self.folder / "log.jsonl", step)
+        if self.accelerator.is_main_process:
+            _truncate_log(self.folder / "log.jsonl", step)
         if state is None:
             return 0
         for name, module in self.modules.items():

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from g2g_utils import runs
-from g2g_utils.catalogue import arm_and_seed, find, folder, key, parameters, plan
+from g2g_utils.catalogue import arm_and_seed, find, folder, inputs, key, needs, parameters, plan
 from g2g_utils.config import Config
 
-__all__ = ["arm_and_seed", "ensure", "find", "folder", "key", "model", "plan", "tables"]
+__all__ = ["arm_and_seed", "ensure", "find", "folder", "key", "model", "needs", "plan", "tables"]
 
 if TYPE_CHECKING:
     from g2g_utils.models import GroundingModel
@@ -29,6 +29,10 @@ def ensure(config: Config, name: str) -> Path:
     found = find(config, name)
     if found is not None:
         return found
+    if runs.rank():  # of a group of processes the first holds the lock and keeps the results
+        kind, _, item = name.partition("/")
+        _BUILDERS[kind](config, item, folder(config, name))
+        return folder(config, name)
     with runs.lock(folder(config, name)):
         found = find(config, name)  # another process may have made it while we waited
         if found is None:
@@ -47,7 +51,7 @@ def _make(config: Config, name: str) -> Path:
     extra = _BUILDERS[kind](config, item, place) or {}
     shutil.rmtree(place / "checkpoint", ignore_errors=True)
     settings = {"product": name, "key": key(config, name), "parameters": parameters(config, name)}
-    runs.record(place, begin, **settings, **extra)
+    runs.record(place, begin, **settings, inputs=inputs(config, name), **extra)
     return place
 
 

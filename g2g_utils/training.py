@@ -310,6 +310,8 @@ def fine_tune(
 
     groups = parameter_groups(module, options)
     _fit(name, module, groups, loss, folder, options, steps or options.steps)
+    if runs.rank():  # the first process of a group saves
+        return
     module.eval()
     unet.set_attn_processor(AttnProcessor2_0())
     unet.save_pretrained(folder / "unet")
