@@ -23,10 +23,16 @@ FLAGS = [
 SLOW = 240_000  # ms; machines that run tests are busy
 READY = '.g2g-status[data-drawn]:not([data-drawn="0"])'
 
+# The status line comes last in a drawing and counts it: until then words and numbers are old.
+DRAWN = """() => {
+  const status = document.querySelector('.g2g-status');
+  return window.g2g.to !== undefined && !status.classList.contains('busy')
+    && Number(status.dataset.drawn) > Number(window.g2g.drawn);
+}"""
 # Time from the first user event after arming to the next change of a picture in the open tab.
 ARM = """() => {
   const pictures = () => [...document.querySelectorAll('.g2g-main img')].map(i => i.src).join('|');
-  window.g2g = {seen: pictures()};
+  window.g2g = {seen: pictures(), drawn: document.querySelector('.g2g-status').dataset.drawn};
   if (window.g2gArmed) return;
   window.g2gArmed = true;
   for (const kind of ['click', 'change', 'keydown', 'input'])
@@ -161,8 +167,7 @@ class Driver:
         """Do something that changes the picture; milliseconds from the event to the new picture."""
         self.page.evaluate(ARM)
         action()
-        self.page.wait_for_function("window.g2g.to !== undefined", timeout=60_000)
-        self.page.wait_for_function("!document.querySelector('.g2g-status.busy')")
+        self.page.wait_for_function(DRAWN, timeout=60_000)
         return self.page.evaluate("window.g2g.to - window.g2g.from")
 
     def refused(self, action) -> str:
