@@ -88,7 +88,7 @@ def outline(mask: NDArray[np.bool_], width: int = 2) -> NDArray[np.bool_]:
 
 def fitted(text: str, width: int, size: int, lines: int = 1, bold: bool = False) -> list[str]:
     """Text in at most so many lines of so many pixels; what does not fit ends in an ellipsis."""
-    face, found, words = font(size, bold), [""], text.split()
+    face, found, words = font(size, bold), [""], text[: width * lines // 3].split()
     while words:
         longer = f"{found[-1]} {words[0]}".strip()
         if face.getlength(longer) <= width or not found[-1]:
