@@ -276,7 +276,9 @@ def colour_bar(name: str, low: float, high: float, label: str, height: int) -> I
 
 
 def _number(value: float) -> str:
-    return f"{value:.2g}" if abs(value) < 0.1 and value else f"{value:.1f}".replace("-", "−")
+    """Two digits, as few places as they need."""
+    text = f"{value:.2g}" if 0 < abs(value) < 1 else f"{value:.1f}"
+    return text.replace("-", "−")
 
 
 def _bar_of(view: View, side: int) -> Image.Image:

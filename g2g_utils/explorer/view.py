@@ -42,7 +42,7 @@ STYLE = """<style>
 .g2g .lm-TabBar-tab, .g2g .p-TabBar-tab {max-width: none !important; flex: 0 0 auto !important}
 .g2g .widget-html, .g2g .widget-html-content {line-height: 1.45}
 .g2g .widget-toggle-button {padding: 0 4px}
-.g2g .widget-readout {font-size: 11px; min-width: 104px}
+.g2g .widget-readout {font-size: 11px; min-width: 108px}
 .g2g h3 {margin: 0; font-size: 13px; font-weight: 600}
 .g2g-title {font-size: 18px; font-weight: 600; line-height: 1.3}
 .g2g-notice {color: #5f666e}
@@ -191,6 +191,7 @@ class Explorer(HasTraits):
             description="View",
             options=["map", "mask", "difference"],
             style={"button_width": "80px", "description_width": LABEL},
+            layout=widgets.Layout(width="auto"),
         )
         self.scale = _dropdown("Colour scale", scales)
         self.opacity = widgets.FloatSlider(
