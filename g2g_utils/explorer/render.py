@@ -419,3 +419,15 @@ def chip_colours(view: View) -> list[tuple[int, int, int]]:
     words = [v for v, chip in zip(values, view.chips, strict=True) if chip.kind == "word"]
     colours = coloured(torch.tensor(values), 0.0, max(words or values))
     return [(int(r), int(g), int(b)) for r, g, b in colours]
+
+
+def ink(colour: tuple[int, int, int]) -> str:
+    """Black or white, whichever is easier to read on a colour (contrast of at least 4.5)."""
+    return "#000000" if luminance(colour) > 0.18 else "#ffffff"
+
+
+def luminance(colour: tuple[int, int, int]) -> float:
+    """Relative luminance in [0, 1] of an sRGB colour, as WCAG 2 defines it."""
+    parts = (c / 255 for c in colour)
+    linear = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
+    return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))

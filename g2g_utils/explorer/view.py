@@ -58,7 +58,7 @@ STYLE = """<style>
 .g2g .noUi-handle:focus-visible {outline: 3px solid #1971c2; outline-offset: 1px}
 .g2g .g2g-on {border: 2px solid #212529 !important; font-weight: 600}
 .g2g .g2g-picked {border: 2px solid #1971c2 !important; font-weight: 600}
-.g2g .g2g-off {border: 1px dashed #868e96 !important; opacity: .8}
+.g2g .g2g-off {border: 1px dashed #868e96 !important}
 .g2g .widget-tab-contents, .g2g .jp-TabPanel {padding: 4px 0}
 .g2g textarea.g2g-code {width: 100%; height: 190px; font: 12px monospace; box-sizing: border-box}
 </style>"""
@@ -608,10 +608,9 @@ def _where(heatmap: Any) -> str:
 def _dress(button: widgets.Button, chip: Chip, on: bool, colour: Any, means: Any) -> None:
     """Label, colour and marks of a word button."""
     red, green, blue = colour
-    light = 0.299 * red + 0.587 * green + 0.114 * blue > 140
     button.description = f"✓ {chip.label}" if on else chip.label
     button.style.button_color = f"#{red:02x}{green:02x}{blue:02x}"
-    button.style.text_color = "#000000" if light else "#ffffff"
+    button.style.text_color = render.ink(colour)
     mean = float(means[list(chip.columns)].mean())
     button.tooltip = f"{'chosen' if on else 'not chosen'}; mean attention {mean:.4f}"
     button.add_class("g2g-on" if on else "g2g-off")

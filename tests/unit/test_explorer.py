@@ -474,6 +474,15 @@ def test_word_buttons_are_coloured_by_attention(opened, start):
     assert colours[strongest] == tuple(map(int, render.palette("magma")[255]))
 
 
+def test_word_buttons_can_be_read():
+    for colour in render.palette("magma"):
+        under = render.luminance(tuple(map(int, colour)))
+        over = {"#000000": 0.0, "#ffffff": 1.0}[render.ink(tuple(map(int, colour)))]
+        high, low = max(under, over), min(under, over)
+        assert (high + 0.05) / (low + 0.05) >= 4.5, colour
+    assert render.luminance((255, 255, 255)) == pytest.approx(1)
+
+
 def test_text_fits():
     lines = render.fitted("a very long phrase about the lower left lung", 90, 14, 2)
     assert len(lines) == 2 and lines[1].endswith("…")
@@ -641,6 +650,19 @@ def test_every_answer_is_counted_and_comes_last(widget):
 def answers(widget):
     """How many answers the status line counts."""
     return int(widget.status.value.split('data-answers="')[1].split('"')[0])
+
+
+def test_progress_is_shown_only_while_maps_are_made(widget):
+    said, bars = [], []
+    widget.status.observe(lambda change: said.append(change["new"]), "value")
+    widget.progress.layout.observe(lambda change: bars.append(change["new"]), "display")
+    widget.opacity.value = 0.7
+    assert len(said) == 1 and "busy" not in said[0] and not bars
+    widget.phrase.value = "edema"
+    assert "busy" in said[1] and "maps: 1 of 1" in said[1]
+    assert "busy" not in said[-1] and bars == [None, "none"]  # shown, then hidden
+    widget.curve.value = "linear"
+    assert any("text bias: 5 of 5" in line for line in said)
 
 
 def test_what_was_cut_off_and_function_words_are_said(widget):
