@@ -4,7 +4,7 @@
 
 Trains one arm of the miniature from its seed (or takes it from build/miniature, where
 `./run_all.sh --retrain` made it), grounds the test pairs with it and with the shipped weights, and
-reports the paired differences with 95 % intervals (bootstrap over patients), and how far the weights
+reports the paired differences with 95 % intervals (bootstrap over patients) and how far the weights
 lie apart. About 15 minutes on one core, nearly all of it training.
 """
 
