@@ -27,6 +27,9 @@ import yaml
 from g2g_utils import config as profiles
 from g2g_utils import runs
 
+# Papermill's checker of notebooks would build a grammar of web addresses: 1.5 s in every job.
+sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
