@@ -173,7 +173,7 @@ def main() -> None:
     )
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--sweep", default="merging", help="run after the profile")
+    parser.add_argument("--sweep", default="seeds", help="run after the profile")
     options = parser.parse_args()
     place = Path(os.environ["G2G_BUILD"]) / "survival" / time.strftime("%Y%m%dT%H%M%S")
     whole, killed = place / "undisturbed", place / "killed"
