@@ -10,7 +10,7 @@ usage() {
     cat <<'TEXT'
 Generate to Ground: phrase grounding in chest X-rays from the cross-attention of a diffusion model.
 
-  ./run_all.sh [PROFILE] [--retrain] [--dry-run] [-j N] [--slurm]
+  ./run_all.sh [PROFILE] [--retrain] [--dry-run] [-j N] [--profile local|slurm]
         run every notebook of a profile and what it needs; what is done is skipped
           smoke      a few steps of everything on phantoms; for tests
           miniature  the whole paper in small on phantoms (default): 2 CPU cores, no data, no GPU
@@ -19,7 +19,14 @@ Generate to Ground: phrase grounding in chest X-rays from the cross-attention of
         --retrain    train everything here instead of using shipped weights
         --dry-run    only say what would run, what it costs and what is missing on disk
         -j N         jobs at once (default: the number of cores, at most 8)
-        --slurm      submit to Slurm through workflow/profiles/slurm
+        --profile    where jobs run: local (default) or slurm (also --slurm); for Slurm
+        --partition P, --account A    where yours wants them; what a job takes: configs/PROFILE.yaml
+  ./run_all.sh sweep NAME [PROFILE] [the same options]
+        run a notebook at every point of workflow/sweeps/NAME.yaml; then a table and a figure in
+        build/PROFILE/sweeps/NAME. Finished points stay; failed ones run again
+  ./run_all.sh fetch PROFILE       on a login node: bring the models, check the data; then jobs on
+                                   nodes without internet find both
+  ./run_all.sh survival [--kills N] [--seed S]   kill the smoke run N times, compare its results
   ./run_all.sh ground IMAGE "PHRASE" [OPTIONS]   where in IMAGE is PHRASE? (PNG, JPEG, DICOM)
   ./run_all.sh explore [PROFILE] [VOILA OPTIONS] tokens, layers and timesteps in the browser
   ./run_all.sh test [--update]                   all checks; --update renews reference outputs
@@ -75,39 +82,109 @@ locked() { # one run at a time on one build folder; the lock goes with the proce
     exec "$PYTHON" "$ROOT/workflow/locked.py" "$G2G_BUILD" "$@"
 }
 
-run_profile() {
-    local profile="$1" jobs="" retrain=0 executor=local extra=()
+options() { # of everything that runs jobs; sets JOBS, RETRAIN, EXTRA; $1 is what they belong to
+    local of="$1" executor=local defaults=()
     shift
+    JOBS="" RETRAIN=0 EXTRA=()
     while (($#)); do
         case "$1" in
-        --retrain) retrain=1 ;;
-        --dry-run | -n) extra+=(--dry-run) ;;
+        --retrain) RETRAIN=1 ;;
+        --dry-run | -n) EXTRA+=(--dry-run) ;;
         --slurm) executor=slurm ;;
-        -j | --jobs)
-            [[ "${2:-}" =~ ^[1-9][0-9]*$ ]] || fail "-j needs a number of jobs, not '${2:-}'"
-            jobs="$2"
+        --profile)
+            [[ "${2:-}" == local || "${2:-}" == slurm ]] ||
+                fail "--profile is local or slurm, not '${2:-}'"
+            executor="$2"
             shift
             ;;
-        *) fail "unknown option '$1' of profile $profile: --retrain, --dry-run, -j N, --slurm" ;;
+        --partition | --account)
+            [[ -n "${2:-}" && "$2" != -* ]] || fail "$1 needs a name"
+            defaults+=("slurm_${1#--}=$2")
+            shift
+            ;;
+        -j | --jobs)
+            [[ "${2:-}" =~ ^[1-9][0-9]*$ ]] || fail "-j needs a number of jobs, not '${2:-}'"
+            JOBS="$2"
+            shift
+            ;;
+        *) fail "unknown option '$1' of $of: --retrain, --dry-run, -j N, --profile local|slurm," \
+            "--partition P, --account A" ;;
         esac
         shift
     done
-    prepare
-    if [[ -z "$jobs" ]]; then
-        jobs="$("$PYTHON" -c 'import os
-cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-print(min(8, cores or 1))')"
+    EXTRA+=(--profile "$ROOT/workflow/profiles/$executor")
+    [[ "$executor" == local && ${#defaults[@]} -gt 0 ]] &&
+        fail "--partition and --account go with --profile slurm"
+    if [[ "$executor" == slurm ]]; then
+        command -v sbatch >/dev/null || fail "--profile slurm: there is no sbatch on this machine"
+        export HF_HUB_OFFLINE=1 # nodes often have no internet; ./run_all.sh fetch brings the models
+        ((${#defaults[@]})) && EXTRA+=(--default-resources "${defaults[@]}")
+        [[ " ${defaults[*]-} " == *" slurm_account="* ]] || EXTRA+=(--slurm-no-account)
+        accounting || EXTRA+=(--slurm-status-command squeue)
+        # Jobs are named by their build folder: what a killed run left is found and cancelled.
+        G2G_SLURM_PREFIX="g2g-$(printf %s "$G2G_BUILD" | cksum | cut -d" " -f1)"
+        export G2G_SLURM_PREFIX
+        EXTRA+=(--slurm-jobname-prefix "$G2G_SLURM_PREFIX")
     fi
-    case "$profile" in # phantoms need no hub, and must not wait for one
+    return 0
+}
+
+accounting() { # does this Slurm keep accounts?
+    local told
+    told="$(scontrol show config 2>/dev/null)" || fail "--profile slurm: scontrol cannot reach Slurm"
+    [[ ! "$told" =~ AccountingStorageType\ *=\ *accounting_storage/none ]]
+}
+
+cores() {
+    "$PYTHON" -c 'import os
+cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+print(min(8, cores or 1))'
+}
+
+snakemake() { # Snakefile, then what Snakemake takes
+    local file="$1"
+    shift
+    [[ " ${EXTRA[*]} " == *profiles/slurm* && -z "$JOBS" ]] || EXTRA+=(--jobs "${JOBS:-$(cores)}")
+    locked "$PYTHON" -m snakemake --snakefile "$ROOT/workflow/$file" --directory "$G2G_BUILD" \
+        "${EXTRA[@]}" "$@"
+}
+
+known_profile() {
+    [[ "$1" =~ ^[a-z]+$ && -f "$ROOT/configs/$1.yaml" ]] ||
+        fail "unknown profile '$1': choose smoke, miniature, open or paper"
+    case "$1" in # phantoms need no hub, and must not wait for one
     smoke | miniature) export HF_HUB_OFFLINE=1 ;;
     esac
-    say "profile $profile, $jobs job(s) at once, into $G2G_BUILD/$profile"
-    if [[ " ${extra[*]-} " == *" --dry-run "* ]]; then
+}
+
+run_profile() {
+    local profile="$1"
+    shift
+    options "profile $profile" "$@"
+    prepare
+    known_profile "$profile"
+    say "profile $profile, into $G2G_BUILD/$profile"
+    if [[ " ${EXTRA[*]} " == *" --dry-run "* ]]; then
         "$PYTHON" -m g2g_utils costs --profile "$profile"
     fi
-    locked "$PYTHON" -m snakemake --snakefile "$ROOT/workflow/Snakefile" --directory "$G2G_BUILD" \
-        --profile "$ROOT/workflow/profiles/$executor" --jobs "$jobs" \
-        --config "profile=$profile" "retrain=$retrain" ${extra[@]+"${extra[@]}"}
+    snakemake Snakefile --config "profile=$profile" "retrain=$RETRAIN"
+}
+
+sweep() {
+    (($#)) || fail "sweep needs a name: ./run_all.sh sweep NAME [PROFILE]; see workflow/sweeps/"
+    local name="$1" profile=miniature
+    shift
+    if (($#)) && [[ "$1" != -* ]]; then
+        profile="$1"
+        shift
+    fi
+    known_profile "$profile"
+    options "sweep $name" "$@"
+    ((RETRAIN)) && fail "sweep knows no --retrain"
+    prepare
+    "$PYTHON" "$ROOT/workflow/sweeps.py" "$name" "$profile" || exit 2
+    EXTRA+=(--retries 1) # a failed point is tried once more
+    snakemake sweep.smk --config "profile=$profile" "sweep=$name"
 }
 
 ground() {
@@ -123,7 +200,7 @@ export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" JUPYTER_PREFER_ENV_PATH=1
 export TOKENIZERS_PARALLELISM=false HF_HUB_DISABLE_TELEMETRY=1 PYTHONUNBUFFERED=1
 
 command="${1:-miniature}"
-case "$command" in -j | --jobs | --retrain | --dry-run | -n | --slurm) set -- miniature "$@" ;; esac
+case "$command" in -j | --jobs | --retrain | --dry-run | -n | --slurm | --profile) set -- miniature "$@" ;; esac
 command="${1:-miniature}"
 (($# == 0)) || shift
 case "$command" in
@@ -131,6 +208,17 @@ case "$command" in
 smoke | miniature | open | paper)
     [[ -f "$ROOT/configs/$command.yaml" ]] || fail "configs/$command.yaml does not exist (yet)"
     run_profile "$command" "$@"
+    ;;
+sweep) sweep "$@" ;;
+fetch)
+    (($# == 1)) || fail "fetch takes one profile: ./run_all.sh fetch PROFILE"
+    known_profile "$1"
+    prepare
+    exec "$PYTHON" "$ROOT/workflow/fetch.py" "$1"
+    ;;
+survival)
+    prepare
+    exec "$PYTHON" "$ROOT/workflow/survival.py" "$@"
     ;;
 ground) ground "$@" ;;
 explore)
@@ -154,6 +242,6 @@ setup)
     ;;
 *)
     fail "unknown profile or command '$command': choose a profile (smoke, miniature, open, paper)" \
-        "or a command (ground, explore, test, publish, setup, --help)"
+        "or a command (sweep, fetch, survival, ground, explore, test, publish, setup, --help)"
     ;;
 esac

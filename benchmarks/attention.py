@@ -28,7 +28,7 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
-from g2g_utils import config, grounding, models, runs
+from g2g_utils import bbm, config, grounding, models, runs
 from g2g_utils.attention import CrossAttentionRecorder, find_layers
 
 HERE = Path(__file__).parent
@@ -322,30 +322,36 @@ def memory(size: Size, device: torch.device, most: int = 50) -> list[dict[str, i
 
     Maps don't depend on a U-Net's width and heads, so a thin one with the same latents, layers
     and tokens stands in. mean: sums of all 77 tokens (no bias merging); content: of the content
-    tokens alone; image_bias: start-token maps kept per timestep and layer until the pair is merged;
-    text_bias: what is cached for the phrase.
+    tokens alone; text_bias: what is cached for the phrase;
+    image_bias: running sums of bias merging and the start-token maps of the step just taken.
     """
     thin = [8 * 2 ** min(i, 2) for i in range(len(size.channels))]
     unet = build_unet(replace(size, heads=1), thin).to(device)
     kinds: dict[str, dict[str, Any]] = {
         "mean": {},
         "content": {"tokens": TOKENS},
-        "image_bias": {"step_tokens": [0], "dtype": torch.float32},
         "text_bias": {"tokens": TOKENS, "keep": "steps"},
+        "image_bias": {"tokens": TOKENS, "step_tokens": [0], "dtype": torch.float32},
     }
     marks = [t for t in (1, 5, 10, 25, 50) if t <= most]
     latents = torch.randn(1, 4, size.latent, size.latent, device=device)
     states = torch.randn(1, 77, size.width, device=device)
-    kept: dict[str, list[int]] = {}
+    rows: list[dict[str, int]] = [{"T": t} for t in marks]
+    text: list[Tensor] = []
     for kind, options in kinds.items():
-        recorder, kept[kind] = CrossAttentionRecorder(unet, **options), []
+        recorder, products = CrossAttentionRecorder(unet, **options), None
         for step in range(1, marks[-1] + 1):
             with recorder:
                 unet(latents, step, states)
+            kept = recorder.nbytes
+            if kind == "image_bias":
+                products = products or bbm.Products(text, (size.latent, size.latent))
+                products.add([maps[0] for maps in recorder.drain().values()])
+                kept += products.nbytes - recorder.nbytes  # the step's maps and the running sums
             if step in marks:
-                kept[kind].append(recorder.nbytes)
-    kept["image_bias"] = [b - m for b, m in zip(kept["image_bias"], kept["mean"], strict=True)]
-    return [{"T": t} | {kind: kept[kind][i] for kind in kinds} for i, t in enumerate(marks)]
+                rows[marks.index(step)][kind] = kept
+        text = [maps[0] for maps in recorder.native()] if kind == "text_bias" else text
+    return rows
 
 
 def growth(model: models.GroundingModel, small: bool, budget: float) -> dict[str, list[Any]]:
@@ -526,7 +532,12 @@ def _memory_text(rows: list[dict[str, int]]) -> str:
         "| kept for maps, MB | " + " | ".join(f"T = {row['T']}" for row in rows) + " |",
         "|---" * (len(rows) + 1) + "|",
     ]
-    labels = ["sums, all tokens", "sums, content tokens", "image bias", "cached text bias"]
+    labels = [
+        "sums, all tokens",
+        "sums, content tokens",
+        "bias merging: running sums",
+        "bias merging: cached text bias",
+    ]
     for name, label in zip(names, labels, strict=True):
         cells = " | ".join(f"{row[name] / 1e6:.3f}" for row in rows)
         lines.append(f"| {label} | {cells} |")

@@ -306,6 +306,12 @@ class CrossAttentionRecorder:
             raise ValueError('native maps need keep="steps" or step_tokens=...')
         return [torch.cat(self._bias[name]).transpose(0, 1) for name in self._pick_layers(layers)]
 
+    def drain(self) -> dict[str, Tensor]:
+        """Layer -> what `native` gives, of the steps since the last call; then forget it."""
+        found = dict(zip(self.layers, self.native(), strict=True))
+        self._bias = {}
+        return found
+
     def native_tokens(self, layer: str, steps: Sequence[int] | None = None) -> Tensor:
         """One layer's token maps, not upsampled: keep="all" [B, T, N, h, w], "layers" T = 1."""
         self._need_results()

@@ -42,23 +42,63 @@ def interaction(image_bias: Tensor, text_bias: Tensor) -> Tensor:
 def interaction_native(
     image_bias: Sequence[Tensor], text_bias: Sequence[Tensor], size: tuple[int, int]
 ) -> Tensor:
-    """The same M [H, W] from native-resolution maps, one [T, h, w] per layer, streamed by layer.
+    """The same M [H, W] from native-resolution maps, one [T, h, w] per layer: see `Products`."""
+    products = Products(text_bias, size)
+    products.add(image_bias)
+    return products.interaction()
 
-    Nearest upsampling U by a whole factor f has U^T U = f, so the upsampled maps' product is the
-    upsampled product times f: nothing of size T x L x H x W is ever made.
+
+class Products:
+    """Running sums that give M and the mean image bias of one pair, timestep after timestep.
+
+    text_bias: one [T, h, w] per layer in native resolution. Nearest upsampling U by a whole factor
+    f has U^T U = f, so the upsampled maps' product is the upsampled product times f: nothing of
+    size T x L x H x W is ever made, and what is kept does not grow with T.
     """
-    if [m.shape for m in image_bias] != [m.shape for m in text_bias]:
-        raise ValueError("image and text bias differ in layers, timesteps or resolution")
-    total = torch.zeros(size, device=image_bias[0].device)
-    for image, text in zip(image_bias, text_bias, strict=True):  # t h w
-        whole = size[0] % image.shape[-2] == 0 and size[1] % image.shape[-1] == 0
-        image, text = image.float(), text.to(image.device).float()
-        if not whole:
-            image, text = _nearest(image, size), _nearest(text, size)
+
+    def __init__(self, text_bias: Sequence[Tensor], size: tuple[int, int]) -> None:
+        self.size, self._text, self._steps = size, text_bias, 0
+        self._products: list[Tensor] = []  # per layer h w (or H W)
+        self._images: list[Tensor] = []  # per layer h w
+
+    def add(self, image_bias: Sequence[Tensor]) -> None:
+        """The next s timesteps: one [s, h, w] per layer. Raises ValueError where shapes differ."""
+        start, end = self._steps, self._steps + len(image_bias[0])
+        text = [maps[start:end] for maps in self._text]
+        if [m.shape for m in image_bias] != [m.shape for m in text]:
+            raise ValueError("image and text bias differ in layers, timesteps or resolution")
+        rows = [self._product(i.float(), t) for i, t in zip(image_bias, text, strict=True)]
+        sums = [maps.float().sum(0) for maps in image_bias]
+        self._products = _added(self._products, rows)
+        self._images, self._steps = _added(self._images, sums), end
+
+    def _product(self, image: Tensor, text: Tensor) -> Tensor:
+        """Sum over the timesteps of one layer's upsampled products, before upsampling."""
+        text = text.to(image.device).float()
+        factor = self.size[0] // image.shape[-2]
+        if self.size[0] % image.shape[-2] or self.size[1] % image.shape[-1]:
+            image, text, factor = _nearest(image, self.size), _nearest(text, self.size), 1
         _need_square(image)
-        product = (image @ text).mean(0) * (size[0] // image.shape[-2])
-        total += _nearest(product[None], size)[0]
-    return minmax(total)
+        return torch.einsum("sij,sjk->ik", image, text) * factor
+
+    def interaction(self) -> Tensor:
+        """Interaction map M [H, W] in [0, 1] of all T timesteps."""
+        if self._steps != len(self._text[0]):
+            raise ValueError(f"{self._steps} of {len(self._text[0])} timesteps were added")
+        return minmax(self._mean(self._products))
+
+    def image_mean(self) -> Tensor:
+        """Mean image bias [H, W] over timesteps and layers."""
+        return self._mean(self._images)
+
+    def _mean(self, sums: list[Tensor]) -> Tensor:
+        shown = [_nearest(s[None] / self._steps, self.size)[0] for s in sums]
+        return torch.stack(shown).mean(0)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the running sums."""
+        return sum(t.numel() * t.element_size() for t in (*self._products, *self._images))
 
 
 def native_mean(maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
@@ -98,6 +138,11 @@ def merge(
     if curve == "mixture":
         return (1 - c) ** 2 * a + c * (1 - c) * (a + m + a * m) + c**2 * m
     raise ValueError(f"curve={curve!r}: choose linear, quadratic or mixture")
+
+
+def _added(sums: list[Tensor], more: list[Tensor]) -> list[Tensor]:
+    """Running sums with another term; the first term starts them."""
+    return [a + b for a, b in zip(sums, more, strict=True)] if sums else more
 
 
 def _nearest(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Any
 from g2g_utils import runs
 from g2g_utils.config import ROOT, Config, ConfigError
 
+_OF_TEXT = ("steps", "text_learning_rate", "attention_lr_scale", "dropout")  # of no foundation
 RECIPE = 1  # raise when a recipe below changes what it makes
 
 
@@ -27,22 +28,31 @@ def plan(config: Config) -> dict[str, list[str]]:
     for name, encoder in config.encoders.items():
         if not encoder.pretrained:
             products[f"encoders/{name}"] = ["pairs"]
+    if config.unet.foundation_steps and not config.unet.pretrained:
+        products["foundation"] = ["pairs", "latents"]
     for arm, spec in config.training.arms.items():
-        encoder_name = f"encoders/{spec.encoder}"
-        needs = ["pairs", "latents", *([encoder_name] if encoder_name in products else [])]
+        wanted = (f"encoders/{spec.encoder}", "foundation")
+        needs = ["pairs", "latents", *(name for name in wanted if name in products)]
         if not loads_released(config):
-            products |= {f"ldm/{arm}-s{seed}": needs for seed in config.training.seeds}
+            products |= {f"ldm/{arm}-s{seed}": needs for seed in seeds(config, arm)}
     products["classifier"] = ["pairs"]
-    products["baselines"] = ["pairs", *(name for name in products if name == "encoders/domain")]
+    products["baselines"] = [n for n in ("pairs", "vae", "encoders/domain") if n in products]
     trained = [name for name in products if name.startswith("ldm/")]
     for name in trained or [f"ldm/{arm}" for arm in released(config)]:
         arm = name.removeprefix("ldm/")
         vae = ["vae"] if "vae" in products else []
         needs = [name, *vae, *products.get(name, [])] if trained else vae
         products[f"evaluation/{arm}"] = needs
-        networks = [n for n in ("classifier", "encoders/generic") if n in products]
-        products[f"fidelity/{arm}"] = [*needs, *networks]
+        if not config.training.arms[arm.rpartition("-s")[0]].control:
+            networks = [n for n in ("classifier", "encoders/generic") if n in products]
+            products[f"fidelity/{arm}"] = [*needs, *networks]
     return products
+
+
+def seeds(config: Config, arm: str) -> tuple[int, ...]:
+    """Seeds that an arm is trained with."""
+    own = config.training.arms[arm].seeds
+    return config.training.seeds if own is None else own
 
 
 def loads_released(config: Config) -> bool:
@@ -58,7 +68,7 @@ def released(config: Config) -> list[str]:
 def parameters(config: Config, name: str) -> dict[str, Any]:
     """The part of the configuration that determines a product, without its dependencies'."""
     kind, _, item = name.partition("/")
-    base = {"recipe": RECIPE, "image_size": config.image_size}
+    base: dict[str, Any] = {"recipe": RECIPE, "image_size": config.image_size}
     if kind == "pairs":
         data = config.data
         return base | {
@@ -79,10 +89,14 @@ def parameters(config: Config, name: str) -> dict[str, Any]:
         maps = {"grounding": config.grounding.model_dump()} if kind == "evaluation" else {}
         loaded = _biovil(config) if kind == "baselines" else _loaded_parts(config, name)
         return base | own | maps | loaded
+    training = config.training.model_dump(exclude={"arms", "seeds", "live_steps", "log_every"})
+    if kind == "foundation":
+        shared = {name: training[name] for name in training if name not in _OF_TEXT}
+        unet = config.unet.model_dump()
+        return base | {"training": shared, "unet": unet, "seed": config.data.seed}
     if kind == "ldm":
         arm, seed = arm_and_seed(config, item)
-        training = config.training.model_dump(exclude={"arms", "seeds", "live_steps", "log_every"})
-        spec = config.training.arms[arm].model_dump()
+        spec = config.training.arms[arm].model_dump(exclude={"seeds", "control"})
         unet, text = config.unet.model_dump(), config.text.model_dump()
         recipe = {"arm": spec, "seed": seed, "training": training, "unet": unet, "text": text}
         return base | recipe | _pretrained_parts(config, arm)
@@ -130,12 +144,27 @@ def arm_and_seed(config: Config, item: str) -> tuple[str, int]:
 
 def key(config: Config, name: str) -> str:
     """Hash of everything in the configuration that determines a product."""
-    products = plan(config)
-    if name not in products and name.startswith("ldm/"):  # a seed beyond the configured ones
-        arm, _ = arm_and_seed(config, name.removeprefix("ldm/"))
-        products[name] = products[f"ldm/{arm}-s{config.training.seeds[0]}"]
     own = parameters(config, name)
-    return runs.digest([own, {dep: key(config, dep) for dep in products.get(name, [])}])
+    return runs.digest([own, {dep: key(config, dep) for dep in needs(config, name)}])
+
+
+def needs(config: Config, name: str) -> list[str]:
+    """What a product needs made first; a seed beyond the configured ones needs what those need."""
+    products = plan(config)
+    if name not in products and name.startswith("ldm/"):
+        arm, _ = arm_and_seed(config, name.removeprefix("ldm/"))
+        name = f"ldm/{arm}-s{seeds(config, arm)[0]}"
+    return products.get(name, [])
+
+
+def inputs(config: Config, name: str) -> dict[str, str]:
+    """Hash over the files of each product that a product was made from, as their records say."""
+    found = {}
+    for dep in needs(config, name):
+        places = (folder(config, dep), config.weights_dir / dep)
+        if record := next((p for p in places if (p / "run.json").is_file()), None):
+            found[dep] = runs.digest(runs.read_json(record / "run.json")["outputs"])
+    return found
 
 
 def folder(config: Config, name: str) -> Path:

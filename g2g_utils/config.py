@@ -110,9 +110,27 @@ class Unet(Section):
     channels: tuple[int, ...] = (32, 48, 48)
     layers_per_block: int = 1
     heads: int = 4
+    attention_levels: tuple[bool, ...] | None = None  # cross-attention by level, finest first;
+    # None: as in Stable Diffusion, at all but the deepest
+    middle_attention: bool = True  # cross-attention in the middle block, as in Stable Diffusion
     query_key_gain: float = 2.5  # initial scale of to_q/to_k; attention stays near uniform without
+    foundation_steps: int = Field(0, ge=0)  # denoising without text that every arm starts from
     scheduler: str | None = None  # hub id / folder of the noise schedule; None = SD 1.5's values
     prediction: Literal["epsilon", "v_prediction"] = "epsilon"
+
+    @model_validator(mode="after")
+    def _a_choice_for_every_level(self) -> Unet:
+        if self.attention_levels is not None and len(self.attention_levels) != len(self.channels):
+            raise ValueError(
+                f"attention_levels has {len(self.attention_levels)} entries for "
+                f"{len(self.channels)} channels: write one per level"
+            )
+        return self
+
+    @property
+    def levels_with_attention(self) -> tuple[bool, ...]:
+        """Whether a level has cross-attention, finest first."""
+        return self.attention_levels or (True,) * (len(self.channels) - 1) + (False,)
 
 
 class Arm(Section):
@@ -121,6 +139,8 @@ class Arm(Section):
     encoder: str
     learnable: bool = False
     shuffled: bool = False  # control: captions permuted over the training images
+    control: bool = False  # grounding of activation maps is evaluated, nothing else
+    seeds: tuple[int, ...] | None = None  # None: those of all arms
 
 
 class Training(Section):
@@ -144,6 +164,11 @@ class Training(Section):
     checkpoint_every: int = 500
     log_every: int = 10
     live_steps: int = 100  # length of the fine-tuning that notebook 03 runs before your eyes
+
+    @property
+    def compared(self) -> list[str]:
+        """Names of the arms that are compared in everything: all but the controls."""
+        return [name for name, arm in self.arms.items() if not arm.control]
 
 
 class Adaptation(Section):
@@ -198,6 +223,15 @@ class Fidelity(Section):
     classifier_steps: int = 600  # phantom-finding classifier whose features measure distance
 
 
+class Resources(Section):
+    """What one job of a rule may take on a cluster; no effect on any result."""
+
+    gpu: int = Field(0, ge=0)
+    mem_mb: int = Field(3000, gt=0)  # MiB
+    runtime: int = Field(720, gt=0)  # minutes
+    processes: int = Field(1, gt=0)  # of one training, one a GPU where there are any
+
+
 class Config(Section):
     """Everything a run depends on. `load` makes it; nothing changes it afterwards."""
 
@@ -215,6 +249,10 @@ class Config(Section):
     fidelity: Fidelity
     biovil: Path | None = None  # checkpoint of BioViL's image branch: a row of the benchmark
     retrain: bool = False  # ignore shipped weights and train everything here
+    # by rule of the workflow (product, training, notebook, point); left out of dumps and keys
+    resources: dict[Literal["product", "training", "notebook", "point"], Resources] = Field(
+        default_factory=dict, exclude=True
+    )
 
     @model_validator(mode="after")
     def _arms_have_encoders(self) -> Config:
@@ -245,9 +283,19 @@ class Config(Section):
         """Everything a run makes lies below this folder (ignored by git)."""
         return Path(os.environ.get("G2G_BUILD", ROOT / "build")) / self.profile
 
+    def job(self, rule: str) -> Resources:
+        """What a job of this rule of the workflow may take."""
+        given = (section for name, section in self.resources.items() if name == rule)
+        return next(given, Resources.model_validate({}))
+
     @property
     def figures_dir(self) -> Path:
-        """`figures/` for the miniature (the committed ones), else below the build folder."""
+        """`figures/` for the miniature (the committed ones), else below the build folder.
+
+        A point of a sweep has its own: the folder that G2G_FIGURES names.
+        """
+        if own := os.environ.get("G2G_FIGURES"):
+            return Path(own)
         return ROOT / "figures" if self.profile == "miniature" else self.build_dir / "figures"
 
     @property
@@ -282,6 +330,13 @@ def load(profile: str, **overrides: Any) -> Config:
         return Config.model_validate({"profile": profile, **tree})
     except ValidationError as error:
         raise ConfigError(_explain(path, error)) from None
+
+
+def tree(profile: str, overrides: dict[str, Any]) -> dict[str, Any]:
+    """The profile with overrides as plain data, which `load` takes as a file."""
+    config = load(profile, **overrides)
+    resources = {rule: section.model_dump() for rule, section in config.resources.items()}
+    return config.model_dump(mode="json", exclude={"profile"}) | {"resources": resources}
 
 
 def _set(tree: dict[str, Any], parts: list[str], value: Any) -> None:

@@ -68,6 +68,7 @@ def claim(
         run=f"{config.profile}-{runs.digest(config.model_dump())}",
     )
     _keep(path(config), made)
+    runs.report({f"{id}.{name}": getattr(made, name) for name in ("estimate", "low", "high")})
     return made
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -29,6 +29,7 @@ from g2g_utils.text import Filter, PhraseTokens, select_tokens, stack, tokenize
 Sampling = Literal["gt", "gt_first", "cfg", "text"]
 Bias = dict[str, Tensor]  # layer -> T h w, native resolution, float16
 Explicit = Sequence[int | str]
+Views = Mapping[str, Layers | None]
 
 _CACHE_SIZE = 128
 _cache: OrderedDict[tuple[Any, ...], Bias] = OrderedDict()
@@ -312,6 +313,7 @@ def evaluate(
     *,
     size: int | None = None,
     others: bool | Sequence[str] = False,
+    views: Views | None = None,
     progress: bool = True,
     **options: Any,
 ) -> pd.DataFrame:
@@ -323,8 +325,14 @@ def evaluate(
     others: also ground another phrase on the same image (True: drawn by `draw_others`; or given,
     "" for none) and report `specificity` = CNR of the own map - CNR of the other's, both against
     the own boxes. A phrase that can't be grounded keeps its row, with NaN and the reason.
+    views: name -> layers (None: all): one row per pair and view, named in the column `view`, all
+    from one capture; only of plain activation maps.
     """
+    if views:
+        options |= {"layers": None, "keep": "layers"}
     chosen, side = Options(**options), model.image_size
+    if views and chosen.curve:
+        raise ValueError(f"views are of activation maps: use curve=None, not {chosen.curve!r}")
     strangers = draw_others(examples, side, chosen.seed) if others is True else list(others or [])
     if strangers and len(strangers) != len(examples):
         raise ValueError(f"{len(strangers)} other phrases for {len(examples)} examples")
@@ -332,11 +340,11 @@ def evaluate(
     rows: list[dict[str, Any]] = []
     for indices in tqdm(groups, desc="grounding", disable=not progress):
         batch, frame = [_framed(examples[i], side) for i in indices], size or side
-        own = _scores(model, batch, [e.phrase for e in batch], frame, chosen)
-        found = [_identity(e) | scores for e, scores in zip(batch, own, strict=True)]
+        own = _scores(model, batch, [e.phrase for e in batch], frame, chosen, views)
         if strangers:
-            _add_specificity(model, batch, [strangers[i] for i in indices], found, frame, chosen)
-        rows += found
+            names = [strangers[i] for i in indices]
+            _add_specificity(model, batch, names, own, frame, chosen, views)
+        rows += [_identity(e) | row for e, some in zip(batch, own, strict=True) for row in some]
     return pd.DataFrame(rows)
 
 
@@ -394,18 +402,22 @@ def _ground(model: Any, pairs: Sequence[_Pair], options: Options) -> Iterator[Gr
     """Record a group's maps in shared forwards, then finish pair by pair."""
     early, late = _recorders(model, options, len(pairs))
     states = model.encode_text(*stack([p.phrase for p in pairs]))  # b n d
+    biases = _Biases(model, pairs, options) if options.curve else None
     if options.sampling == "gt":
-        times = _ground_truth(model, pairs, states, options, early, late)
+        times = _ground_truth(model, pairs, states, options, early, late, biases)
     else:
         first = options.timesteps - options.last
         contexts = [early] * first + [late] * options.last
         start = _start(model, pairs, options)
         guidance = options.guidance if options.guided else 1.0
         times = _denoise(model, start, states, options.timesteps, guidance, contexts)
+        if biases is not None:
+            biases.add(early)
+            biases.add(late)
     token_maps = _token_maps(late).cpu()
-    biases = _image_bias(early, late) if options.curve else [[]] * len(pairs)
     for b, pair in enumerate(pairs):
-        yield _finish(model, pair, token_maps[b], biases[b], late, b, times, options)
+        merging = biases.merging(b) if biases is not None else (None, None)
+        yield _finish(model, pair, token_maps[b], merging, late, b, times, options)
 
 
 def _recorders(
@@ -433,6 +445,7 @@ def _ground_truth(
     options: Options,
     early: CrossAttentionRecorder | None,
     late: CrossAttentionRecorder,
+    biases: _Biases | None = None,
 ) -> list[int]:
     """Show the U-Net the real latents, noised to each timestep, several timesteps at a time.
 
@@ -448,6 +461,8 @@ def _ground_truth(
             rows = torch.tensor(chunk, device=latents.device).repeat_interleave(len(pairs))
             with recorder:  # type: ignore[union-attr]
                 model.unet(latents, rows, states.repeat(len(chunk), 1, 1))
+            if biases is not None:
+                biases.add(recorder)
     return times
 
 
@@ -508,21 +523,49 @@ def _token_maps(recorder: CrossAttentionRecorder) -> Tensor:
     ).mean(0)
 
 
-def _image_bias(
-    early: CrossAttentionRecorder | None, late: CrossAttentionRecorder
-) -> list[list[Tensor]]:
-    """Start-token maps of each pair: one [T, h, w] per layer, all timesteps in order."""
-    layers = late.native()
-    if early is not None:
-        layers = [torch.cat([a, b], 1) for a, b in zip(early.native(), layers, strict=True)]
-    return [[maps[b] for maps in layers] for b in range(len(layers[0]))]
+class _Biases:
+    """Bias merging of a group of pairs: text biases remembered, image biases streamed."""
+
+    def __init__(self, model: Any, pairs: Sequence[_Pair], options: Options) -> None:
+        self._text = [
+            text_bias(
+                model,
+                pair.phrase,
+                tokens=pair.tokens,
+                timesteps=options.timesteps,
+                text_guidance=options.text_guidance,
+                seed=options.seed,
+            )
+            for pair in pairs
+        ]
+        self._layers: list[str] = []
+        self._products: list[bbm.Products] = []
+
+    def add(self, recorder: CrossAttentionRecorder | None) -> None:
+        """Take the start-token maps of the timesteps that a recorder saw since the last call."""
+        if recorder is None:
+            return
+        found = recorder.drain()  # layer -> b s h w
+        if not self._products:
+            self._layers, size = list(found), recorder.latent_size
+            native = [[bias[name] for name in found] for bias in self._text]
+            self._products = [bbm.Products(text, size) for text in native]
+        for b, products in enumerate(self._products):
+            products.add([maps[b] for maps in found.values()])
+
+    def merging(self, b: int) -> tuple[Tensor, float]:
+        """Interaction map [H, W] and confidence of one pair."""
+        products, text = self._products[b], self._text[b]
+        text_mean = bbm.native_mean([text[name] for name in self._layers], products.size)
+        confidence = bbm.confidence(products.image_mean(), text_mean)
+        return products.interaction().cpu(), confidence
 
 
 def _finish(
     model: Any,
     pair: _Pair,
     token_maps: Tensor,
-    image_bias: list[Tensor],
+    merging: tuple[Tensor | None, float | None],
     late: CrossAttentionRecorder,
     b: int,
     times: list[int],
@@ -530,11 +573,9 @@ def _finish(
 ) -> Grounding:
     """Heat map, mask and metrics of one pair from its recorded maps."""
     heatmap = activation = bbm.minmax(token_maps[pair.tokens].mean(0))
-    interaction, confidence = None, None
-    if options.curve:
-        interaction, confidence = _bias_merging(model, pair, image_bias, late, options)
-        merged = bbm.merge(activation, interaction, confidence, options.curve)
-        heatmap = bbm.minmax(merged)
+    interaction, confidence = merging
+    if options.curve and interaction is not None and confidence is not None:
+        heatmap = bbm.minmax(bbm.merge(activation, interaction, confidence, options.curve))
     mask = gmm_mask(heatmap)
     phrase = pair.phrase
     scores: dict[str, float | str] = {}
@@ -559,28 +600,6 @@ def _finish(
     )
 
 
-def _bias_merging(
-    model: Any,
-    pair: _Pair,
-    image_bias: list[Tensor],
-    late: CrossAttentionRecorder,
-    options: Options,
-) -> tuple[Tensor, float]:
-    """Interaction map and confidence of one pair; its text bias is sampled or remembered."""
-    bias = text_bias(
-        model,
-        pair.phrase,
-        tokens=pair.tokens,
-        timesteps=options.timesteps,
-        text_guidance=options.text_guidance,
-        seed=options.seed,
-    )
-    text, size = [bias[name] for name in late.layers], late.latent_size
-    interaction = bbm.interaction_native(image_bias, text, size)
-    means = (bbm.native_mean(maps, size) for maps in (image_bias, text))
-    return interaction.cpu(), bbm.confidence(*means)
-
-
 def _kept(recorder: CrossAttentionRecorder, b: int, tokens: int) -> dict[str, Tensor]:
     """Layer -> maps of one pair's tokens, float16, CPU: [k, tokens, h, w] or [tokens, h, w]."""
     kept = {n: recorder.native_tokens(n)[b, :, :tokens].half().cpu() for n in recorder.layers}
@@ -601,45 +620,71 @@ def _identity(example: Any) -> dict[str, Any]:
 
 
 def _scores(
-    model: Any, batch: Sequence[Any], phrases: Sequence[str], frame: int, options: Options
-) -> list[dict[str, Any]]:
-    """Metrics of each example's map for a phrase against its own boxes; NaN and note on failure."""
-    missing = {name: float("nan") for name in metrics.METRICS}
-    rows: list[dict[str, Any]] = [missing | {"note": "no phrase"} for _ in batch]
+    model: Any,
+    batch: Sequence[Any],
+    phrases: Sequence[str],
+    frame: int,
+    options: Options,
+    views: Views | None = None,
+) -> list[list[dict[str, Any]]]:
+    """Metrics of each example's map (one row a view) for a phrase against its own boxes.
+
+    NaN and a note where a phrase can't be grounded.
+    """
+    names: list[dict[str, Any]] = [{"view": name} for name in views] if views else [{}]
+    missing: dict[str, Any] = {name: float("nan") for name in metrics.METRICS}
+    rows = [[missing | {"note": "no phrase"} | name for name in names] for _ in batch]
     pairs = {}
     for i, (example, phrase) in enumerate(zip(batch, phrases, strict=True)):
         try:
             row = (example.image, phrase, example.finding, None, None)
             pairs[i] = _prepare(model, *row, options)
         except ValueError as error:
-            rows[i]["note"] = str(error)
+            rows[i] = [row | {"note": str(error)} for row in rows[i]]
     found = _ground(model, list(pairs.values()), options) if pairs else iter(())
     for i, g in zip(pairs, found, strict=True):
-        cut = f"cut off: {' '.join(g.phrase_tokens.truncated)}" if g.phrase_tokens.truncated else ""
         boxes = np.reshape(batch[i].boxes, (-1, 4)) * (frame / model.image_size)
-        rows[i] = metrics.evaluate(g.heatmap, boxes, frame, mask=g.mask)
-        rows[i]["note"] = "; ".join(filter(None, (rows[i]["note"], cut)))
-        rows[i] |= {"confidence": g.confidence} if options.curve else {}
+        maps = _views(g, views)
+        scored = [_score(g, heat, mask, boxes, frame) for heat, mask in maps]
+        rows[i] = [row | name for row, name in zip(scored, names, strict=True)]
     return rows
+
+
+def _views(g: Grounding, views: Views | None) -> list[tuple[Tensor, Tensor]]:
+    """Heat map and mask of each view; without views those of the result."""
+    if not views:
+        return [(g.heatmap, g.mask)]
+    maps = [g.activation if v is None else g.select(layers=v) for v in views.values()]
+    return [(heat, g.mask if heat is g.activation else gmm_mask(heat)) for heat in maps]
+
+
+def _score(g: Grounding, heat: Tensor, mask: Tensor, boxes: Any, frame: int) -> dict[str, Any]:
+    """Metrics of one map, the confidence of its merging, and a note."""
+    row: dict[str, Any] = dict(metrics.evaluate(heat, boxes, frame, mask=mask))
+    cut = f"cut off: {' '.join(g.phrase_tokens.truncated)}" if g.phrase_tokens.truncated else ""
+    row["note"] = "; ".join(filter(None, (row["note"], cut)))
+    return row if g.confidence is None else row | {"confidence": g.confidence}
 
 
 def _add_specificity(
     model: Any,
     batch: Sequence[Any],
     phrases: Sequence[str],
-    rows: list[dict[str, Any]],
+    rows: list[list[dict[str, Any]]],
     frame: int,
     options: Options,
+    views: Views | None = None,
 ) -> None:
     """Add `other_phrase`, `other_cnr` and `specificity` to the rows of a batch.
 
     The other phrase names another finding, so a disease filter gives way to the lexical one.
     """
     lexical = replace(options, filter="lexical" if options.filter == "disease" else options.filter)
-    scores = _scores(model, batch, phrases, frame, lexical)
-    for row, phrase, other in zip(rows, phrases, scores, strict=True):
-        row["other_phrase"], row["other_cnr"] = phrase, other["cnr"]
-        row["specificity"] = row["cnr"] - other["cnr"]
+    scores = _scores(model, batch, phrases, frame, lexical, views)
+    for own, phrase, other in zip(rows, phrases, scores, strict=True):
+        for row, stranger in zip(own, other, strict=True):
+            row["other_phrase"], row["other_cnr"] = phrase, stranger["cnr"]
+            row["specificity"] = row["cnr"] - stranger["cnr"]
 
 
 # -- details ------------------------------------------------------------------------------------

@@ -208,19 +208,25 @@ def build_vae(config: configuration.Vae) -> AutoencoderKL:
 def build_unet(
     config: configuration.Unet, latent_channels: int, sample_size: int, text_width: int
 ) -> UNet2DConditionModel:
-    """A small, untrained U-Net: cross-attention at every level and in the middle.
+    """A small, untrained U-Net in Stable Diffusion's block layout.
 
-    Queries and keys of the cross-attention start `query_key_gain` times larger than usual:
-    small models otherwise keep near-uniform attention for most of a short training.
+    Every level but the deepest has cross-attention, and so has the middle block, unless
+    `attention_levels` and `middle_attention` say otherwise. Queries and keys of the cross-attention
+    start `query_key_gain` times larger than usual: small models otherwise keep near-uniform
+    attention for most of a short training.
     """
-    levels = len(config.channels)
+    down = tuple(
+        "CrossAttnDownBlock2D" if attends else "DownBlock2D"
+        for attends in config.levels_with_attention
+    )
     unet = UNet2DConditionModel(
         sample_size=sample_size,
         in_channels=latent_channels,
         out_channels=latent_channels,
         block_out_channels=config.channels,
-        down_block_types=("CrossAttnDownBlock2D",) * levels,
-        up_block_types=("CrossAttnUpBlock2D",) * levels,
+        down_block_types=down,
+        mid_block_type="UNetMidBlock2DCrossAttn" if config.middle_attention else "UNetMidBlock2D",
+        up_block_types=tuple(name.replace("Down", "Up") for name in reversed(down)),
         layers_per_block=config.layers_per_block,
         attention_head_dim=config.heads,  # diffusers' name for the number of heads
         cross_attention_dim=text_width,
@@ -231,6 +237,18 @@ def build_unet(
             if ".attn2.to_q." in name or ".attn2.to_k." in name:
                 weight.mul_(config.query_key_gain)
     return unet
+
+
+def adopt(unet: UNet2DConditionModel, folder: Path) -> None:
+    """Take over a trained U-Net's weights, all but those that read the text, which stay as made."""
+    trained = load_file(folder / "diffusion_pytorch_model.safetensors")
+    reading = tuple(f".attn2.{name}." for name in ("to_q", "to_k", "to_v"))
+    kept = {n: w.float() for n, w in trained.items() if not any(r in n for r in reading)}
+    fresh = {n: w for n, w in unet.state_dict().items() if any(r in n for r in reading)}
+    wanted = {n: w.shape for n, w in unet.state_dict().items() if n not in fresh}
+    if {n: w.shape for n, w in kept.items()} != wanted:
+        raise ValueError(f"{folder}: a U-Net of another shape; delete the folder and make it again")
+    unet.load_state_dict(fresh | kept)
 
 
 def build_scheduler(config: configuration.Unet) -> DDIMScheduler:

@@ -19,14 +19,16 @@ from g2g_utils.catalogue import (
     arm_and_seed,
     find,
     folder,
+    inputs,
     key,
     loads_released,
+    needs,
     parameters,
     plan,
 )
 from g2g_utils.config import Config, ConfigError
 
-__all__ = ["arm_and_seed", "ensure", "find", "folder", "key", "model", "plan", "tables"]
+__all__ = ["arm_and_seed", "ensure", "find", "folder", "key", "model", "needs", "plan", "tables"]
 
 if TYPE_CHECKING:
     from g2g_utils.models import GroundingModel
@@ -92,7 +94,7 @@ def _make(config: Config, name: str, ready: Callable[[], None] = lambda: None) -
     extra = _BUILDERS[kind](config, item, place) or {}
     shutil.rmtree(place / "checkpoint", ignore_errors=True)
     settings = {"product": name, "key": key(config, name), "parameters": parameters(config, name)}
-    runs.record(place, begin, **settings, **extra)
+    runs.record(place, begin, **settings, inputs=inputs(config, name), **extra)
     return place
 
 
@@ -168,9 +170,7 @@ def _build_vae(config: Config, item: str, folder: Path) -> dict[str, Any]:
 def _build_latents(config: Config, item: str, folder: Path) -> None:
     from g2g_utils import models, training
 
-    source = config.vae.pretrained or ensure(config, "vae")
-    vae = models.load_vae(source, config.vae.revision).to(models.default_device(config))
-    images = training_images(config)
+    images, vae = training_images(config), _vae(config).to(models.default_device(config))
     ids = training_texts(config).get("files") or [str(k) for k in range(len(images))]
     training.cache_latents(vae, images, folder, ids)
 
@@ -194,7 +194,7 @@ def _build_encoder(config: Config, item: str, folder: Path) -> None:
 
 
 def untrained_unet(config: Config, seed: int, text_width: int) -> Any:
-    """The U-Net every arm of a seed starts from: the pretrained one, or a new one."""
+    """A U-Net before any training here: the pretrained one, or a new one of the profile's shape."""
     from g2g_utils import models
 
     if config.unet.pretrained:
@@ -210,10 +210,37 @@ def latent_size(config: Config) -> tuple[int, int]:
     """Channels and side of a latent of the profile's VAE."""
     from g2g_utils import models
 
-    vae = models.load_vae(config.vae.pretrained or ensure(config, "vae"), config.vae.revision)
+    vae = _vae(config)
     levels = len(vae.config.block_out_channels) - 1
     side = config.image_size // (models.unshuffle_factor(vae) * 2**levels)
     return vae.config.latent_channels, side
+
+
+def _vae(config: Config) -> Any:
+    from g2g_utils import models
+
+    return models.load_vae(config.vae.pretrained or ensure(config, "vae"), config.vae.revision)
+
+
+def start_unet(config: Config, seed: int, text_width: int) -> Any:
+    """The U-Net every arm of a seed starts from: pretrained, the foundation's, or a new one."""
+    from g2g_utils import models
+
+    unet = untrained_unet(config, seed, text_width)
+    if config.unet.foundation_steps and not config.unet.pretrained:
+        models.adopt(unet, ensure(config, "foundation") / "unet")
+    return unet
+
+
+def _build_foundation(config: Config, item: str, folder: Path) -> None:
+    """A U-Net that knows the images and no words: the small stand-in for Stable Diffusion's."""
+    from g2g_utils import models, training
+
+    seed = config.data.seed
+    unet = untrained_unet(config, seed, config.encoders["domain"].width)
+    pairs = training.load_pairs(ensure(config, "latents"), training_texts(config)["captions"])
+    scheduler, steps = models.build_scheduler(config.unet), config.unet.foundation_steps
+    training.pretrain(pairs, unet, scheduler, config.training, folder, seed=seed, steps=steps)
 
 
 def fine_tune(config: Config, arm: str, seed: int, folder: Path, steps: int | None = None) -> None:
@@ -225,7 +252,7 @@ def fine_tune(config: Config, arm: str, seed: int, folder: Path, steps: int | No
     source = encoder.pretrained or ensure(config, f"encoders/{spec.encoder}")
     tokenizer, text_encoder = models.load_text_encoder(source, encoder.revision)
     models.check_length(config, arm, text_encoder)
-    unet = untrained_unet(config, seed, text_encoder.config.hidden_size)
+    unet = start_unet(config, seed, text_encoder.config.hidden_size)
     pairs = training.load_pairs(ensure(config, "latents"), training_texts(config)["captions"])
     training.fine_tune(
         pairs, unet, tokenizer, text_encoder, models.build_scheduler(config.unet), spec,
@@ -272,14 +299,16 @@ def _build_evaluation(config: Config, item: str, folder: Path) -> dict[str, Any]
 
     grounded = model(config, *arm_and_seed(config, item))
     pairs, options = evaluation_pairs(config), grounding_options(config)
-    table = grounding.evaluate(grounded, pairs, others=True, **options)
-    _write_table(folder / "pairs.csv", table)
-    whole = options | {"layers": None}
+    views = {"pairs": options["layers"]}
     if options["layers"] is not None:  # the paper's map, over all layers, beside the profile's
-        everywhere = grounding.evaluate(grounded, pairs, others=True, **whole)
-        _write_table(folder / "all_layers.csv", everywhere)
-    merged = studies.curves(grounded, pairs[: config.evaluation.bias_pairs], **options)
-    _write_table(folder / "curves.csv", merged)
+        views["all_layers"] = None
+    both = grounding.evaluate(grounded, pairs, others=True, views=views, **options)
+    for view, rows in both.groupby("view"):
+        _write_table(folder / f"{view}.csv", rows.drop(columns="view"))
+    table = both[both["view"] == "pairs"]
+    if not config.training.arms[arm_and_seed(config, item)[0]].control:
+        merged = studies.curves(grounded, pairs[: config.evaluation.bias_pairs], **options)
+        _write_table(folder / "curves.csv", merged)
     means = table[["cnr", "auc_roc", "pointing", "specificity"]].mean()
     known = means.dropna()  # specificity is unknown where all pairs have one phrase
     return {"metrics": {name: round(float(value), 5) for name, value in known.items()}}
@@ -405,6 +434,7 @@ _BUILDERS: dict[str, Any] = {
     "vae": _build_vae,
     "latents": _build_latents,
     "encoders": _build_encoder,
+    "foundation": _build_foundation,
     "ldm": _build_ldm,
     "classifier": _build_classifier,
     "evaluation": _build_evaluation,

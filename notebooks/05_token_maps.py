@@ -139,7 +139,7 @@ print([pieces.pieces[i] for i in pieces.content()])
 
 # %%
 test = products.evaluation_pairs(config)[:mass_pairs]
-arms = list(config.training.arms)
+arms = config.training.compared
 loaded = {name: products.model(config, name) for name in arms}
 mass = pd.concat(
     [tokens.attention_mass(m, test, **options).assign(arm=a) for a, m in loaded.items()]

@@ -53,7 +53,7 @@ plots.use_style()
 # (defined below), because at confidence 0 merging does nothing.
 
 # %%
-table = products.tables(config, "curves.csv")
+table = products.tables(config, "curves.csv", config.training.compared)
 arms, seeds = list(table["arm"].unique()), sorted(table["seed"].unique().tolist())
 plain = table[table["curve"] == "none"]
 first = plain[(plain["arm"] == arms[0]) & (plain["seed"] == seeds[0])].reset_index(drop=True)

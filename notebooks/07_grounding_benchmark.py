@@ -66,8 +66,9 @@ print(sorted({str(pair.finding) for pair in pairs}))
 
 # %%
 rows = products.tables(config, "pairs.csv")
-arms, seeds = list(rows["arm"].unique()), sorted(rows["seed"].unique().tolist())
-print(f"{len(rows)} rows = {len(pairs)} pairs × {len(arms)} arms × {len(seeds)} seeds")
+arms, seeds = config.training.compared, sorted(rows["seed"].unique().tolist())
+trainings = rows.groupby("arm", sort=False)["seed"].nunique().to_dict()
+print(f"{len(rows)} rows = {len(pairs)} pairs × {sum(trainings.values())} trainings: {trainings}")
 print("degenerate cases:", rows["note"].value_counts().to_dict() or "none")
 
 # %% [markdown]
@@ -135,11 +136,11 @@ plots.save_figure(config, fig, "07_grounding_benchmark")
 # by seed:
 
 # %%
-arm_seeds = by_seed[by_seed["method"].isin(arms)]
-arm_seeds.pivot(index="seed", columns="method", values="cnr")[arms].round(2)
+arm_seeds = by_seed[by_seed["method"].isin(list(trainings))]
+arm_seeds.pivot(index="seed", columns="method", values="cnr")[list(trainings)].round(2)
 
 # %%
-arm_seeds.pivot(index="seed", columns="method", values="specificity")[arms].round(2)
+arm_seeds.pivot(index="seed", columns="method", values="specificity")[list(trainings)].round(2)
 
 # %% [markdown]
 # ## The same over all layers
@@ -207,15 +208,16 @@ for name, row in gaps.iterrows():
           f"from {min(values):+.2f} to {max(values):+.2f}")  # fmt: skip
 
 # %% [markdown]
-# Control arms say *what* in the encoder helps: the same architecture and budget with random
-# weights, with masked language only, with the global contrast only. Each one that the profile
+# Control arms say *what* in the encoder helps: the same architecture, corpus and budget with random
+# weights, with masked language only, with the global contrast only. In `domain-shuffled` the U-Net
+# was trained on captions of other images: it has to fall to no skill. Each one that the profile
 # trains is compared with the first arm:
 
 # %%
-named = ("domain-frozen", "generic-frozen", "generic-learnable")
-controls = [arm for arm in arms if arm not in named]
+controls = [arm for arm in trainings if arm not in arms]
 for arm in controls:
-    f1 += claims_of(f"F1-control-{arm}", "domain-frozen", arm, ["cnr", "specificity"])
+    f1 += claims_of(f"F1-control-{arm}", "domain-frozen", arm, measures)
+    f1_all += claims_of(f"F1-control-{arm}-all-layers", "domain-frozen", arm, measures, **every)
 print("control arms:", ", ".join(controls) or "none in this profile")
 
 # %% [markdown]

@@ -197,7 +197,7 @@ charts.readable(by_group)
 # of layers. The profile therefore uses one group for all arms: that with the best mean over arms.
 
 # %%
-arms = list(config.training.arms)
+arms = config.training.compared
 by_arm = {a: studies.resolutions(products.model(config, a), pairs, **options)
           for a in arms if a != arm}  # fmt: skip
 by_arm[arm] = groups[groups["seed"] == seeds[0]]

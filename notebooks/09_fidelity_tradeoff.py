@@ -59,7 +59,7 @@ plots.use_style()
 
 # %%
 # NBVAL_CHECK_OUTPUT
-arms, seeds = list(config.training.arms), list(config.training.seeds)
+arms, seeds = config.training.compared, list(config.training.seeds)
 folders = {arm: products.ensure(config, f"fidelity/{arm}-s{seeds[0]}") for arm in arms}
 samples = {arm: np.load(folder / "samples.npy") for arm, folder in folders.items()}
 print({arm: images.shape for arm, images in samples.items()})

@@ -188,7 +188,7 @@ print(f"at {frame}²: area {published['area'].mean() / exact['area'].mean() - 1:
 
 # %%
 scored = {}
-for arm in list(config.training.arms)[:2]:
+for arm in config.training.compared[:2]:
     own = products.model(config, arm)
     some = pairs[:audited_pairs]
     both = [grounding.evaluate(own, some, compat=c, **options) for c in ("published", None)]

@@ -7,8 +7,18 @@ command replaces this process, so that its id is the one to stop.
 import fcntl
 import os
 import socket
+import subprocess
 import sys
 from pathlib import Path
+
+
+def cancel_orphans(prefix: str) -> None:
+    """Cancel Slurm jobs that a killed run on this build folder left: we hold its lock."""
+    listed = ["squeue", "--me", "--noheader", "--format=%A %j"]
+    jobs = [line.split() for line in subprocess.check_output(listed, text=True).splitlines()]
+    if lost := sorted({number for number, name in jobs if name.startswith(prefix)}):
+        print(f"[g2g] cancelling {len(lost)} Slurm job(s) of a run that is gone", file=sys.stderr)
+        subprocess.run(["scancel", *lost], check=True)
 
 
 def main() -> None:
@@ -27,8 +37,10 @@ def main() -> None:
     os.ftruncate(lock, 0)
     os.write(lock, f"{os.getpid()} on {socket.gethostname()}\n".encode())
     os.set_inheritable(lock, True)
-    # Jobs watch this process and end with it (workflow/run_notebook.py).
-    os.environ["G2G_CONTROLLER"] = f"{socket.gethostname()}:{os.getpid()}"
+    if prefix := os.environ.get("G2G_SLURM_PREFIX"):
+        cancel_orphans(prefix)
+    else:  # Jobs watch this process and end with it (workflow/run_notebook.py).
+        os.environ["G2G_CONTROLLER"] = f"{socket.gethostname()}:{os.getpid()}"
     os.execvp(sys.argv[2], sys.argv[2:])
 
 

@@ -1,13 +1,15 @@
 """Find or make one product of a profile, then say where it is: what the workflow waits for.
 
-    python workflow/make_product.py NAME RECORD --profile P [--retrain]
+    python workflow/make_product.py NAME RECORD --profile P [--retrain] [--set KEY VALUE …]
 
 RECORD is a small JSON with the product's folder (below build/, or the shipped weights) and its key.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
+import yaml
 from run_notebook import follow_controller
 
 from g2g_utils import config as profiles
@@ -21,10 +23,19 @@ def main() -> None:
     parser.add_argument("record", type=Path)
     parser.add_argument("--profile", required=True)
     parser.add_argument("--retrain", action="store_true")
+    parser.add_argument("--set", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"))
     options = parser.parse_args()
     follow_controller()
-    config = profiles.load(options.profile, retrain=options.retrain)
-    folder = products.ensure(config, options.name)
+    overrides = {key: yaml.safe_load(value) for key, value in options.set}
+    config = profiles.load(options.profile, retrain=options.retrain, **overrides)
+    try:
+        folder = products.ensure(config, options.name)
+    except Exception as error:  # each writer of files has its own kind for a full disk
+        if line := runs.disk_is_full(error, config.build_dir):
+            sys.exit(f"{options.name} failed: {line}")
+        raise
+    if runs.rank():  # one of a group of processes; the first writes the record
+        return
     key = products.key(config, options.name)
     runs.write_json(options.record, {"product": options.name, "folder": str(folder), "key": key})
     print(f"{options.name}: {folder}")

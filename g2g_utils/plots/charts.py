@@ -253,6 +253,36 @@ def _band(ax: Axes, cells: pd.Series, name: str) -> None:
     ax.fill_between(x, rows[:, 1], rows[:, 2], color=shade, alpha=0.18, lw=0)
 
 
+def sweep(
+    rows: pd.DataFrame,
+    columns: Sequence[str],
+    x: str,
+    colour_by: str | None = None,
+    title: str = "",
+) -> Figure:
+    """Metrics of a sweep against one axis, a panel a metric; dots are points, lines their means.
+
+    rows: long format with columns `x`, maybe `colour_by`, `metric` and `value`.
+    """
+    fig, axes = plt.subplots(1, len(columns), figsize=(3.1 * len(columns), 2.9), squeeze=False)
+    groups = list(rows.groupby(colour_by, sort=False)) if colour_by else [("", rows)]
+    for ax, column in zip(axes[0], columns, strict=True):
+        for number, (name, part) in enumerate(groups):
+            values = part[part["metric"] == column]
+            means = values.groupby(x, sort=False)["value"].mean()
+            (line,) = ax.plot(means.index, means, "-", color=f"C{number}", label=str(name))
+            ax.plot(values[x], values["value"], "o", ms=4, alpha=0.7, color=line.get_color())
+        ax.set(title=LABELS.get(column, column), xlabel=x)
+        if not pd.api.types.is_numeric_dtype(rows[x]):
+            ax.tick_params(axis="x", rotation=30)
+        elif len(ticks := sorted(rows[x].unique())) <= 10:
+            ax.set_xticks(ticks)
+    if colour_by:
+        axes[0, -1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), title=colour_by)
+    _suptitle(fig, title)
+    return fig
+
+
 def field(
     table: pd.DataFrame,
     label: str,

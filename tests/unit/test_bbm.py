@@ -42,13 +42,39 @@ def test_native_resolution_gives_the_same_interaction(size):
     assert torch.allclose(bbm.native_mean(image, frame), mean, atol=1e-6)
 
 
+def test_products_do_not_depend_on_how_timesteps_arrive():
+    image, text = biases(size=16)
+    whole, parts = bbm.Products(text, (16, 16)), bbm.Products(text, (16, 16))
+    whole.add(image)
+    for t in range(len(image[0])):
+        parts.add([maps[t : t + 1] for maps in image])
+        if t == 0:
+            kept = parts.nbytes
+    assert parts.nbytes == kept  # does not grow with T
+    assert torch.allclose(parts.interaction(), whole.interaction(), atol=1e-6)
+    mean = bbm.native_mean(image, (16, 16))
+    assert torch.allclose(parts.image_mean(), mean, atol=1e-6)
+
+
+def test_products_need_every_timestep_once():
+    image, text = biases(size=16)
+    products = bbm.Products(text, (16, 16))
+    products.add([maps[:1] for maps in image])
+    with pytest.raises(ValueError, match="1 of"):
+        products.interaction()
+    with pytest.raises(ValueError, match="differ"):
+        products.add(image)
+
+
 def test_interaction_needs_square_and_alike_maps():
     with pytest.raises(ValueError, match="not square"):
         bbm.interaction(torch.rand(1, 1, 4, 6), torch.rand(1, 1, 4, 6))
     with pytest.raises(ValueError, match="text bias"):
         bbm.interaction(torch.rand(1, 2, 4, 4), torch.rand(1, 1, 4, 4))
-    with pytest.raises(ValueError, match="differ"):
+    with pytest.raises(ValueError, match="1 of 2 timesteps"):
         bbm.interaction_native([torch.rand(1, 4, 4)], [torch.rand(2, 4, 4)], (4, 4))
+    with pytest.raises(ValueError, match="differ"):
+        bbm.interaction_native([torch.rand(2, 4, 4)], [torch.rand(2, 8, 8)], (8, 8))
 
 
 def test_confidence_is_similarity_without_negatives():

@@ -10,7 +10,7 @@ from peft import LoraConfig
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from g2g_utils import bbm, grounding
-from g2g_utils.attention import CrossAttentionRecorder
+from g2g_utils.attention import CrossAttentionRecorder, find_layers
 from g2g_utils.grounding import evaluate, ground, ground_batch, spread, text_bias
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] small left right effusion edema opacity in the lung ."
@@ -283,6 +283,22 @@ def test_evaluate(model, images):
     assert table.cnr[1] == pytest.approx(one.metrics["cnr"], abs=1e-4)
     large = evaluate(model, examples(images), size=64, progress=False, **FAST)
     assert np.allclose(large.mask_fraction, table.mask_fraction, atol=0.1)
+
+
+def test_views_are_what_separate_captures_would_give(model, images):
+    layers = find_layers(model.unet)
+    views = {"fine": next(reversed(layers)), "all": None}
+    table = evaluate(model, examples(images), others=True, views=views, progress=False, **FAST)
+    assert list(table["view"]) == ["fine", "all"] * 3
+    for view, chosen in views.items():
+        own = table[table["view"] == view].reset_index(drop=True)
+        alone = evaluate(
+            model, examples(images), others=True, progress=False, **FAST | {"layers": chosen}
+        )
+        for name in ("cnr", "auc_roc", "specificity"):
+            assert np.allclose(own[name], alone[name], atol=5e-3), (view, name)
+    with pytest.raises(ValueError, match="curve=None"):
+        evaluate(model, examples(images), views=views, **FAST | {"curve": "mixture"})
 
 
 def test_evaluate_reports_what_it_cannot_score(model, images):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -11,114 +10,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import jupytext
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
-
-PRODUCTS = '''
-"""Products that take no time, in the place of the real ones."""
-import os
-import time
-
-from g2g_utils import runs
-
-
-def plan(config):
-    return {"vae": [], "classifier": [], "latents": ["vae"], "ldm/a-s0": ["latents"]}
-
-
-def key(config, name):
-    chain = [name, *plan(config)[name]]
-    return runs.digest([os.environ.get("KEY_" + part.replace("/", "_"), "") for part in chain])
-
-
-def ensure(config, name):
-    folder = config.build_dir / name
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder.parent / "made.txt", "a") as made:
-        made.write(name + "\\n")
-    time.sleep(float(os.environ.get("SLOW", 0)))
-    runs.write_json(folder / "run.json", {"key": key(config, name)})
-    return folder
-'''
-
-NOTEBOOK = """
-# %% [markdown]
-# # Which world is this?
-# %% tags=["parameters"]
-profile: str = "miniature"
-number: int = 1
-# %%
-import sys
-from g2g_utils import config
-settings = config.load(profile)
-# %%
-# NBVAL_CHECK_OUTPUT
-print(profile, number)
-# %%
-print("python", sys.prefix)
-settings.figures_dir.mkdir(parents=True, exist_ok=True)
-_ = (settings.figures_dir / "01_figure.txt").write_text("a figure")
-"""
-
-
-class World:
-    """A copy of the repository's scripts around stand-in products and two notebooks."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.build = folder, folder / "build" / "smoke"
-        for name in ("workflow", "tools", "configs"):
-            shutil.copytree(ROOT / name, folder / name)
-        for name in ("run_all.sh", "requirements.lock", "pyproject.toml"):
-            shutil.copy(ROOT / name, folder / name)
-        (folder / "g2g_utils").mkdir()
-        for name in ("__init__.py", "config.py", "runs.py"):
-            shutil.copy(ROOT / "g2g_utils" / name, folder / "g2g_utils" / name)
-        (folder / "g2g_utils" / "products.py").write_text(PRODUCTS)
-        (folder / "notebooks").mkdir()
-        self.write("01_one", NOTEBOOK)
-        self.write("02_two", NOTEBOOK.replace("01_figure", "02_figure"))
-
-    def write(self, name: str, text: str) -> None:
-        """Write a notebook (the workflow reads only the .ipynb of a pair)."""
-        notebook = jupytext.reads(text.lstrip(), fmt="py:percent")
-        jupytext.write(notebook, self.folder / "notebooks" / f"{name}.ipynb")
-
-    def environment(self, **more: str) -> dict[str, str]:
-        """This environment as the active one, nothing of an outer run."""
-        dropped = ("G2G_BUILD", "G2G_CONTROLLER", "PYTHONPATH", "CONDA_PREFIX")
-        kept = {k: v for k, v in os.environ.items() if k not in dropped}
-        return {**kept, "VIRTUAL_ENV": sys.prefix, **more}
-
-    def start(self, *arguments: str, **more: str) -> subprocess.Popen:
-        """run_all.sh in a process group of its own."""
-        return subprocess.Popen(
-            [self.folder / "run_all.sh", *arguments],
-            env=self.environment(**more),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-            cwd=self.folder.parent,
-        )
-
-    def run(self, *arguments: str, **more: str) -> tuple[int, str]:
-        """Exit status and everything it said."""
-        process = self.start(*arguments, **more)
-        said, _ = process.communicate(timeout=300)
-        return process.returncode, said
-
-    def steps(self, said: str) -> list[str]:
-        """Names of the jobs that ran, sorted."""
-        return sorted(re.findall(r"^Job \d+: (?:notebook )?(\S+)$", said, re.M))
-
-    def wait_for(self, path: Path, seconds: float = 60) -> None:
-        """Until a file exists."""
-        end = time.time() + seconds
-        while not path.exists():
-            assert time.time() < end, f"{path} did not appear"
-            time.sleep(0.05)
+from world import NOTEBOOK, World
 
 
 @pytest.fixture(scope="module")

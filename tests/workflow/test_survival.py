@@ -1,0 +1,123 @@
+"""Three seeded kills on the stand-in world, and files that a crash or a full disk leaves behind."""
+
+import os
+import random
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from world import NOTEBOOK, World
+
+PRODUCTS = '''
+"""Products that are sums of seeded numbers; every step is checkpointed, so a kill loses little."""
+import random
+import time
+
+from g2g_utils import runs
+
+
+def plan(config):
+    return {"latents": [], "ldm/a-s0": ["latents"]}
+
+
+def needs(config, name):
+    return plan(config)[name]
+
+
+def key(config, name):
+    return "0"
+
+
+def ensure(config, name):
+    folder = config.build_dir / name
+    state = folder / "state.json"
+    step, total = runs.read_json(state) if state.exists() else (0, 0.0)
+    for step in range(step, 15):
+        total += random.Random(step).random()
+        time.sleep(0.1)
+        runs.write_json(state, (step + 1, total))
+    runs.write_json(folder / "run.json", {"key": "0", "metrics": {"total": total}})
+    return folder
+'''
+REPORT = (
+    "\n# %%\nfrom g2g_utils import runs\nimport time\ntime.sleep(2)\nruns.report({'n': number})\n"
+)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """A world with one notebook."""
+    made = World(tmp_path_factory.mktemp("survival") / "repo")
+    (made.folder / "g2g_utils" / "products.py").write_text(PRODUCTS)
+    (made.folder / "notebooks" / "02_two.ipynb").unlink()
+    made.write("01_one", NOTEBOOK + REPORT)
+    return made
+
+
+@pytest.mark.slow
+def test_three_kills_leave_the_same_metrics(script, world: World, tmp_path: Path) -> None:
+    survival = script("workflow/survival.py")
+    names = ("latents", "training", "notebook")
+    phases = {name: survival.PHASES[name] for name in names}
+    command = [str(world.folder / "run_all.sh"), "smoke"]
+    whole = world.environment(G2G_BUILD=str(tmp_path / "whole"))
+    subprocess.run(command, env=whole, check=True, capture_output=True)
+    killed = world.environment(G2G_BUILD=str(tmp_path / "killed"))
+    with open(tmp_path / "log.txt", "w") as log:
+        done = survival.disturb(command, killed, 3, random.Random(7), log, phases, delay=1)
+    assert [kill.phase for kill in done] == list(names)
+    assert [kill.spared for kill in done] == [False, True, False]
+    found = survival.metrics(tmp_path / "whole")
+    assert {"smoke/latents/run.json", "smoke/notebooks/01_one.metrics.json"} <= found.keys()
+    assert found["smoke/notebooks/01_one.metrics.json"] == {"n": 1}
+    assert survival.differences(found, survival.metrics(tmp_path / "killed")) == []
+
+
+def test_differences_are_seen(script) -> None:
+    survival = script("workflow/survival.py")
+    one = {"a": {"cnr": 0.5}, "b": 1}
+    assert survival.differences(one, {"a": {"cnr": 0.5}, "b": 1}) == []
+    assert survival.differences(one, {"a": {"cnr": 0.6}}) == [
+        "b: only in one of the two",
+        "a: differs",
+    ]
+
+
+def test_kills_go_through_the_phases_in_order(script) -> None:
+    survival = script("workflow/survival.py")
+    spread = survival.plan(10, survival.PHASES)
+    assert spread[::2] == spread[1::2] == list(survival.PHASES)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)]
+    if os.geteuid() or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("cannot mount a small file system here")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_is_one_clear_line(world: World, small_disk: Path) -> None:
+    (small_disk / "filler").write_bytes(b"0" * 240 * 1024)
+    script = world.folder / "workflow" / "make_product.py"
+    with open(small_disk / "rest", "wb", buffering=0) as rest:
+        while rest.write(b"0" * 512) == 512 and os.statvfs(small_disk).f_bavail:
+            pass
+    environment = world.environment(G2G_BUILD=str(small_disk), PYTHONPATH=str(world.folder))
+    command = [
+        "python",
+        str(script),
+        "latents",
+        str(small_disk / "record.json"),
+        "--profile",
+        "smoke",
+    ]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert run.returncode == 1
+    assert len(run.stderr.strip().splitlines()) == 1, run.stderr
+    assert "the disk of" in run.stderr and "is full" in run.stderr

@@ -1,0 +1,81 @@
+"""Run a training as a group of processes: python workflow/launch.py PROCESSES GPUS COMMAND…
+
+In a Slurm job this starts one task a process with `srun`; each becomes its member of the group with
+`accelerate launch`, which finds the others through what Slurm says: number of tasks, own number,
+first host, and a port made from the job's number. Elsewhere `accelerate launch` starts them all on
+this machine. Without GPUs the processes talk over gloo.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+FIRST_PORT, PORTS = 20000, 20000  # ports are drawn from this range by the job's number
+STEP = "--in-step"
+
+
+def resources(job: Any) -> dict[str, Any]:
+    """Snakemake's resources of a rule from its section of the profile."""
+    found = {"gpu": job.gpu * job.processes, "mem_mb": job.mem_mb, "runtime": job.runtime}
+    if job.processes > 1:  # `mpi`: the job's own srun starts the tasks
+        found |= {"tasks": job.processes, "mpi": "srun"}
+        found |= {"tasks_per_gpu": 1} if job.gpu else {}
+    return found
+
+
+def prefix(python: str, job: Any) -> list[str]:
+    """Words in front of a training's command; none for a single process."""
+    words = [python, str(Path(__file__).resolve()), str(job.processes), str(job.gpu)]
+    return words if job.processes > 1 else [python]
+
+
+def command(arguments: list[str], environment: Mapping[str, str]) -> list[str]:
+    """What this process becomes: srun, or one accelerate launch."""
+    step = arguments[0] == STEP
+    processes, gpus, *script = arguments[1:] if step else arguments
+    if "SLURM_JOB_ID" in environment and not step:
+        tasks = ["srun", "-n", processes, *(["--gpus-per-task=1"] if int(gpus) else [])]
+        return [*tasks, sys.executable, __file__, STEP, *arguments]
+    group = rendezvous(environment) if step else ["--num_machines", "1"]
+    fixed = ["--multi_gpu", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    threads = ["--num_cpu_threads_per_process", environment.get("OMP_NUM_THREADS", "1")]
+    accelerate = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    return [*accelerate, *fixed, *threads, "--num_processes", processes, *group, *script]
+
+
+def rendezvous(environment: Mapping[str, str]) -> list[str]:
+    """Where the group meets, from the environment of a Slurm task."""
+    job = int(environment["SLURM_JOB_ID"])
+    return [
+        "--num_machines",
+        environment["SLURM_NTASKS"],
+        "--machine_rank",
+        environment["SLURM_PROCID"],
+        "--main_process_ip",
+        first_host(environment["SLURM_JOB_NODELIST"]),
+        "--main_process_port",
+        str(FIRST_PORT + job % PORTS),
+    ]
+
+
+def first_host(nodes: str) -> str:
+    """First host of Slurm's compressed list, such as gpu[03-07]."""
+    if not set(nodes) & set("[,"):
+        return nodes
+    told = subprocess.check_output(["scontrol", "show", "hostnames", nodes], text=True)
+    return told.split()[0]
+
+
+def main() -> None:
+    """Become that command."""
+    words = command(sys.argv[1:], os.environ)
+    if not int(sys.argv[3 if sys.argv[1] == STEP else 2]):
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    os.execvp(words[0], words)
+
+
+if __name__ == "__main__":
+    main()
