@@ -65,5 +65,5 @@ def test_a_dry_run_calls_the_sheet(root):
     """The sheet comes before the graph of jobs, under --dry-run alone."""
     script = (root / "run_all.sh").read_text()
     before, _, after = script.partition("-m g2g_utils costs")
-    assert "--dry-run" in before.rsplit("if [[", 1)[1] and "-m snakemake" in after
+    assert "--dry-run" in before.rsplit("if [[", 1)[1] and "snakemake" in after
     assert subprocess.run(["bash", "-n", str(root / "run_all.sh")]).returncode == 0
