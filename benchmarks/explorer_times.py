@@ -27,6 +27,10 @@ PHRASES = ["left apical pneumothorax", "right pleural effusion", "edema in both 
            "enlarged heart", "band of atelectasis at the left base", "opacity on the right",
            "small nodule near the hilum", "large right consolidation"]  # fmt: skip
 
+BLOCKS = ("down", "mid", "up")
+VIEWS = ("difference", "map")
+SCALES = ("attention, shared", "0–1, each map min–max")
+
 
 def load(path: str) -> Any:
     """A module of the tests by its path."""
@@ -47,23 +51,56 @@ def controls(page: Any) -> dict[str, tuple[int, Callable[[int], float]]]:
 
     Every round asks for a map that was not shown in the two rounds before, as those are remembered.
     """
-    tab = page.page.get_by_role("tab", name="Layers × timesteps")
     first, second = (word.removeprefix("✓ ") for word in page.words[:2])
     words = [f"✓ {first}", f"✓ {second}", first, second]
     toggle = alternately(*(lambda w=w: page.click(w) for w in words))
-    page.click("all layers")
+    page.answered(page.button("all layers").click)
     return {
         "word": (200, toggle),
-        "layer range": (200, lambda _: page.press("Layers", "ArrowRight")),
-        "timestep range": (200, lambda _: page.press("Timesteps", "ArrowRight")),
+        "layer range": (200, narrowed(page, "Layers")),
+        "timestep range": (200, narrowed(page, "Timesteps")),
+        "layers of a block": (200, alternately(*(lambda b=b: page.click(b) for b in BLOCKS))),
+        "resolution": (200, alternately(*(lambda r=r: resolution(page, r) for r in (0, 1)))),
         "opacity": (200, lambda _: page.press("Opacity", "ArrowRight")),
         "mask / map": (200, alternately(lambda: page.click("mask"), lambda: page.click("map"))),
-        "grid, word": (600, lambda i: (tab.click(), toggle(i))[1]),
+        "difference": (200, alternately(*(lambda v=v: page.click(v) for v in VIEWS))),
+        "colour scale": (200, alternately(*(lambda s=s: page.choose("Colour scale", s)
+                                            for s in SCALES))),
+        "boxes": (200, lambda _: page.act(page.page.get_by_label("boxes", exact=True).click)),
+        "compared, word": (200, lambda i: (compared(page), toggle(i))[1]),
+        "tokens, word": (200, lambda i: (page.tab("Tokens"), toggle(i))[1]),
+        "grid, word": (600, lambda i: (page.tab("Layers × timesteps"), toggle(i))[1]),
         "new phrase": (2000, lambda i: page.phrase(PHRASES[i])),
         "first curve of a phrase": (2000, lambda i: first_curve(page, PHRASES[i])),
         "another curve": (200, alternately(*(lambda c=c: page.choose("Curve", c)
                                              for c in ("linear", "quadratic", "mixture")))),
     }  # fmt: skip
+
+
+def narrowed(page: Any, label: str) -> Callable[[int], float]:
+    """A range made narrower from both ends in turn, and wider again."""
+    moves = [("ArrowRight", 0), ("ArrowLeft", 1)] * 2 + [("ArrowLeft", 0), ("ArrowRight", 1)] * 2
+    return alternately(*(lambda k=k, h=h: page.press(label, k, h) for k, h in moves))
+
+
+def resolution(page: Any, place: int) -> float:
+    """Use the layers of one resolution only."""
+    field = page.page.get_by_label("Resolutions")
+    return page.act(lambda: field.select_option(index=place))
+
+
+def compared(page: Any) -> None:
+    """Put the phrase of the other side beside this one."""
+    if page.value("Compare with") == "nothing":
+        page.click("Swap left/right")
+
+
+def plain(page: Any) -> None:
+    """The view tab, nothing compared, all layers: where every measurement starts."""
+    page.tab("View")
+    if page.value("Compare with") != "nothing":
+        page.choose("Compare with", "nothing")
+    page.answered(page.button("all layers").click)
 
 
 def first_curve(page: Any, phrase: str) -> float:
@@ -78,8 +115,7 @@ def measure(page: Any, rounds: int) -> dict[str, dict[str, float]]:
     """Median and largest of every control."""
     found = {}
     for name, (promised, action) in controls(page).items():
-        if "grid" not in name:
-            page.page.get_by_role("tab", name="View", exact=True).click()
+        plain(page)
         times = [action(i) for i in range(rounds + rounds % 2)]
         found[name] = {
             "promised_ms": promised,

@@ -36,7 +36,7 @@ def plan(config: Config) -> dict[str, list[str]]:
         if not config.unet.pretrained:
             products |= {f"ldm/{arm}-s{seed}": needs for seed in seeds(config, arm)}
     products["classifier"] = ["pairs"]
-    products["baselines"] = ["pairs", *(name for name in products if name == "encoders/domain")]
+    products["baselines"] = [n for n in ("pairs", "vae", "encoders/domain") if n in products]
     trained = [name for name in products if name.startswith("ldm/")]
     for name in trained or [f"ldm/{arm}" for arm in released(config)]:
         arm = name.removeprefix("ldm/")

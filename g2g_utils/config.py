@@ -110,11 +110,27 @@ class Unet(Section):
     channels: tuple[int, ...] = (32, 48, 48)
     layers_per_block: int = 1
     heads: int = 4
+    attention_levels: tuple[bool, ...] | None = None  # cross-attention by level, finest first;
+    # None: as in Stable Diffusion, at all but the deepest
     middle_attention: bool = True  # cross-attention in the middle block, as in Stable Diffusion
     query_key_gain: float = 2.5  # initial scale of to_q/to_k; attention stays near uniform without
     foundation_steps: int = Field(0, ge=0)  # denoising without text that every arm starts from
     scheduler: str | None = None  # hub id / folder of the noise schedule; None = SD 1.5's values
     prediction: Literal["epsilon", "v_prediction"] = "epsilon"
+
+    @model_validator(mode="after")
+    def _a_choice_for_every_level(self) -> Unet:
+        if self.attention_levels is not None and len(self.attention_levels) != len(self.channels):
+            raise ValueError(
+                f"attention_levels has {len(self.attention_levels)} entries for "
+                f"{len(self.channels)} channels: write one per level"
+            )
+        return self
+
+    @property
+    def levels_with_attention(self) -> tuple[bool, ...]:
+        """Whether a level has cross-attention, finest first."""
+        return self.attention_levels or (True,) * (len(self.channels) - 1) + (False,)
 
 
 class Arm(Section):

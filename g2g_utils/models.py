@@ -195,20 +195,23 @@ def build_unet(
 ) -> UNet2DConditionModel:
     """A small, untrained U-Net in Stable Diffusion's block layout.
 
-    Every level but the deepest has cross-attention; the middle block has it too, unless
-    `middle_attention` is off. Queries and keys of the cross-attention start `query_key_gain` times
-    larger than usual: small models otherwise keep near-uniform attention for most of a short
-    training.
+    Every level but the deepest has cross-attention, and so has the middle block, unless
+    `attention_levels` and `middle_attention` say otherwise. Queries and keys of the cross-attention
+    start `query_key_gain` times larger than usual: small models otherwise keep near-uniform
+    attention for most of a short training.
     """
-    levels = len(config.channels)
+    down = tuple(
+        "CrossAttnDownBlock2D" if attends else "DownBlock2D"
+        for attends in config.levels_with_attention
+    )
     unet = UNet2DConditionModel(
         sample_size=sample_size,
         in_channels=latent_channels,
         out_channels=latent_channels,
         block_out_channels=config.channels,
-        down_block_types=("CrossAttnDownBlock2D",) * (levels - 1) + ("DownBlock2D",),
+        down_block_types=down,
         mid_block_type="UNetMidBlock2DCrossAttn" if config.middle_attention else "UNetMidBlock2D",
-        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * (levels - 1),
+        up_block_types=tuple(name.replace("Down", "Up") for name in reversed(down)),
         layers_per_block=config.layers_per_block,
         attention_head_dim=config.heads,  # diffusers' name for the number of heads
         cross_attention_dim=text_width,
@@ -226,9 +229,11 @@ def adopt(unet: UNet2DConditionModel, folder: Path) -> None:
     trained = load_file(folder / "diffusion_pytorch_model.safetensors")
     reading = tuple(f".attn2.{name}." for name in ("to_q", "to_k", "to_v"))
     kept = {n: w.float() for n, w in trained.items() if not any(r in n for r in reading)}
-    missing, unexpected = unet.load_state_dict(kept, strict=False)
-    if unexpected or not all(any(r in name for r in reading) for name in missing):
+    fresh = {n: w for n, w in unet.state_dict().items() if any(r in n for r in reading)}
+    wanted = {n: w.shape for n, w in unet.state_dict().items() if n not in fresh}
+    if {n: w.shape for n, w in kept.items()} != wanted:
         raise ValueError(f"{folder}: a U-Net of another shape; delete the folder and make it again")
+    unet.load_state_dict(fresh | kept)
 
 
 def build_scheduler(config: configuration.Unet) -> DDIMScheduler:

@@ -101,11 +101,9 @@ def _build_vae(config: Config, item: str, folder: Path) -> dict[str, Any]:
 
 
 def _build_latents(config: Config, item: str, folder: Path) -> None:
-    from g2g_utils import models, training
+    from g2g_utils import training
 
-    source = config.vae.pretrained or ensure(config, "vae")
-    vae = models.load_vae(source, config.vae.revision)
-    training.cache_latents(vae, _tensor_images(config), folder)
+    training.cache_latents(_vae(config), _tensor_images(config), folder)
 
 
 def _build_encoder(config: Config, item: str, folder: Path) -> None:
@@ -130,11 +128,24 @@ def untrained_unet(config: Config, seed: int, text_width: int) -> Any:
     """A U-Net of the profile's shape before any training."""
     from g2g_utils import models
 
-    vae = models.load_vae(config.vae.pretrained or ensure(config, "vae"), config.vae.revision)
-    levels = len(vae.config.block_out_channels) - 1
-    side = config.image_size // (models.unshuffle_factor(vae) * 2**levels)
+    vae, side = _vae(config), latent_side(config)
     with models.initialised(seed):
         return models.build_unet(config.unet, vae.config.latent_channels, side, text_width)
+
+
+def latent_side(config: Config) -> int:
+    """Height and width of the latents, which is that of every upsampled map."""
+    from g2g_utils import models
+
+    vae = _vae(config)
+    levels = len(vae.config.block_out_channels) - 1
+    return config.image_size // (models.unshuffle_factor(vae) * 2**levels)
+
+
+def _vae(config: Config) -> Any:
+    from g2g_utils import models
+
+    return models.load_vae(config.vae.pretrained or ensure(config, "vae"), config.vae.revision)
 
 
 def start_unet(config: Config, seed: int, text_width: int) -> Any:
@@ -226,8 +237,8 @@ def _build_baselines(config: Config, item: str, folder: Path) -> None:
 
     pairs, regions = evaluation_pairs(config), training_texts(config)["regions"]
     side = config.image_size
-    latent = model(config).latent_shape[-1]
-    _write_table(folder / "no_skill.csv", studies.no_skill_rows(pairs, regions, side, latent))
+    found = studies.no_skill_rows(pairs, regions, side, latent_side(config))
+    _write_table(folder / "no_skill.csv", found)
     if not config.encoders["domain"].pretrained:
         baseline = biovil.load(ensure(config, "encoders/domain"), config.text.max_length)
         _write_table(folder / "biovil.csv", studies.biovil_rows(baseline, pairs, side))

@@ -121,7 +121,8 @@ def layer_groups(found: Grounding) -> dict[str, Layers | None]:
     sides = {name: maps.shape[-1] for name, maps in found.maps.items()}
     coarsest = min(sides.values())
     fine = [name for name in sides if block_of(name) == "up" and sides[name] > coarsest]
-    groups: dict[str, Layers | None] = {"all": None, "down": "down", "mid": "mid", "up": "up"}
+    groups: dict[str, Layers | None] = {"all": None}
+    groups |= {block: block for block in ("down", "mid", "up") if block in map(block_of, sides)}
     groups |= {"up, finer": fine} if fine else {}
     return groups | {f"{side}×{side}": side for side in sorted(set(sides.values()), reverse=True)}
 

@@ -149,6 +149,21 @@ print(
 )
 
 # %% [markdown]
+# ## The start
+# The paper starts from Stable Diffusion, which has seen millions of images. The miniature starts
+# from random weights, or, with `unet.foundation_steps`, from a *foundation*: a U-Net of the same
+# shape that learned to denoise these films without any text, of which every arm and seed takes all
+# but the projections that read the text ($W_Q, W_K, W_V$ of the cross-attention).
+
+# %%
+start = products.start_unet(config, seed, encoder.config.hidden_size)
+reading = [n for n, _ in start.named_parameters() if any(f".attn2.to_{p}." in n for p in "qkv")]
+count_of = {n: w.numel() for n, w in start.named_parameters()}
+new = reading if config.unet.foundation_steps else list(count_of)
+share = sum(count_of[n] for n in new) / sum(count_of.values())
+print(f"{sum(count_of.values())} weights, {share:.0%} of them new in this arm")
+
+# %% [markdown]
 # ## A short training, live
 # The real recipe (AdamW, warm-up and cosine, gradient clipping, EMA), only shorter. Watch the
 # bar; the same numbers go to `log.jsonl` and TensorBoard.
@@ -163,14 +178,13 @@ print(f"{config.training.live_steps} steps, {config.training.live_steps / second
 
 # %% [markdown]
 # What did these steps buy? The loss on held-out validation pairs, at the same noise for the
-# untrained, the live and the finished U-Net of this seed, with the own caption and with a
+# start, the live and the finished U-Net of this seed, with the own caption and with a
 # *stranger's*. Only a U-Net that reads the text loses when the caption is wrong.
 
 # %%
-untrained = products.untrained_unet(config, seed, encoder.config.hidden_size)
 finished = products.model(config, arm, seed)
 unets = {
-    "untrained": untrained,
+    "start": start,
     f"live, {config.training.live_steps} steps": models.load_unet(folder),
     f"finished, {config.training.steps} steps": finished.unet,
 }

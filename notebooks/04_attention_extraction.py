@@ -52,8 +52,8 @@ plots.use_style()
 # %% [markdown]
 # ## The layers
 # Every block of the U-Net asks the text: queries $Q$ are places of the latent, keys $K$ and
-# values $V$ are tokens. Stable Diffusion has 16 such layers (6 down, 1 middle, 9 up); the
-# miniature has fewer.
+# values $V$ are tokens. Stable Diffusion has 16 such layers (6 down, 1 middle, 9 up) and none in
+# its deepest blocks; the miniature has fewer, and some there too.
 
 # %%
 model = products.model(config)

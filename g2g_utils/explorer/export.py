@@ -111,7 +111,7 @@ def save(session: Session, view: View, picture: bytes, folder: Path | None = Non
     """Write the picture and the maps of a view side by side, below build/ unless told otherwise."""
     folder = folder or session.config.build_dir / "explorer"
     folder.mkdir(parents=True, exist_ok=True)
-    words = re.sub(r"[^a-z0-9]+", "-", view.state.phrase.lower()).strip("-")[:40]
+    words = re.sub(r"[^a-z0-9]+", "-", view.state.phrase.lower()).strip("-")[:40] or "view"
     known = facts(session, view)
     name = f"{words}-{runs.digest(known, 8)}"
     paths = []

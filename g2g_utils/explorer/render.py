@@ -88,7 +88,7 @@ def outline(mask: NDArray[np.bool_], width: int = 2) -> NDArray[np.bool_]:
 
 def fitted(text: str, width: int, size: int, lines: int = 1, bold: bool = False) -> list[str]:
     """Text in at most so many lines of so many pixels; what does not fit ends in an ellipsis."""
-    face, found, words = font(size, bold), [""], text.split()
+    face, found, words = font(size, bold), [""], text[: width * lines // 3].split()
     while words:
         longer = f"{found[-1]} {words[0]}".strip()
         if face.getlength(longer) <= width or not found[-1]:
@@ -276,7 +276,9 @@ def colour_bar(name: str, low: float, high: float, label: str, height: int) -> I
 
 
 def _number(value: float) -> str:
-    return f"{value:.2g}" if abs(value) < 0.1 and value else f"{value:.1f}".replace("-", "−")
+    """Two digits, as few places as they need."""
+    text = f"{value:.2g}" if 0 < abs(value) < 1 else f"{value:.1f}"
+    return text.replace("-", "−")
 
 
 def _bar_of(view: View, side: int) -> Image.Image:
@@ -417,3 +419,15 @@ def chip_colours(view: View) -> list[tuple[int, int, int]]:
     words = [v for v, chip in zip(values, view.chips, strict=True) if chip.kind == "word"]
     colours = coloured(torch.tensor(values), 0.0, max(words or values))
     return [(int(r), int(g), int(b)) for r, g, b in colours]
+
+
+def ink(colour: tuple[int, int, int]) -> str:
+    """Black or white, whichever is easier to read on a colour (contrast of at least 4.5)."""
+    return "#000000" if luminance(colour) > 0.18 else "#ffffff"
+
+
+def luminance(colour: tuple[int, int, int]) -> float:
+    """Relative luminance in [0, 1] of an sRGB colour, as WCAG 2 defines it."""
+    parts = (c / 255 for c in colour)
+    linear = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
+    return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))

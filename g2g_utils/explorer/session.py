@@ -178,12 +178,13 @@ class Session:
 
     def upload(self, name: str, content: bytes) -> str:
         """Add an image file (PNG, JPEG, DICOM); its key. Raises ImageError with one line."""
-        name = Path(name).name or "upload"
+        name = _file_name(name)
         image = _read_bytes(name, content)
         digest = hashlib.blake2b(content, digest_size=4).hexdigest()
         key, side = f"upload:{digest}:{name}", self.config.image_size
         row = Example(crop_resize(image, side), DEFAULT_PHRASE, None, (), key, key, "upload")
         code = f"transforms.crop_resize(transforms.read_image({name!r}), c.image_size)"
+        self.pictures.pop(key, None)  # uploaded again: the newest
         self.pictures[key] = Picture(key, name, side, (row,), code)
         for stale in [k for k in self.pictures if k.startswith("upload")][:-UPLOADS]:
             del self.pictures[stale]
@@ -379,6 +380,12 @@ def _picture(number: int, rows: Sequence[tuple[int, Example]], size: int) -> Pic
     code = f'sources.examples(c, "test")[{index}].load(c.image_size)'
     records = tuple(row for _, row in rows)
     return Picture(f"test:{number}", f"{number}: {names}", size, records, code)
+
+
+def _file_name(given: str) -> str:
+    """A file's name alone, in one line of printable characters."""
+    printable = "".join(c if c.isprintable() else " " for c in Path(given).name)
+    return " ".join(printable.split()) or "upload"
 
 
 def _read_bytes(name: str, content: bytes) -> np.ndarray:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 from g2g_utils.attention import block_of, matches
 from g2g_utils.bbm import Curve
 from g2g_utils.config import Grounding
 from g2g_utils.explorer.maps import Capture, Selection
-from g2g_utils.text import PhraseTokens, Word, select_tokens, swap_sides
+from g2g_utils.text import PhraseTokens, Word, content_words, select_tokens, swap_sides
 
 Show = Literal["map", "mask", "difference"]
 Scale = Literal["each", "shared"]
@@ -162,6 +163,19 @@ def content_columns(
         return tuple(select_tokens(phrase, filter, finding))  # type: ignore[arg-type]
     except ValueError:
         return tuple(phrase.inner)
+
+
+@lru_cache(maxsize=32)
+def remarks(phrase: PhraseTokens) -> tuple[str, ...]:
+    """What a user should know of a phrase: words cut off by the encoder, no content words."""
+    found = []
+    if phrase.truncated:
+        words = " ".join(phrase.truncated[:3]) + ("…" if len(phrase.truncated) > 3 else "")
+        limit = len(phrase.pieces)
+        found.append(f"{len(phrase.truncated)} words cut off after {limit} tokens: {words}")
+    if not content_words(phrase):
+        found.append("function words only: all are chosen by default")
+    return tuple(found)
 
 
 def carry(columns: Sequence[int], old: Capture, new: Capture) -> tuple[int, ...] | None:

@@ -25,6 +25,7 @@ PAGE = 8  # thumbnails at a time
 NONE = "none"  # a drop-down takes no None for a choice
 LABEL = "92px"  # width of the labels in the side column
 LINK_BYTES = 8 * 2**20  # larger files are only written, not offered as a link
+COLOURS = "button colours: mean attention, dark is low, bright is high"
 NUMBERS = {
     "cnr": "CNR",
     "iou": "IoU",
@@ -40,7 +41,8 @@ STYLE = """<style>
 .g2g img {display: block}
 .g2g .lm-TabBar-tab, .g2g .p-TabBar-tab {max-width: none !important; flex: 0 0 auto !important}
 .g2g .widget-html, .g2g .widget-html-content {line-height: 1.45}
-.g2g .widget-readout {font-size: 11px; min-width: 104px}
+.g2g .widget-toggle-button {padding: 0 4px}
+.g2g .widget-readout {font-size: 11px; min-width: 108px}
 .g2g h3 {margin: 0; font-size: 13px; font-weight: 600}
 .g2g-title {font-size: 18px; font-weight: 600; line-height: 1.3}
 .g2g-notice {color: #5f666e}
@@ -56,10 +58,18 @@ STYLE = """<style>
 .g2g .noUi-handle:focus-visible {outline: 3px solid #1971c2; outline-offset: 1px}
 .g2g .g2g-on {border: 2px solid #212529 !important; font-weight: 600}
 .g2g .g2g-picked {border: 2px solid #1971c2 !important; font-weight: 600}
-.g2g .g2g-off {border: 1px dashed #868e96 !important; opacity: .8}
+.g2g .g2g-off {border: 1px dashed #868e96 !important}
 .g2g .widget-tab-contents, .g2g .jp-TabPanel {padding: 4px 0}
 .g2g textarea.g2g-code {width: 100%; height: 190px; font: 12px monospace; box-sizing: border-box}
 </style>"""
+
+
+# Copies the text beside a button; the old way where a page may not use the clipboard.
+COPY = (
+    "const text = this.parentNode.querySelector('textarea'); text.select();"
+    "(navigator.clipboard?.writeText(text.value) ?? Promise.reject())"
+    ".catch(() => document.execCommand('copy')).then(() => { this.textContent = 'Copied'; })"
+)
 
 
 class Explorer(HasTraits):
@@ -74,7 +84,7 @@ class Explorer(HasTraits):
 
     def __init__(self, session: Session, start: State | None = None) -> None:
         super().__init__()
-        self.session, self._busy, self._drawn = session, False, 0
+        self.session, self._busy, self._answers = session, False, 0
         self._page, self._chips = 0, list[Chip]()
         self._build()
         self._wire()
@@ -180,7 +190,8 @@ class Explorer(HasTraits):
         self.show = widgets.ToggleButtons(
             description="View",
             options=["map", "mask", "difference"],
-            style={"button_width": "86px", "description_width": LABEL},
+            style={"button_width": "80px", "description_width": LABEL},
+            layout=widgets.Layout(width="auto"),
         )
         self.scale = _dropdown("Colour scale", scales)
         self.opacity = widgets.FloatSlider(
@@ -194,7 +205,10 @@ class Explorer(HasTraits):
             f'{STYLE}<div class="g2g-title">Tokens, layers and timesteps</div>'
             f'<div class="g2g-notice">{render.NOTICE} · {render.SIDES}</div>'
         )
-        note = widgets.HTML(f'<span class="g2g-notice">{html.escape(self.session.note)}</span>')
+        notes = [
+            widgets.HTML(f'<span class="g2g-notice">{html.escape(text)}</span>')
+            for text in (COLOURS, self.session.note)
+        ]
         pairs = zip(self.thumbs, self.picks, strict=True)
         center = widgets.Layout(align_items="center")
         gallery = [widgets.VBox([t, p], layout=center) for t, p in pairs]
@@ -210,7 +224,7 @@ class Explorer(HasTraits):
                 _classed(_row(self.back, *gallery, self.forth), "g2g-gallery"),
                 _row(self.phrase, self.swap, self.upload),
                 _row(widgets.HTML("<h3>Words</h3>"), self.words),
-                _row(self.content, self.pieces, self.special, note),
+                _row(self.content, self.pieces, self.special, *notes),
                 _row(self.status, self.progress),
                 _row(_classed(widgets.VBox(main), "g2g-main"), _classed(_column(side), "g2g-side")),
             ]
@@ -239,7 +253,7 @@ class Explorer(HasTraits):
         self._on(self.curve, lambda now, v: replace(now, curve=None if v == NONE else v))
         self._on(self.compare, self._compared)
         self.upload.observe(self._uploaded, "value")
-        self.tabs.observe(lambda _: self._draw_tab(), "selected_index")
+        self.tabs.observe(self._tab_opened, "selected_index")
         self.swap.on_click(lambda _: self._act(state.swap))
         self.content.on_click(lambda _: self._act(lambda now: replace(now, columns=None)))
         self.export.on_click(lambda _: self._take(self._exported))
@@ -275,7 +289,10 @@ class Explorer(HasTraits):
     def _act(self, action: Callable[[State], State]) -> None:
         """Set the state that an action makes; its refusal is one line, and the view stays."""
         with self._reported():
-            self.state = action(self.state)
+            new = action(self.state)
+            if new == self.state and self.view is not None:
+                self._settle()  # nothing to draw, but an error or an odd control may be left
+            self.state = new
 
     def _picked(self, place: int, _: Any) -> None:
         keys = list(self.session.pictures)
@@ -292,10 +309,11 @@ class Explorer(HasTraits):
             return
         file = change["new"][0]
         with self._reported():
+            self._tell("reading the image", 0, 1)
             key = self.session.upload(file["name"], bytes(file["content"]))
             self._page = (len(self.session.pictures) - 1) // PAGE
             self._show_page()
-            self.state = self.session.pick_image(self.state, key)
+            self._act(lambda now: self.session.pick_image(now, key))
         self.upload.value = ()
 
     # -- drawing ----------------------------------------------------------------------------------
@@ -312,7 +330,7 @@ class Explorer(HasTraits):
                 self._go_back(change["old"])
                 raise
             self._draw()
-            self._sync()
+            self._settle()
 
     def _go_back(self, old: Any) -> None:
         """The last good state, in the controls too, except for the phrases being typed."""
@@ -332,15 +350,25 @@ class Explorer(HasTraits):
             lines = str(error).strip().splitlines() or [type(error).__name__]
             known = isinstance(error, ValueError | OSError)
             text = lines[0] if known else f"{type(error).__name__}: {lines[0]}"
-            self.status.value = _status(f"⚠ {text}", "error", self._drawn)
-        finally:
-            self.progress.layout.display = "none"
+            self._answer(f"⚠ {text}", "error")
+
+    def _settle(self) -> None:
+        """Controls and status line as the view has them."""
+        assert self.view is not None
+        self._sync()
+        self._answer(_summary(self.view))
+
+    def _answer(self, text: str, kind: str = "") -> None:
+        """The line that ends every action, counted and sent last: all else is up to date then."""
+        self._answers += 1
+        self.progress.layout.display = "none"
+        self.status.value = _status(text, kind, self._answers)
 
     def _tell(self, what: str, done: int, total: int) -> None:
         """Show progress of something slow."""
         self.progress.layout.display = None
         self.progress.max, self.progress.value = total, done
-        self.status.value = _status(f"{what}: {done} of {total}", "busy", self._drawn)
+        self.status.value = _status(f"{what}: {done} of {total}", "busy", self._answers)
 
     def _sync(self, texts: bool = True) -> None:
         """Bring every control to the state, without setting anything off."""
@@ -389,20 +417,24 @@ class Explorer(HasTraits):
         return button
 
     def _draw(self) -> None:
-        """The visible tab first, which the user waits for; then words, numbers, status line."""
+        """The visible tab first, which the user waits for; then words and numbers."""
         assert self.view is not None
         self._draw_tab()
         self._draw_words()
         self._mark_picked()
         self.numbers.value = _numbers_table(self.view)
         self.taken.value = ""
-        self._drawn += 1
-        self.status.value = _status(_summary(self.view), "", self._drawn)
+
+    def _tab_opened(self, _: Any) -> None:
+        """Draw a tab when it is opened."""
+        if self.view is not None:
+            with self._reported():
+                self._draw_tab()
+                self._answer(_summary(self.view))
 
     def _draw_tab(self) -> None:
         """The picture of the tab that is open; the others wait until they are."""
-        if self.view is None:
-            return
+        assert self.view is not None
         index = self.tabs.selected_index or 0
         drawn = (render.main_view, render.token_view, render.grid_view)[index](self.view)
         self.pictures[index].value = _image(
@@ -444,6 +476,10 @@ class Explorer(HasTraits):
                 title = f"Image {picture.title}"
                 thumb.value = _image(render.thumbnail(picture.image), "png", title)
                 button.description, button.tooltip = picture.label, title
+        count = len(self.session.pictures)
+        first = self._page * PAGE + 1
+        where = f"now {first} to {first + len(found) - 1} of {count}"
+        self.back.tooltip, self.forth.tooltip = f"Previous images, {where}", f"Next images, {where}"
         if self.view is not None:
             self._mark_picked()
 
@@ -456,14 +492,15 @@ class Explorer(HasTraits):
 
     # -- taking away ------------------------------------------------------------------------------
 
-    def _take(self, make: Callable[[View], str]) -> None:
-        """Put what is taken away below the view."""
+    def _take(self, make: Callable[[View], tuple[str, str]]) -> None:
+        """Put what is taken away below the view, and say so."""
         with self._reported():
             if self.view is not None:
-                self.taken.value = make(self.view)
+                self.taken.value, line = make(self.view)
+                self._answer(line)
 
-    def _exported(self, view: View) -> str:
-        """Write picture and maps; links to them."""
+    def _exported(self, view: View) -> tuple[str, str]:
+        """Write picture and maps; links to them, and what to say."""
         index = self.tabs.selected_index or 0
         drawn = (render.main_view, render.token_view, render.grid_view)[index](view)
         picture = render.png(drawn, export.facts(self.session, view))
@@ -473,22 +510,21 @@ class Explorer(HasTraits):
             _link(path.name, path.read_bytes(), kind)
             for path, kind in zip(paths, kinds, strict=True)
         ]
-        self._drawn += 1
-        self.status.value = _status(f"exported {paths[0].stem}", "", self._drawn)
-        return f"{' · '.join(links)}<br>in {html.escape(str(paths[0].parent))}"
+        place = html.escape(str(paths[0].parent))
+        return f"{' · '.join(links)}<br>in {place}", f"exported {paths[0].stem}"
 
-    def _coded(self, view: View) -> str:
-        """The code of every panel, and a button that copies it."""
+    def _coded(self, view: View) -> tuple[str, str]:
+        """The code of every panel with a button that copies it, and what to say."""
         text = "\n\n".join(
             export.code(self.session, view, letter)
             for letter, _ in zip("AB", view.panels, strict=False)
         )
-        copy = "navigator.clipboard.writeText(this.parentNode.querySelector('textarea').value)"
-        return (
-            f'<div><button class="jupyter-button" onclick="{copy}">Copy to clipboard</button>'
+        found = (
+            f'<div><button class="jupyter-button" onclick="{COPY}">Copy to clipboard</button>'
             f'<textarea class="g2g-code" aria-label="Code of this view" readonly>'
             f"{html.escape(text)}</textarea></div>"
         )
+        return found, "the code of this view is below it"
 
 
 # -- small parts ----------------------------------------------------------------------------------
@@ -539,16 +575,19 @@ def _set(control: Any, options: Any, value: Any = ...) -> None:
 
 
 def _status(text: str, kind: str = "", number: int = 0) -> str:
-    """The status line; its number counts the views drawn."""
+    """The status line; its number counts the answers given."""
     return (
-        f'<div class="g2g-status {kind}" role="status" aria-live="polite" data-drawn="{number}">'
+        f'<div class="g2g-status {kind}" role="status" aria-live="polite" data-answers="{number}">'
         f"{html.escape(text)}</div>"
     )
 
 
 def _summary(view: View) -> str:
+    """What is shown, and what of the phrases is not as asked."""
     panel = view.panels[0]
-    return state.describe(panel.selection, panel.capture)
+    shown = state.describe(panel.selection, panel.capture)
+    phrases = [p.capture.phrase for p in view.panels]
+    return "; ".join([shown, *dict.fromkeys(r for p in phrases for r in state.remarks(p))])
 
 
 def _alternative(view: View, index: int) -> str:
@@ -569,10 +608,9 @@ def _where(heatmap: Any) -> str:
 def _dress(button: widgets.Button, chip: Chip, on: bool, colour: Any, means: Any) -> None:
     """Label, colour and marks of a word button."""
     red, green, blue = colour
-    light = 0.299 * red + 0.587 * green + 0.114 * blue > 140
     button.description = f"✓ {chip.label}" if on else chip.label
     button.style.button_color = f"#{red:02x}{green:02x}{blue:02x}"
-    button.style.text_color = "#000000" if light else "#ffffff"
+    button.style.text_color = render.ink(colour)
     mean = float(means[list(chip.columns)].mean())
     button.tooltip = f"{'chosen' if on else 'not chosen'}; mean attention {mean:.4f}"
     button.add_class("g2g-on" if on else "g2g-off")

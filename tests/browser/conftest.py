@@ -1,8 +1,10 @@
 """A served explorer and a Chromium that may talk to this machine alone."""
 
 import os
+import random
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -20,19 +22,22 @@ FLAGS = [
     "--disable-dev-shm-usage",
     "--disable-background-networking",
 ]
-SLOW = 240_000  # ms; machines that run tests are busy
-READY = '.g2g-status[data-drawn]:not([data-drawn="0"])'
+SLOW = 240_000  # ms until something counts as broken; machines that run tests are busy
+READY = '.g2g-status[data-answers]:not([data-answers="0"], .busy, .error)'
 
-# The status line comes last in a drawing and counts it: until then words and numbers are old.
-DRAWN = """() => {
+# The status line ends every action and counts it: until then words and numbers are old.
+ANSWERS = "() => Number(document.querySelector('.g2g-status').dataset.answers)"
+ANSWERED = """before => {
   const status = document.querySelector('.g2g-status');
-  return window.g2g.to !== undefined && !status.classList.contains('busy')
-    && Number(status.dataset.drawn) > Number(window.g2g.drawn);
+  return !status.classList.contains('busy') && Number(status.dataset.answers) > before;
 }"""
+WORDS = ".g2g-on, .g2g-off"
+CHANGED = "window.g2g.to !== undefined"
+TURNED = "before => ![...document.querySelectorAll('.g2g button')].some(b => b.title === before)"
 # Time from the first user event after arming to the next change of a picture in the open tab.
 ARM = """() => {
   const pictures = () => [...document.querySelectorAll('.g2g-main img')].map(i => i.src).join('|');
-  window.g2g = {seen: pictures(), drawn: document.querySelector('.g2g-status').dataset.drawn};
+  window.g2g = {seen: pictures()};
   if (window.g2gArmed) return;
   window.g2gArmed = true;
   for (const kind of ['click', 'change', 'keydown', 'input'])
@@ -54,10 +59,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that nothing listens on, below those that systems give to whoever asks for any."""
+    for port in random.sample(range(20_000, 30_000), 100):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)):
+                return port
+    raise OSError("no free port between 20000 and 30000")
+
+
+def stopped(process: subprocess.Popen) -> None:
+    """End a server and its kernels: asked first, and made to where it takes too long."""
+    process.terminate()
+    try:
+        process.wait(60)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def started(command: list[str], port: int, log: Path) -> subprocess.Popen:
@@ -66,14 +83,14 @@ def started(command: list[str], port: int, log: Path) -> subprocess.Popen:
         process = subprocess.Popen(
             command, cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
         )
-    deadline = time.time() + 120
+    deadline = time.time() + SLOW / 1000
     while time.time() < deadline and process.poll() is None:
         try:
             socket.create_connection(("127.0.0.1", port), 1).close()
             return process
         except OSError:
             time.sleep(0.2)
-    process.terminate()
+    stopped(process)
     pytest.fail(f"{command[2]} did not start: {log.read_text()[-2000:]}")
 
 
@@ -96,8 +113,7 @@ def voila(notebook, tmp_path_factory) -> Iterator[str]:
     options = ["smoke", f"--port={port}", "--no-browser"]
     process = started([sys.executable, "workflow/explore.py", *options], port, log)
     yield f"http://127.0.0.1:{port}/"
-    process.terminate()
-    process.wait(30)
+    stopped(process)
 
 
 @pytest.fixture(scope="session")
@@ -113,15 +129,15 @@ def lab(notebook, tmp_path_factory) -> Iterator[str]:
     ]  # fmt: skip
     process = started(command, port, folder / "log")
     yield f"http://127.0.0.1:{port}/lab/tree/{notebook.name}"
-    process.terminate()
-    process.wait(30)
+    stopped(process)
 
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator:
     """The browser."""
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=SLOW)
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser
@@ -138,19 +154,18 @@ def outside() -> list[str]:
 def new_page(chromium, outside):
     """Open a page whose requests stay on this machine."""
 
-    def guard(route) -> None:
-        address = route.request.url
-        if address.startswith(("http://127.0.0.1:", "ws://127.0.0.1:", "data:", "blob:")):
-            route.continue_()
-        else:
+    def stays(address: str) -> bool:
+        here = address.startswith(("http://127.0.0.1:", "ws://127.0.0.1:", "data:", "blob:"))
+        if not here:
             outside.append(address)
-            route.abort()
+        return here
 
     def open_page(address: str):
         page = chromium.new_page(viewport={"width": 1024, "height": 1100})
-        page.set_default_timeout(60_000)
-        page.route("**/*", guard)
-        page.goto(address, wait_until="commit", timeout=SLOW)
+        page.set_default_timeout(SLOW)
+        page.route("**/*", lambda r: r.continue_() if stays(r.request.url) else r.abort())
+        page.on("websocket", lambda socket: stays(socket.url))
+        page.goto(address, wait_until="commit")
         return page
 
     return open_page
@@ -161,22 +176,38 @@ class Driver:
 
     def __init__(self, page) -> None:
         self.page = page
-        page.wait_for_selector(READY, timeout=SLOW)
+        page.wait_for_selector(READY, state="attached", timeout=SLOW)
+
+    def answered(self, action) -> None:
+        """Do something, and wait until the explorer has answered."""
+        before = self.page.evaluate(ANSWERS)
+        action()
+        self.page.wait_for_function(ANSWERED, arg=before, timeout=SLOW)
 
     def act(self, action) -> float:
         """Do something that changes the picture; milliseconds from the event to the new picture."""
         self.page.evaluate(ARM)
-        action()
-        self.page.wait_for_function(DRAWN, timeout=60_000)
+        self.answered(action)
+        self.page.wait_for_function(CHANGED, timeout=SLOW)
         return self.page.evaluate("window.g2g.to - window.g2g.from")
 
     def refused(self, action) -> str:
         """Do something that is refused; the line that says why."""
         picture = self.picture
-        action()
-        self.page.wait_for_selector(".g2g-status.error")
+        self.answered(action)
+        assert self.page.locator(".g2g-status.error").count() == 1, self.status
         assert self.picture == picture, "the last good view went"
         return self.status
+
+    def tab(self, name: str) -> None:
+        """Open a tab."""
+        tab = self.page.get_by_role("tab", name=name, exact=True)
+        if tab.get_attribute("aria-selected") != "true":
+            self.answered(tab.click)
+
+    def check(self, label: str, on: bool = True) -> None:
+        """Tick a box that changes no picture."""
+        self.answered(lambda: self.page.get_by_label(label).set_checked(on))
 
     def click(self, name: str) -> float:
         """Press the button of that name."""
@@ -202,6 +233,10 @@ class Driver:
         slider = self.page.locator(".widget-hslider", has_text=label)
         slider.locator(".noUi-handle").nth(handle).focus()
         return self.act(lambda: self.page.keyboard.press(key))
+
+    def slider(self, label: str) -> str:
+        """A slider's label and what it is set to."""
+        return self.page.locator(".widget-hslider", has_text=label).inner_text()
 
     def type(self, label: str, text: str):
         """Type into a field; the Enter key is left to the caller."""
@@ -230,11 +265,17 @@ class Driver:
         """The source of the open tab's picture."""
         return self.page.locator(".g2g-main img:visible").first.get_attribute("src")
 
+    def turn(self) -> None:
+        """The next page of images; the arrow says which they are when all are there."""
+        arrow = self.button("▸")
+        before = arrow.get_attribute("title")
+        arrow.click()
+        self.page.wait_for_function(TURNED, arg=before, timeout=SLOW)
+
     @property
-    def thumbnails(self) -> str:
-        """What the visible thumbnails show."""
-        images = self.page.locator(".g2g-gallery img")
-        return ",".join(images.evaluate_all("all => all.map(i => i.alt)"))
+    def alternative(self) -> str:
+        """What the open tab's picture shows, in words."""
+        return self.page.locator(".g2g-main img:visible").first.get_attribute("alt")
 
     @property
     def numbers(self) -> str:
@@ -244,7 +285,16 @@ class Driver:
     @property
     def words(self) -> list[str]:
         """Labels of the word buttons."""
-        return self.page.locator(".g2g-on, .g2g-off").all_inner_texts()
+        return self.page.locator(WORDS).all_inner_texts()
+
+    def shows(self, *words: str, status: str = "", numbers: str = "") -> None:
+        """Expect these word buttons, and texts in the status line and beside the picture."""
+        from playwright.sync_api import expect
+
+        if words:
+            expect(self.page.locator(WORDS)).to_have_text(words)
+        for place, text in ((".g2g-status", status), (".g2g-side", numbers)):
+            expect(self.page.locator(place)).to_contain_text(text)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,8 @@
 """Notebook 10 runs in JupyterLab and its widget answers."""
 
-from .conftest import READY, SLOW, Driver
+import os
+
+from .conftest import SLOW, WORDS, Driver
 
 RUN = "notebook:run-all-cells"
 KERNEL_IS_IDLE = """() => {
@@ -11,13 +13,14 @@ KERNEL_IS_IDLE = """() => {
 
 def test_notebook_10_in_jupyterlab(new_page, lab, outside):
     page = new_page(lab)
-    page.set_default_timeout(SLOW)
-    page.wait_for_function(KERNEL_IS_IDLE)
+    page.wait_for_function(KERNEL_IS_IDLE, timeout=SLOW)
     page.evaluate(f"() => {{ window.jupyterapp.commands.execute('{RUN}'); }}")
-    page.wait_for_selector(READY, state="attached")
     explorer = Driver(page)
     page.locator(".g2g").scroll_into_view_if_needed()
-    word = explorer.words[0].removeprefix("✓ ")
-    explorer.click(f"✓ {word}")
-    assert explorer.words[0] == word
+    page.locator(WORDS).first.wait_for()
+    first, *others = explorer.words
+    explorer.click(first)
+    explorer.shows(first.removeprefix("✓ "), *others)
+    if folder := os.environ.get("G2G_SCREENSHOTS"):
+        page.screenshot(path=f"{folder}/lab.png")
     assert outside == []

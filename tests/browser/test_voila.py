@@ -1,18 +1,42 @@
 """The explorer in a real browser, served by Voilà under the smoke profile.
 
 The tests share one page, as a user would, and each starts from the phrase it needs. Times are
-printed and bounded loosely here (the machine is shared); `benchmarks/explorer_times.py` measures.
+printed only (the machine is shared); `benchmarks/explorer_times.py` measures.
 """
 
+import io
 import os
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("G2G_SHARED", ROOT.parent / "shared"))
 PHRASE = "small left pleural effusion"
-BUSY = 10  # how much slower than promised a shared machine may be
+CHOSEN = [f"✓ {word}" for word in PHRASE.split()]
+
+
+def dicom(pixels) -> bytes:
+    """A DICOM file of these pixels, MONOCHROME1; without any for None."""
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID = DigitalXRayImageStorageForPresentation
+    meta.MediaStorageSOPInstanceUID = "1.2.3"
+    found = FileDataset("film", {}, file_meta=meta, preamble=bytes(128))
+    found.SOPClassUID, found.SOPInstanceUID = meta.MediaStorageSOPClassUID, "1.2.3"
+    if pixels is not None:
+        found.Rows, found.Columns = pixels.shape
+        found.BitsAllocated, found.BitsStored, found.HighBit = 16, 12, 11
+        found.SamplesPerPixel, found.PixelRepresentation = 1, 0
+        found.PhotometricInterpretation = "MONOCHROME1"
+        found.PixelData = pixels.astype("<u2").tobytes()
+    stream = io.BytesIO()
+    found.save_as(stream, enforce_file_format=True)
+    return stream.getvalue()
 
 
 @pytest.fixture
@@ -21,13 +45,14 @@ def page(explorer, request):
 
     With G2G_SCREENSHOTS naming a folder, what each test left is kept there to be looked at.
     """
-    explorer.page.get_by_role("tab", name="View", exact=True).click()
+    explorer.tab("View")
     if explorer.value("Compare with") != "nothing":
         explorer.choose("Compare with", "nothing")
     if explorer.value("Phrase") != PHRASE:
         explorer.phrase(PHRASE)
-    if explorer.words != [f"✓ {word}" for word in PHRASE.split()]:
+    if explorer.words != CHOSEN:
         explorer.click("Content words")
+    explorer.shows(*CHOSEN)
     yield explorer
     if folder := os.environ.get("G2G_SCREENSHOTS"):
         explorer.page.screenshot(path=f"{folder}/{request.node.name}.png", full_page=True)
@@ -37,43 +62,65 @@ def test_it_opens_with_notice_sides_and_words(page):
     text = page.page.locator("body").inner_text()
     assert "For research, not a medical device" in text
     assert "patient right is image left" in text
-    assert page.words == ["✓ small", "✓ left", "✓ pleural", "✓ effusion"]
-    alternative = page.page.locator(".g2g-main img:visible").first.get_attribute("alt")
+    alternative = page.alternative
     assert f"overlay of “{PHRASE}”" in alternative and "highest at image" in alternative
 
 
 def test_a_word_toggles(page):
     before = page.picture
     took = page.click("✓ left")
-    assert "words: small pleural effusion;" in page.status and page.picture != before
+    page.shows("✓ small", "left", *CHOSEN[2:], status="words: small pleural effusion;")
+    assert page.picture != before
     page.click("left")
-    assert page.words[1] == "✓ left" and page.picture == before
+    page.shows(*CHOSEN)
+    assert page.picture == before
     print(f"word: {took:.0f} ms")
-    assert took < 200 * BUSY
 
 
 def test_special_tokens_can_be_shown_and_chosen(page):
-    box = page.page.get_by_label("start, end, padding")
-    box.check()
+    page.check("start, end, padding")
     page.button("start").wait_for()
     page.click("start")
-    assert "words: start small" in page.status
+    page.shows(status="words: start small")
     page.click("✓ start")
-    box.uncheck()
-    page.button("start").wait_for(state="detached")
+    page.check("start, end, padding", False)
+    page.shows(*CHOSEN)
+
+
+def test_word_pieces_apart(page):
+    whole = page.phrase("cardiomegalyosis on the left") and page.words
+    assert any("·" in word for word in whole), "no word of several pieces"
+    page.check("word pieces apart")
+    page.page.wait_for_function(MORE_WORDS, arg=len(whole))
+    page.check("word pieces apart", False)
+    page.shows(*whole)
+
+
+MORE_WORDS = "count => document.querySelectorAll('.g2g-on, .g2g-off').length > count"
 
 
 def test_layer_range_by_keyboard_and_by_block(page):
-    page.click("mid")
+    page.answered(page.button("mid").click)
     page.click("all layers")
     took = page.press("Layers", "ArrowRight")
-    assert "2 down" in page.page.locator(".widget-hslider", has_text="Layers").inner_text()
+    assert re.search(r"\b2 (down|mid)", page.slider("Layers"))
     page.click("mid")
-    assert page.status.endswith("layers: 1 mid")
+    page.shows(status="layers: 1 mid")
+    assert not re.search("down|up", page.status)
     page.click("all layers")
-    assert "3 down, 1 mid, 6 up" in page.status
+    assert re.search(r"layers: \d+ down, 1 mid, \d+ up$", page.status)
     print(f"layers: {took:.0f} ms")
-    assert took < 200 * BUSY
+
+
+def test_layers_by_resolution(page):
+    page.answered(page.button("all layers").click)
+    every = page.status
+    options = page.page.get_by_label("Resolutions").locator("option")
+    label = options.last.inner_text()
+    page.act(lambda: page.page.get_by_label("Resolutions").select_option(label))
+    assert page.status != every
+    page.click("all layers")
+    assert page.status == every
 
 
 def test_timesteps(page):
@@ -87,36 +134,44 @@ def test_timesteps(page):
 def test_curve_shows_its_confidence(page):
     assert "confidence c" not in page.numbers
     took = page.choose("Curve", "mixture")
-    assert "confidence c =" in page.numbers and "no skill" in page.numbers
+    page.shows(numbers="confidence c =")
+    page.shows(numbers="no skill")
     again = page.choose("Curve", "linear")
     page.choose("Curve", "none")
     print(f"curve with its text bias: {took:.0f} ms, another curve: {again:.0f} ms")
-    assert took < 2000 * BUSY and again < 200 * BUSY
 
 
 def test_a_new_phrase(page):
     took = page.phrase("right apical pneumothorax")
-    assert page.words == ["✓ right", "✓ apical", "✓ pneumothorax"]
+    page.shows("✓ right", "✓ apical", "✓ pneumothorax")
     print(f"phrase: {took:.0f} ms")
-    assert took < 2000 * BUSY
 
 
 def test_a_bad_phrase_leaves_the_last_good_view(page):
     field = page.type("Phrase", "   ")
     assert "the phrase is empty" in page.refused(lambda: field.press("Enter"))
-    page.phrase(PHRASE + " today")
-    assert "empty" not in page.status
+    page.type("Phrase", PHRASE)
+    page.answered(lambda: field.press("Enter"))  # the view is good already: only the line goes
+    page.shows(status="words: small left pleural effusion;")
+
+
+def test_a_phrase_that_is_too_long_says_what_was_cut_off(page):
+    page.phrase(f"{PHRASE} and " * 30)
+    page.shows(status="words cut off after")
+    page.phrase("of the")
+    page.shows("✓ of", "✓ the", status="function words only")
 
 
 def test_swapping_sides_shows_both(page):
     page.click("Swap left/right")
-    assert page.page.get_by_label("Phrase B").input_value() == "small right pleural effusion"
+    assert page.value("Phrase B") == "small right pleural effusion"
+    assert page.value("Phrase") == PHRASE
     assert "A B no skill" in " ".join(page.numbers.split())
 
 
 def test_comparing_two_models(page):
     page.choose("Compare with", "another model")
-    alternative = page.page.locator(".g2g-main img:visible").first.get_attribute("alt")
+    alternative = page.alternative
     assert "domain-frozen-s0" in alternative and "generic-frozen-s0" in alternative
 
 
@@ -132,20 +187,19 @@ def test_views_and_opacity(page):
 
 
 def test_small_multiples(page):
-    page.page.get_by_role("tab", name="Tokens").click()
-    page.page.get_by_alt_text("map of every token", exact=False).wait_for()
-    page.page.get_by_role("tab", name="Layers × timesteps").click()
-    page.page.get_by_alt_text("map of every layer and timestep", exact=False).wait_for()
+    page.tab("Tokens")
+    assert page.alternative.startswith("map of every token")
+    page.click("✓ left")
+    page.click("left")
+    page.tab("Layers × timesteps")
+    assert page.alternative.startswith("map of every layer and timestep")
     took = page.click("✓ left")
     print(f"grid: {took:.0f} ms")
-    assert took < 600 * BUSY
     page.click("left")
 
 
 def test_export_can_be_downloaded(page, tmp_path):
-    page.button("Export").click()
-    link = page.page.get_by_role("link", name=".npz")
-    link.wait_for()
+    page.answered(page.button("Export").click)
     for suffix, start in ((".png", b"\x89PNG"), (".npz", b"PK")):
         with page.page.expect_download() as download:
             page.page.get_by_role("link", name=suffix).click()
@@ -154,11 +208,14 @@ def test_export_can_be_downloaded(page, tmp_path):
 
 
 def test_copy_as_code(page):
-    page.button("Copy as code").click()
-    code = page.page.get_by_label("Code of this view")
-    code.wait_for()
-    assert f"model, image, '{PHRASE}'" in code.input_value()
-    compile(code.input_value(), "copied", "exec")
+    page.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.answered(page.button("Copy as code").click)
+    code = page.page.get_by_label("Code of this view").input_value()
+    assert f"model, image, '{PHRASE}'" in code
+    compile(code, "copied", "exec")
+    page.button("Copy to clipboard").click()
+    page.button("Copied").wait_for()
+    assert page.page.evaluate("navigator.clipboard.readText()") == code
 
 
 def test_upload_of_a_real_radiograph(page):
@@ -167,50 +224,53 @@ def test_upload_of_a_real_radiograph(page):
         pytest.skip(f"no real radiographs at {folder}")
     path = sorted(folder.iterdir())[0]
     page.act(lambda: page.upload(path))
-    assert "no boxes known" in page.numbers and path.name in page.page.inner_text(".g2g")
-    page.act(
-        lambda: page.page.get_by_role("button", name=path.name).wait_for() or page.click("✓ left")
-    )
+    page.shows(numbers="no boxes known")
+    assert path.name in page.alternative
+    assert page.button(path.name).get_attribute("title") == f"Image {path.name}"
+    page.click("✓ left")
     page.click("left")
 
 
-def test_a_bad_upload_leaves_the_last_good_view(page, tmp_path):
-    bad = tmp_path / "holiday.png"
-    bad.write_bytes(b"no picture at all")
-    line = page.refused(lambda: page.upload(bad))
-    assert line.startswith("⚠ holiday.png: not an image") and "\n" not in line
-    page.click("mask")
-    page.click("map")
+def test_upload_of_a_dicom_file(page, tmp_path):
+    path = tmp_path / "film.dcm"
+    path.write_bytes(dicom(np.arange(2400, dtype=np.uint16).reshape(60, 40)))
+    page.act(lambda: page.upload(path))
+    assert "film.dcm" in page.alternative
 
 
-def test_an_upload_larger_than_the_usual_message(page, tmp_path):
-    big = tmp_path / "big.png"
-    big.write_bytes(os.urandom(12 * 2**20))
-    assert "big.png: not an image" in page.refused(lambda: page.upload(big))
+BAD = {
+    "holiday.png": (b"no picture at all", "not an image"),
+    "empty.png": (b"", "the file is empty"),
+    "big.png": (os.urandom(12 * 2**20), "not an image"),  # larger than the usual message
+    "report.dcm": (dicom(None), "without pixel data"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_upload_leaves_the_last_good_view(page, tmp_path, name):
+    content, problem = BAD[name]
+    (tmp_path / name).write_bytes(content)
+    line = page.refused(lambda: page.upload(tmp_path / name))
+    assert line.startswith(f"⚠ {name}: ") and problem in line and "\n" not in line
     page.click("mask")
     page.click("map")
+    page.shows(status="words: small left pleural effusion;")
 
 
 def test_images_are_picked_by_thumbnail(page):
-    shown = page.page.locator(".g2g button", has_text="8: ").first
-    for _ in range(3):  # uploads may have turned the page
-        if shown.is_visible():
+    shown = page.page.locator(".g2g button", has_text=re.compile("^8: "))
+    for _ in range(4):  # uploads may have turned the page
+        if shown.count() and shown.is_visible():
             break
-        before = page.thumbnails
-        page.button("▸").click()
-        page.page.wait_for_function(THUMBNAILS_CHANGED, arg=before)
+        page.turn()
     page.act(shown.click)
-    assert "image 8: " in page.page.locator(".g2g-main img:visible").first.get_attribute("alt")
-
-
-THUMBNAILS_CHANGED = """before =>
-  [...document.querySelectorAll('.g2g-gallery img')].map(i => i.alt).join() != before"""
+    assert "image 8: " in page.alternative
 
 
 def test_everything_works_with_the_keyboard(page):
     page.button("✓ effusion").focus()
     page.act(lambda: page.page.keyboard.press("Enter"))
-    assert "effusion" not in page.status.split(";")[0]
+    page.shows("✓ small", "✓ left", "✓ pleural", "effusion")
     page.button("effusion").focus()
     page.act(lambda: page.page.keyboard.press("Space"))
     reached = set()
@@ -230,13 +290,38 @@ NAME_OF_FOCUS = """() => {
 }"""
 
 
-def test_nothing_is_cut_off_at_1024_pixels(page):
-    wide = page.page.evaluate(
-        """() => [...document.querySelectorAll('.g2g *')]
-          .filter(e => e.getBoundingClientRect().right > 1024 && e.offsetParent)
-          .map(e => e.className)"""
-    )
-    assert wide == [] and page.page.evaluate("document.documentElement.scrollWidth") <= 1024
+def test_every_control_has_a_name(page):
+    page.page.get_by_role("button", name="Upload image").wait_for()
+    nameless = page.page.evaluate(NAMELESS)
+    assert nameless == []
+
+
+NAMELESS = """() => [...document.querySelectorAll(
+    '.g2g button, .g2g input, .g2g select, .g2g [tabindex="0"], .g2g [role=slider]')]
+  .filter(e => e.offsetParent && getComputedStyle(e).visibility != 'hidden')
+  .filter(e => !(e.innerText?.trim() || e.labels?.[0]?.innerText.trim()
+    || e.getAttribute('aria-label') || e.title
+    || e.closest('.widget-inline-hbox')?.querySelector('label')?.innerText.trim()))
+  .map(e => e.outerHTML.slice(0, 120))"""
+
+
+@pytest.mark.parametrize("width", [1024, 1280])
+@pytest.mark.parametrize("tab", ["View", "Tokens", "Layers × timesteps"])
+def test_nothing_is_cut_off(page, width, tab):
+    page.page.set_viewport_size({"width": width, "height": 1100})
+    try:
+        page.tab(tab)
+        assert page.page.evaluate(BEYOND) == []
+        assert page.page.evaluate("document.documentElement.scrollWidth") <= width
+    finally:
+        page.page.set_viewport_size({"width": 1024, "height": 1100})
+
+
+# What lies beyond the window, or is longer than its place (thumbnails have their names in titles).
+BEYOND = """() => [...document.querySelectorAll('.g2g *')].filter(e => e.offsetParent
+    && !e.closest('.g2g-gallery') && (e.getBoundingClientRect().right > window.innerWidth
+      || e.matches('button, label, .widget-readout') && e.scrollWidth > e.clientWidth + 1))
+  .map(e => `${e.className}: ${e.innerText}`)"""
 
 
 def test_no_request_left_this_machine(page, outside):

@@ -380,6 +380,54 @@ def test_upload(opened, start):
     assert sum(k.startswith("upload") for k in opened.pictures) == session.UPLOADS
 
 
+def encoded(picture, kind):
+    """A picture as the bytes of a file."""
+    stream = io.BytesIO()
+    picture.save(stream, kind)
+    return stream.getvalue()
+
+
+GREY = np.random.default_rng(1).integers(0, 255, (60, 50), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("sixteen.png", encoded(Image.fromarray(GREY.astype(np.uint16) * 257), "PNG")),
+        ("cmyk.jpg", encoded(Image.fromarray(np.repeat(GREY[..., None], 4, 2), "CMYK"), "JPEG")),
+        ("alpha.png", encoded(Image.fromarray(np.repeat(GREY[..., None], 4, 2), "RGBA"), "PNG")),
+        ("flat.png", encoded(Image.new("L", (64, 48)), "PNG")),
+        ("no suffix", encoded(Image.fromarray(GREY), "PNG")),
+    ],
+)
+def test_unusual_uploads_are_shown(opened, start, name, content):
+    view = opened.view(opened.pick_image(start, opened.upload(name, content)))
+    assert view.picture.title == name and view.picture.image.shape == (32, 32)
+    assert 0 <= view.picture.image.min() <= view.picture.image.max() <= 1
+
+
+@pytest.mark.parametrize(
+    "content, problem",
+    [
+        (encoded(Image.new("L", (1, 1)), "PNG"), "only 1×1 pixels"),
+        (encoded(Image.new("1", (20_000, 20_000)), "PNG"), "resize the image first"),
+        (encoded(Image.fromarray(GREY), "JPEG")[:400], "truncated or damaged"),
+    ],
+)
+def test_uploads_that_cannot_be_used_say_why(opened, content, problem):
+    with pytest.raises(ValueError, match=problem) as caught:
+        opened.upload("new\nfilm.png", content)
+    assert str(caught.value).startswith("new film.png: ") and "\n" not in str(caught.value)
+
+
+def test_an_image_uploaded_again_is_the_newest(opened):
+    contents = [encoded(Image.fromarray(GREY + i), "PNG") for i in range(session.UPLOADS)]
+    first, *_ = (opened.upload("film.png", content) for content in contents)
+    assert opened.upload("film.png", contents[0]) == first
+    opened.upload("other.png", contents[1])
+    assert first in opened.pictures
+
+
 @pytest.mark.parametrize("content", [b"", b"not an image"])
 def test_bad_upload_is_one_line_with_the_name_and_no_path(opened, content):
     with pytest.raises(ValueError) as caught:
@@ -426,11 +474,21 @@ def test_word_buttons_are_coloured_by_attention(opened, start):
     assert colours[strongest] == tuple(map(int, render.palette("magma")[255]))
 
 
+def test_word_buttons_can_be_read():
+    for colour in render.palette("magma"):
+        under = render.luminance(tuple(map(int, colour)))
+        over = {"#000000": 0.0, "#ffffff": 1.0}[render.ink(tuple(map(int, colour)))]
+        high, low = max(under, over), min(under, over)
+        assert (high + 0.05) / (low + 0.05) >= 4.5, colour
+    assert render.luminance((255, 255, 255)) == pytest.approx(1)
+
+
 def test_text_fits():
     lines = render.fitted("a very long phrase about the lower left lung", 90, 14, 2)
     assert len(lines) == 2 and lines[1].endswith("…")
     assert all(render.font(14).getlength(t) <= 90 for t in lines)
     assert render.fitted("short", 90, 14) == ["short"]
+    assert render.fitted("i" * 100_000, 90, 14)[0].endswith("…")  # quickly
 
 
 def test_export_holds_maps_parameters_and_notice(opened, start, tmp_path):
@@ -548,6 +606,73 @@ def test_an_error_is_one_line_and_the_last_good_view_stays(widget):
     assert widget.view.panels[0].selection.columns == (3,)
     widget.opacity.value = 0.9
     assert "error" not in widget.status.value
+
+
+def test_going_back_by_hand_clears_the_error(widget):
+    widget.phrase.value = "   "
+    assert "error" in widget.status.value
+    widget.phrase.value = PHRASE  # what is shown already
+    assert "error" not in widget.status.value and "words: small left" in widget.status.value
+    widget.sizes.value = ()  # no resolution means all, and the control says so
+    assert widget.sizes.value == (16, 8)
+
+
+def test_every_answer_is_counted_and_comes_last(widget):
+    """What a browser waits for: the count moves once per action, after everything else did."""
+    sent = []
+
+    def listen(control, *names):
+        control.observe(lambda change: sent.append(change["owner"]), names)
+
+    listen(widget.status, "value")
+    for control in (
+        widget.numbers,
+        widget.pictures[0],
+        widget.other_phrase,
+        widget.progress.layout,
+    ):
+        listen(control)
+    count = answers(widget)
+    actions = [
+        lambda: widget.words.children[1].click(),
+        widget.swap.click,
+        lambda: setattr(widget.phrase, "value", "  "),
+        lambda: setattr(widget.tabs, "selected_index", 1),
+        widget.code.click,
+        widget.content.click,
+        widget.content.click,
+    ]
+    for i, action in enumerate(actions, start=1):
+        action()
+        assert answers(widget) == count + i and sent[-1] is widget.status, i
+
+
+def answers(widget):
+    """How many answers the status line counts."""
+    return int(widget.status.value.split('data-answers="')[1].split('"')[0])
+
+
+def test_progress_is_shown_only_while_maps_are_made(widget):
+    said, bars = [], []
+    widget.status.observe(lambda change: said.append(change["new"]), "value")
+    widget.progress.layout.observe(lambda change: bars.append(change["new"]), "display")
+    widget.opacity.value = 0.7
+    assert len(said) == 1 and "busy" not in said[0] and not bars
+    widget.phrase.value = "edema"
+    assert "busy" in said[1] and "maps: 1 of 1" in said[1]
+    assert "busy" not in said[-1] and bars == [None, "none"]  # shown, then hidden
+    widget.curve.value = "linear"
+    assert any("text bias: 5 of 5" in line for line in said)
+
+
+def test_what_was_cut_off_and_function_words_are_said(widget):
+    widget.phrase.value = f"{PHRASE} of the lower lung and the apical pleural space"
+    assert "words cut off after 12 tokens: " in widget.status.value
+    widget.phrase.value = "of the"
+    assert "function words only" in widget.status.value
+    assert all(b.description.startswith("✓ ") for b in widget.words.children)
+    widget.phrase.value = PHRASE
+    assert "cut off" not in widget.status.value and "function" not in widget.status.value
 
 
 def test_unexpected_errors_are_one_line_too(widget, monkeypatch):

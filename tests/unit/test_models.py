@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 
 from g2g_utils import config, models, pretraining
+from g2g_utils.attention import find_layers
 
 CONFIG = config.load("smoke")
 PHRASES = ["small left pleural effusion", "enlarged heart"]
@@ -157,6 +158,41 @@ def test_the_released_unet_is_found_in_its_subfolder(tmp_path):
     unet = models.build_unet(CONFIG.unet, 4, 16, 32)
     unet.save_pretrained(tmp_path / "unet_ema")
     assert models.load_unet(tmp_path).config.cross_attention_dim == 32
+
+
+def test_a_foundation_gives_all_but_what_reads_the_text(tmp_path):
+    with models.initialised(1):
+        trained = models.build_unet(CONFIG.unet, 4, 16, 32)
+    trained.save_pretrained(tmp_path)
+    with models.initialised(2):
+        unet = models.build_unet(CONFIG.unet, 4, 16, 32)
+    before = {name: weight.clone() for name, weight in unet.state_dict().items()}
+    models.adopt(unet, tmp_path)
+    for name, weight in unet.state_dict().items():
+        reads = any(f".attn2.{part}." in name for part in ("to_q", "to_k", "to_v"))
+        expected = before[name] if reads else trained.state_dict()[name]
+        assert torch.equal(weight, expected), name
+    deeper = models.build_unet(CONFIG.unet.model_copy(update={"layers_per_block": 2}), 4, 16, 32)
+    with pytest.raises(ValueError, match="another shape"):
+        models.adopt(deeper, tmp_path)
+
+
+@pytest.mark.parametrize("middle", [True, False])
+@pytest.mark.parametrize("levels", [None, (True, False, True)])
+def test_cross_attention_is_at_the_levels_asked_for(levels, middle):
+    changes = {"attention_levels": levels, "middle_attention": middle}
+    unet = models.build_unet(CONFIG.unet.model_copy(update=changes), 4, 16, 32)
+    blocks = {name.rsplit(".attentions", 1)[0] for name in find_layers(unet)}
+    expected = {
+        None: {"down_blocks.0", "down_blocks.1", "up_blocks.1", "up_blocks.2"},
+        (True, False, True): {"down_blocks.0", "down_blocks.2", "up_blocks.0", "up_blocks.2"},
+    }
+    assert blocks == expected[levels] | ({"mid_block"} if middle else set())
+
+
+def test_a_level_without_a_choice_is_refused():
+    with pytest.raises(config.ConfigError, match="2 entries for 3 channels"):
+        config.load("smoke", **{"unet.attention_levels": [True, False]})
 
 
 def test_missing_weights_name_the_place_and_the_command(tmp_path):

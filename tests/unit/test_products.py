@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from g2g_utils import config, products
 
@@ -43,6 +44,34 @@ def test_keys_follow_what_matters_and_nothing_else(tiny):
     assert products.key(tiny, arm) == products.key(live, arm)
     assert products.key(tiny, arm) != products.key(data, arm)  # through its dependencies
     assert products.key(tiny, arm) != products.key(tiny, "ldm/domain-frozen-s1")
+
+
+def test_one_foundation_serves_every_arm_and_seed(tiny):
+    shared = TINY | {"unet.foundation_steps": 2}
+    with_one = config.load("smoke", **shared)
+    plan = products.plan(with_one)
+    assert all("foundation" in plan[name] for name in plan if name.startswith("ldm/"))
+    longer = config.load("smoke", **shared | {"training.steps": 9, "training.dropout": 0.5})
+    assert products.key(with_one, "foundation") == products.key(longer, "foundation")
+    other = config.load("smoke", **shared | {"unet.foundation_steps": 1})
+    assert products.key(with_one, "foundation") != products.key(other, "foundation")
+    assert "foundation" not in products.plan(tiny)
+    unets = [products.start_unet(with_one, seed, 32) for seed in (0, 1)]
+    for (name, one), (_, two) in zip(*(u.named_parameters() for u in unets), strict=True):
+        reads = any(f".attn2.{part}." in name for part in ("to_q", "to_k", "to_v"))
+        assert torch.equal(one, two) != reads, name
+
+
+def test_controls_have_their_own_seeds_and_no_fidelity():
+    arms = {
+        "domain-frozen": {"encoder": "domain"},
+        "shuffled": {"encoder": "domain", "shuffled": True, "control": True, "seeds": [4]},
+    }
+    settings = config.load("smoke", **{"training.arms": arms})
+    plan = products.plan(settings)
+    assert "evaluation/shuffled-s4" in plan and "ldm/shuffled-s0" not in plan
+    assert "fidelity/shuffled-s4" not in plan and "fidelity/domain-frozen-s0" in plan
+    assert settings.training.compared == ["domain-frozen"]
 
 
 @pytest.mark.parametrize("name", ["vea", "ldm/nope-s0", "ldm/domain-frozen"])

@@ -100,6 +100,19 @@ def test_timestep_density_grows_linearly_when_asked():
         assert 0 <= drawn.min() and drawn.max() < 1
 
 
+def test_a_foundation_learns_without_text(parts, tmp_path):
+    unet, _ = parts.make()
+    before = {name: weight.clone() for name, weight in unet.state_dict().items()}
+    training.pretrain(
+        parts.pairs, unet, parts.scheduler, CONFIG.training, tmp_path, seed=0, steps=4
+    )
+    after = load_file(tmp_path / "unet" / "diffusion_pytorch_model.safetensors")
+    for name in after:
+        if ".attn2.to_v." in name:  # nothing to read, nothing learnt (weight decay aside)
+            assert torch.allclose(after[name], before[name], rtol=1e-2, atol=1e-6), name
+    assert not torch.allclose(after["conv_in.weight"], before["conv_in.weight"], atol=1e-5)
+
+
 def test_the_unconditional_embedding_reaches_the_unet(parts):
     """Conditioning dropout acts: dropped rows show the U-Net the empty prompt's text states."""
     unet, encoder = parts.make()

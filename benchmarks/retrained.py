@@ -1,0 +1,88 @@
+"""Does `--retrain` give the shipped weights again? Writes benchmarks/retrained.json.
+
+    python benchmarks/retrained.py [ARM] [SEED]
+
+Trains one arm of the miniature from its seed (or takes it from build/miniature, where
+`./run_all.sh --retrain` made it), grounds the test pairs with it and with the shipped weights, and
+reports the paired differences with 95 % intervals (bootstrap over patients) and how far the weights
+lie apart. About 15 minutes on one core, nearly all of it training.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from g2g_utils import config, grounding, models, products, runs, studies
+
+RESULT = Path(__file__).with_name("retrained.json")
+MEASURES = ("cnr", "auc_roc", "pointing")
+
+
+def scores(settings: config.Config, model: models.GroundingModel) -> Any:
+    """One row a test pair under the profile's grounding options."""
+    options = products.grounding_options(settings)
+    return grounding.evaluate(model, products.evaluation_pairs(settings), **options)
+
+
+def farthest(first: nn.Module, second: nn.Module) -> dict[str, float]:
+    """Largest difference of two networks' weights, and of the first's from itself in float16."""
+    pairs = list(zip(first.parameters(), second.parameters(), strict=True))
+    gap = max(float((a.float() - b.float()).abs().max()) for a, b in pairs)
+    rounding = max(float((a.half().float() - a.float()).abs().max()) for a, _ in pairs)
+    return {"largest_difference": gap, "float16_rounding": rounding}
+
+
+def shipped_model(arm: str, seed: int) -> models.GroundingModel:
+    """The arm as a fresh clone loads it: everything from weights/, nothing from build/."""
+    settings, name = config.load("miniature"), f"ldm/{arm}-s{seed}"
+    if not (settings.weights_dir / name / "run.json").exists():
+        raise SystemExit(f"{name} is not shipped in {settings.weights_dir}")
+    build = os.environ.get("G2G_BUILD")
+    with tempfile.TemporaryDirectory() as empty:
+        os.environ["G2G_BUILD"] = empty
+        try:
+            return products.model(settings, arm, seed)
+        finally:
+            os.environ.pop("G2G_BUILD") if build is None else os.environ.update(G2G_BUILD=build)
+
+
+def compare(arm: str, seed: int) -> dict[str, Any]:
+    """Train or find the retrained arm, load the shipped one, compare metrics and weights."""
+    begin, settings = time.time(), config.load("miniature", retrain=True)
+    published, retrained = shipped_model(arm, seed), products.model(settings, arm, seed)
+    tables = [scores(settings, model) for model in (retrained, published)]
+    n = settings.evaluation.bootstrap
+    gaps = {m: list(studies.difference(*tables, m, n)) for m in MEASURES}
+    means = [{m: float(table[m].mean()) for m in MEASURES} for table in tables]
+    return {
+        "arm": f"{arm}-s{seed}",
+        "pairs": len(tables[0]),
+        "retrained": means[0],
+        "shipped": means[1],
+        "retrained_minus_shipped": gaps,
+        "unet_weights": farthest(retrained.unet, published.unet),
+        **runs.provenance(begin),
+    }
+
+
+def main(arm: str = "domain-frozen", seed: str = "0") -> int:
+    """Compare one arm and write the result."""
+    torch.set_num_threads(1)
+    found = compare(arm, int(seed))
+    runs.write_json(RESULT, found)
+    for measure, (value, low, high) in found["retrained_minus_shipped"].items():
+        print(f"{measure}: retrained - shipped {value:+.4f} [{low:+.4f}, {high:+.4f}]")
+    print(found["unet_weights"])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
