@@ -94,6 +94,16 @@ def test_a_product_is_made_once_and_again_when_damaged(tiny, capsys):
     assert weights.read_bytes() == content  # the same bits again
 
 
+def test_truncated_latents_are_made_again_with_a_warning(tiny, capsys):
+    folder = products.ensure(tiny, "latents")
+    largest = max(folder.rglob("*.safetensors"), key=lambda path: path.stat().st_size)
+    content = largest.read_bytes()
+    largest.write_bytes(content[: len(content) // 2])
+    assert products.ensure(tiny, "latents") == folder
+    assert "damaged; it is made again" in capsys.readouterr().err
+    assert largest.read_bytes() == content
+
+
 def test_changed_settings_make_it_anew(tiny):
     products.ensure(tiny, "vae")
     changed = config.load("smoke", **TINY | {"vae.steps": 3})
