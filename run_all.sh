@@ -17,7 +17,7 @@ Generate to Ground: phrase grounding in chest X-rays from the cross-attention of
           open       Stable Diffusion 1.5 + CXR-BERT on data anyone can download; a GPU
           paper      the real experiment on MIMIC-CXR and MS-CXR; credentialed data, GPU(s)
         --retrain    train everything here instead of using shipped weights
-        --dry-run    only say what would run
+        --dry-run    only say what would run, what it costs and what is missing on disk
         -j N         jobs at once (default: the number of cores, at most 8)
         --profile    where jobs run: local (default) or slurm (also --slurm); for Slurm
         --partition P, --account A    where yours wants them; what a job takes: configs/PROFILE.yaml
@@ -164,6 +164,9 @@ run_profile() {
     prepare
     known_profile "$profile"
     say "profile $profile, into $G2G_BUILD/$profile"
+    if [[ " ${EXTRA[*]} " == *" --dry-run "* ]]; then
+        "$PYTHON" -m g2g_utils costs --profile "$profile"
+    fi
     snakemake Snakefile --config "profile=$profile" "retrain=$RETRAIN"
 }
 

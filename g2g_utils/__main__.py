@@ -36,6 +36,12 @@ def _parser() -> argparse.ArgumentParser:
     make.set_defaults(run=_make)
     plan = commands.add_parser("plan", parents=[common], help="list products and their state")
     plan.set_defaults(run=_plan)
+    costs = commands.add_parser(
+        "costs", parents=[common], help="costs, and what is missing on disk"
+    )
+    costs.add_argument("--step-seconds", type=float, help="measured seconds of a training pass")
+    costs.add_argument("--processes", type=int, default=1, help="GPUs of one fine-tuning")
+    costs.set_defaults(run=_costs)
     ground = commands.add_parser("ground", parents=[common], help="find a phrase in an image")
     ground.add_argument("image", type=Path)
     ground.add_argument("phrase")
@@ -68,6 +74,13 @@ def _plan(config: configuration.Config, options: argparse.Namespace) -> int:
     for name, needs in products.plan(config).items():
         found = products.find(config, name)
         print(f"{name:32} {found or 'to be made'!s:50} needs: {', '.join(needs) or '-'}")
+    return 0
+
+
+def _costs(config: configuration.Config, options: argparse.Namespace) -> int:
+    from g2g_utils import costs
+
+    print(costs.sheet(config, options.step_seconds, options.processes))
     return 0
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from g2g_utils import runs
-from g2g_utils.config import Config, ConfigError
+from g2g_utils.config import ROOT, Config, ConfigError
 
 _OF_TEXT = ("steps", "text_learning_rate", "attention_lr_scale", "dropout")  # of no foundation
 RECIPE = 1  # raise when a recipe below changes what it makes
@@ -33,14 +33,15 @@ def plan(config: Config) -> dict[str, list[str]]:
     for arm, spec in config.training.arms.items():
         wanted = (f"encoders/{spec.encoder}", "foundation")
         needs = ["pairs", "latents", *(name for name in wanted if name in products)]
-        if not config.unet.pretrained:
+        if not loads_released(config):
             products |= {f"ldm/{arm}-s{seed}": needs for seed in seeds(config, arm)}
     products["classifier"] = ["pairs"]
     products["baselines"] = [n for n in ("pairs", "vae", "encoders/domain") if n in products]
     trained = [name for name in products if name.startswith("ldm/")]
     for name in trained or [f"ldm/{arm}" for arm in released(config)]:
         arm = name.removeprefix("ldm/")
-        needs = [name, "vae", *products.get(name, [])] if trained else []
+        vae = ["vae"] if "vae" in products else []
+        needs = [name, *vae, *products.get(name, [])] if trained else vae
         products[f"evaluation/{arm}"] = needs
         if not config.training.arms[arm.rpartition("-s")[0]].control:
             networks = [n for n in ("classifier", "encoders/generic") if n in products]
@@ -52,6 +53,11 @@ def seeds(config: Config, arm: str) -> tuple[int, ...]:
     """Seeds that an arm is trained with."""
     own = config.training.arms[arm].seeds
     return config.training.seeds if own is None else own
+
+
+def loads_released(config: Config) -> bool:
+    """True if a fine-tuned U-Net is loaded and none is trained."""
+    return bool(config.unet.pretrained and config.adaptation.released)
 
 
 def released(config: Config) -> list[str]:
@@ -81,7 +87,8 @@ def parameters(config: Config, name: str) -> dict[str, Any]:
         section = config.fidelity if kind == "fidelity" else config.evaluation
         own = {kind: section.model_dump(), "data": config.data.model_dump(), "name": name}
         maps = {"grounding": config.grounding.model_dump()} if kind == "evaluation" else {}
-        return base | own | maps
+        loaded = _biovil(config) if kind == "baselines" else _loaded_parts(config, name)
+        return base | own | maps | loaded
     training = config.training.model_dump(exclude={"arms", "seeds", "live_steps", "log_every"})
     if kind == "foundation":
         shared = {name: training[name] for name in training if name not in _OF_TEXT}
@@ -91,8 +98,39 @@ def parameters(config: Config, name: str) -> dict[str, Any]:
         arm, seed = arm_and_seed(config, item)
         spec = config.training.arms[arm].model_dump(exclude={"seeds", "control"})
         unet, text = config.unet.model_dump(), config.text.model_dump()
-        return base | {"arm": spec, "seed": seed, "training": training, "unet": unet, "text": text}
+        recipe = {"arm": spec, "seed": seed, "training": training, "unet": unet, "text": text}
+        return base | recipe | _pretrained_parts(config, arm)
     raise ConfigError(f"unknown product {name!r}: choose one of {', '.join(plan(config))}")
+
+
+def _pretrained_parts(config: Config, arm: str) -> dict[str, Any]:
+    """Settings of loaded weights, which are no products: they determine what is trained on them."""
+    encoder = config.encoders[config.training.arms[arm].encoder]
+    parts: dict[str, Any] = {}
+    if encoder.pretrained:
+        parts["encoder"] = encoder.model_dump()
+    if config.unet.pretrained:
+        exclude = {"released", "revision", "gradient_checkpointing"}  # the last: same gradients
+        parts["adaptation"] = config.adaptation.model_dump(exclude=exclude)
+    return parts
+
+
+def _biovil(config: Config) -> dict[str, Any]:
+    """BioViL's image branch, where the profile names one, and whether it is there."""
+    if config.biovil is None:
+        return {}
+    return {"biovil": str(config.biovil), "there": (ROOT / config.biovil.expanduser()).is_file()}
+
+
+def _loaded_parts(config: Config, name: str) -> dict[str, Any]:
+    """What an evaluation of a released U-Net depends on; a trained one's is in its product."""
+    if not loads_released(config):
+        return {}
+    arm, _ = arm_and_seed(config, name.partition("/")[2])
+    parts = {"unet": config.unet, "vae": config.vae, "text": config.text}
+    released = config.adaptation.model_dump(include={"released", "revision"})
+    sections: dict[str, Any] = {key: section.model_dump() for key, section in parts.items()}
+    return _pretrained_parts(config, arm) | sections | {"adaptation": released}
 
 
 def arm_and_seed(config: Config, item: str) -> tuple[str, int]:

@@ -172,7 +172,10 @@ class Training(Section):
 
 
 class Adaptation(Section):
-    """How pretrained weights become the evaluated U-Net (paper, open); no effect elsewhere."""
+    """How a pretrained U-Net becomes the evaluated one; without `unet.pretrained` an error.
+
+    Released weights belong to one text encoder: only the first arm and seed are then evaluated.
+    """
 
     released: str | None = None  # hub id / folder of a fine-tuned U-Net: evaluate it, train nothing
     revision: str | None = None  # commit of the released weights
@@ -244,6 +247,7 @@ class Config(Section):
     grounding: Grounding
     evaluation: Evaluation
     fidelity: Fidelity
+    biovil: Path | None = None  # checkpoint of BioViL's image branch: a row of the benchmark
     retrain: bool = False  # ignore shipped weights and train everything here
     # by rule of the workflow (product, training, notebook, point); left out of dumps and keys
     resources: dict[Literal["product", "training", "notebook", "point"], Resources] = Field(
@@ -257,6 +261,21 @@ class Config(Section):
                 raise ValueError(
                     f"training.arms.{name}.encoder = {arm.encoder!r} is not in encoders"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _adaptation_has_a_start(self) -> Config:
+        unset = Adaptation.model_validate({})
+        if not self.unet.pretrained and self.adaptation != unset:
+            raise ValueError(
+                "adaptation has no effect without unet.pretrained: set that, or remove adaptation"
+            )
+        first = next(iter(self.training.arms.values()), None)
+        if self.adaptation.released and first is not None and first.learnable:
+            raise ValueError(
+                "adaptation.released serves the first arm, whose text encoder must be frozen: put "
+                "such an arm first"
+            )
         return self
 
     @property
@@ -306,6 +325,7 @@ def load(profile: str, **overrides: Any) -> Config:
     tree = yaml.safe_load(path.read_text())
     for key, value in overrides.items():
         _set(tree, key.replace("__", ".").split("."), value)
+    _leave_other_arms(tree)
     try:
         return Config.model_validate({"profile": profile, **tree})
     except ValidationError as error:
@@ -326,6 +346,14 @@ def _set(tree: dict[str, Any], parts: list[str], value: Any) -> None:
         if not isinstance(tree, dict):
             raise ConfigError(f"override {'.'.join(parts)!r}: {part!r} is a value, not a section")
     tree[parts[-1]] = value
+
+
+def _leave_other_arms(tree: dict[str, Any]) -> None:
+    """With released weights keep the first arm and seed: there are no weights of the others."""
+    training, adaptation = tree.get("training") or {}, tree.get("adaptation") or {}
+    if isinstance(adaptation, dict) and adaptation.get("released"):
+        training["arms"] = dict(list((training.get("arms") or {}).items())[:1])
+        training["seeds"] = list(training.get("seeds") or [])[:1]
 
 
 def _explain(path: Path, error: ValidationError) -> str:

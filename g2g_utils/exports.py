@@ -134,7 +134,7 @@ def _weights(config: Config, model: GroundingModel) -> str:
     from g2g_utils import products
 
     _, _, name = model.name.partition("/")
-    return str(config.unet.pretrained or products.key(config, name))
+    return str(config.adaptation.released or products.key(config, name))
 
 
 def _ground(model: GroundingModel, example: Example, options: dict[str, Any]) -> Grounding:

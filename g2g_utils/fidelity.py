@@ -19,6 +19,14 @@ from g2g_utils.data.record import FINDINGS
 from g2g_utils.loop import Modules, Options, fit, seeded
 from g2g_utils.pretraining import ImageBranch, load_image_text
 
+SIDE = 64  # pixels: what the small networks look at; larger images are averaged down
+
+
+def reduced(images: np.ndarray) -> Tensor:
+    """Images [b, S, S] (uint8) as floats [b, 1, s, s] in [0, 1], s at most SIDE."""
+    pixels = torch.from_numpy(np.array(images))[:, None].float() / 255
+    return F.adaptive_avg_pool2d(pixels, SIDE) if pixels.shape[-1] > SIDE else pixels
+
 
 def build_classifier(seed: int = 0) -> nn.ModuleDict:
     """An untrained network: grey images [b, 1, S, S] in [0, 1] -> finding logits [b, 8]."""
@@ -30,13 +38,18 @@ def build_classifier(seed: int = 0) -> nn.ModuleDict:
 def features(network: nn.ModuleDict, images: Tensor) -> Tensor:
     """Pooled features [b, d] of grey images [b, 1, S, S]: what the Frechet distance compares."""
     branch: Any = network["branch"]
+    images = F.adaptive_avg_pool2d(images, SIDE) if images.shape[-1] > SIDE else images
     return branch(images.expand(-1, branch.trunk[0].in_channels, -1, -1))[1]
 
 
 def train_classifier(
     images: Tensor, labels: list[list[str]], folder: Path, steps: int, seed: int
 ) -> dict[str, Any]:
-    """Train the multi-label finding classifier; the last tenth is held out for its AUC."""
+    """Train the multi-label finding classifier; the last tenth is held out for its AUC.
+
+    labels: findings of each image; of real reports those that they name and do not deny, so the
+    AUC is agreement with the report's words.
+    """
     from sklearn.metrics import roc_auc_score
 
     target = torch.tensor([[float(f in row) for f in FINDINGS] for row in labels])
@@ -57,6 +70,8 @@ def train_classifier(
     with runs.atomic(folder / "classifier.safetensors") as temporary:
         save_file(classifier.state_dict(), temporary)
     known = [k for k in range(len(FINDINGS)) if 0 < float(target[cut:, k].sum()) < len(logits)]
+    if not known:
+        return {"metrics": {}, "note": "no finding both present and absent among held-out images"}
     auc = float(roc_auc_score(target[cut:, known], logits[:, known], average="macro"))
     return {"metrics": {"macro_auc": round(auc, 4)}}
 

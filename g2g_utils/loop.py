@@ -52,6 +52,11 @@ def seeded(*numbers: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(key, 16))
 
 
+def trainable(module: Any) -> list[torch.nn.Parameter]:
+    """Parameters of a module that learn: what is averaged, and where averages are copied to."""
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
 def fit(
     name: str,
     modules: Modules,
@@ -90,7 +95,7 @@ def fit(
     modules = dict(zip(names, prepared[:-1], strict=True))
     ema = None
     if averaged is not None and options.ema is not None:
-        ema = EMAModel(modules[averaged].parameters(), decay=options.ema)
+        ema = EMAModel(trainable(modules[averaged]), decay=options.ema)
         ema.to(accelerator.device)
     run = _Run(name, modules, optimizer, schedule, ema, averaged, accelerator, folder, options)
     run.train(loss)
@@ -120,21 +125,28 @@ class _Run:
         with _sigterm() as asked, bar:
             for step in range(first, total):
                 value, norm = self.step(step, loss)
+                mean, stop = self.agree(value, asked())
+                if not math.isfinite(mean):
+                    raise FloatingPointError(
+                        f"{self.name}: the loss is {mean} at step {step}; lower the learning rate "
+                        "or use mixed_precision = no. The last checkpoint is kept in "
+                        f"{self.folder}"
+                    )
                 bar.update()
-                self.log(step, value, norm, bar)
+                self.log(step, mean, norm, bar)
                 due = (step + 1) % self.options.checkpoint_every == 0 and step + 1 < total
-                stop = self.agreed(asked())
                 if stop or due:
                     self.save(step + 1)
                 if stop:
                     raise SystemExit(143)
 
-    def agreed(self, stop: bool) -> bool:
-        """True in every process of a group if it is in one: all leave after the same step."""
-        if self.accelerator.num_processes == 1:
-            return stop
-        flag = torch.tensor(float(stop), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(flag, "sum") > 0)
+    def agree(self, value: Tensor, asked: bool) -> tuple[float, bool]:
+        """The processes' mean loss, and whether any was asked to stop: the same answer in all."""
+        both = torch.stack([value.double(), torch.tensor(float(asked), device=value.device)])
+        if self.accelerator.num_processes > 1:
+            both = self.accelerator.reduce(both, "mean")
+        mean, share = both.tolist()
+        return mean, share > 0
 
     def step(self, step: int, loss: StepLoss) -> tuple[Tensor, Tensor]:
         """One optimiser step over `accumulate` micro-steps: mean loss and gradient norm."""
@@ -153,20 +165,13 @@ class _Run:
             values.append(value.detach())
         self.schedule.step()
         if self.ema is not None and self.averaged is not None:
-            self.ema.step(self.modules[self.averaged].parameters())
-        mean = torch.stack(values).mean()
-        if not math.isfinite(float(mean)):
-            raise FloatingPointError(
-                f"{self.name}: the loss is {float(mean)} at step {step}; lower the learning rate "
-                f"or use mixed_precision = no. The last checkpoint is kept in {self.folder}"
-            )
-        return mean, norm
+            self.ema.step(trainable(self.modules[self.averaged]))
+        return torch.stack(values).mean(), norm
 
-    def log(self, step: int, value: Tensor, norm: Tensor, bar: Any) -> None:
+    def log(self, step: int, mean: float, norm: Tensor, bar: Any) -> None:
         """Every `log_every` steps: one JSON line, one TensorBoard point, the bar's text."""
         if (step + 1) % self.options.log_every and step + 1 != self.options.steps:
             return
-        mean = float(self.accelerator.reduce(value, "mean"))
         row = {
             "step": step + 1,
             "loss": round(mean, 6),
@@ -181,9 +186,12 @@ class _Run:
             self.accelerator.log({k: v for k, v in row.items() if k != "step"}, step=step + 1)
 
     def save(self, step: int) -> None:
-        """Write the whole state atomically, with its checksum."""
-        if not self.accelerator.is_main_process:
-            return
+        """Write the whole state atomically, with its checksum; the other processes wait."""
+        if self.accelerator.is_main_process:
+            self._write(step)
+        self.accelerator.wait_for_everyone()
+
+    def _write(self, step: int) -> None:
         unwrap = self.accelerator.unwrap_model
         state = {
             "step": step,
@@ -191,6 +199,7 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "ema": self.ema.state_dict() if self.ema else None,
+            "scaler": scaler.state_dict() if (scaler := self.accelerator.scaler) else None,
         }
         with runs.atomic(self.folder / "checkpoint") as temporary:
             temporary.mkdir(parents=True)
@@ -213,6 +222,8 @@ class _Run:
         self.schedule.load_state_dict(state["schedule"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
+        if self.accelerator.scaler is not None and state.get("scaler"):
+            self.accelerator.scaler.load_state_dict(state["scaler"])
         return step
 
 

@@ -6,6 +6,7 @@ is run. The same functions load the miniature's components and Stable Diffusion 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,20 +16,23 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from safetensors.torch import load_file
+from peft import LoraConfig
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import (
-    AutoConfig,
     AutoTokenizer,
     BertModel,
+    BertTokenizerFast,
     CLIPTextModel,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    RobertaModel,
 )
 from transformers.utils import logging
 
-from g2g_utils import catalogue
+from g2g_utils import catalogue, encoders
 from g2g_utils import config as configuration
 
 # Noise schedule of Stable Diffusion 1.5 (its scheduler_config.json).
@@ -118,6 +122,17 @@ class GroundingModel:
     def with_unet(self, unet: UNet2DConditionModel) -> GroundingModel:
         """The same components around another U-Net."""
         return replace(self, unet=unet)
+
+
+def weights_digest(module: torch.nn.Module) -> str:
+    """Short hash of a module's weights and names."""
+    total = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        total.update(name.encode())
+        total.update(
+            value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
+        )
+    return total.hexdigest()[:12]
 
 
 @contextmanager
@@ -240,31 +255,67 @@ def build_scheduler(config: configuration.Unet) -> DDIMScheduler:
     """The noise schedule: loaded where the profile names one, else that of Stable Diffusion 1.5."""
     if config.scheduler:
         options = _options(config.revision)
-        return DDIMScheduler.from_pretrained(config.scheduler, subfolder="scheduler", **options)
+        with _explained(config.scheduler, "scheduler/scheduler_config.json", config.revision):
+            return DDIMScheduler.from_pretrained(config.scheduler, subfolder="scheduler", **options)
     return DDIMScheduler(**SD_SCHEDULE, prediction_type=config.prediction)
+
+
+TEXT_MODELS: dict[str, Any] = {  # by the model type in a checkpoint's config.json
+    "bert": BertModel,
+    "cxr-bert": BertModel,  # its own class is remote code; its states are a plain BERT's
+    "roberta": RobertaModel,
+    "clip": CLIPTextModel,
+    "clip_text_model": CLIPTextModel,
+}
+HEADS = (  # what a checkpoint may hold beside the text states' weights
+    "cls.", "cls_projection_head.", "lm_head.", "pooler.", "bert.pooler.", "roberta.pooler.",
+    "vision_model.", "visual_projection.", "text_projection.", "logit_scale",
+)  # fmt: skip
+BUFFERS = ("position_ids",)  # stored by old versions, computed by new ones
 
 
 def load_text_encoder(
     source: str | Path, revision: str | None = None, subfolder: str | None = None
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    """Tokenizer and text encoder of a folder or hub id: a BERT (CXR-BERT too) or a CLIP.
+    """Tokenizer and text encoder of a folder, hub id or name in `encoders.REGISTRY`.
+
+    BERT, CXR-BERT, RoBERTa or CLIP.
 
     The class is chosen by the config's model type; CXR-BERT loads as a plain `BertModel`, whose
-    last hidden state equals its remote-code class's. Raises `MissingWeights` with the fix.
+    last hidden state equals its remote-code class's. No remote code is run or asked for. Raises
+    `MissingWeights` with the fix where weights are absent or do not fit.
     """
+    source, revision = encoders.resolve(str(source), revision)
     options = _options(revision)
     folder = {"subfolder": subfolder} if subfolder else {}
-    with _explained(source), _quiet():
-        kind = AutoConfig.from_pretrained(source, **folder, **options).model_type
+    with _explained(source, encoders.expected(source), revision), _quiet():
+        kind = PreTrainedConfig.get_config_dict(source, **folder, **options)[0].get("model_type")
+        if kind not in TEXT_MODELS:
+            known = ", ".join(TEXT_MODELS)
+            raise ValueError(f"its config.json says model_type {kind!r}, known are {known}")
         tokens = {"subfolder": "tokenizer"} if subfolder else {}
-        tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, **tokens, **options)
-        if "clip" in kind:
-            encoder = CLIPTextModel.from_pretrained(source, dtype="float32", **folder, **options)
-        else:
-            encoder = BertModel.from_pretrained(
-                source, add_pooling_layer=False, dtype="float32", **folder, **options
-            )
+        reader = BertTokenizerFast if kind == "cxr-bert" else AutoTokenizer
+        tokenizer = reader.from_pretrained(source, **tokens, **options)
+        bare = {} if TEXT_MODELS[kind] is CLIPTextModel else {"add_pooling_layer": False}
+        encoder, info = TEXT_MODELS[kind].from_pretrained(
+            source, dtype="float32", output_loading_info=True, **bare, **folder, **options
+        )
+        _check_keys(info, HEADS)
     return tokenizer, encoder.eval()
+
+
+def _check_keys(info: dict[str, Any], heads: tuple[str, ...] = ()) -> None:
+    """Refuse weights that lack a key, or hold one that is neither wanted nor of a known head."""
+    missing = sorted(info["missing_keys"])
+    unknown = sorted(
+        key
+        for key in info["unexpected_keys"]
+        if not key.startswith(heads) and not key.endswith(BUFFERS)
+    )
+    unfit = sorted(str(key) for key in info["mismatched_keys"])
+    for what, keys in (("missing", missing), ("unexpected", unknown), ("of other shapes", unfit)):
+        if keys:
+            raise ValueError(f"{len(keys)} weights are {what}, such as {keys[0]}")
 
 
 def load_vae(source: str | Path, revision: str | None = None) -> AutoencoderKL:
@@ -281,21 +332,100 @@ def load_unet(source: str | Path, revision: str | None = None) -> UNet2DConditio
 def _load(cls: Any, source: str | Path, subfolder: str, revision: str | None) -> Any:
     """`cls.from_pretrained`, as float32, in evaluation mode, errors explained."""
     folder = {} if (Path(source) / "config.json").is_file() else {"subfolder": subfolder}
-    with _explained(f"{source} ({subfolder})"):
-        model = cls.from_pretrained(
-            source, torch_dtype=torch.float32, use_safetensors=True, **folder, **_options(revision)
-        )
+    files = f"{subfolder}/config.json and {subfolder}/diffusion_pytorch_model.safetensors"
+    with _explained(source, files, revision):
+        # without safetensors diffusers falls back to torch.load(weights_only=True)
+        model, info = cls.from_pretrained(
+            source, torch_dtype=torch.float32, output_loading_info=True, **folder,
+            **_options(revision),
+        )  # fmt: skip
+        _check_keys(info)
     return model.eval()
+
+
+# ---------------------------------------------------------------- adapting pretrained weights
+
+LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")  # attention, as diffusers' own scripts
+LORA_FOLDER, PROJECTION = "unet_lora", "text_projection.safetensors"
+
+
+def adapt_unet(
+    unet: UNet2DConditionModel, config: configuration.Adaptation, text_width: int
+) -> UNet2DConditionModel:
+    """Prepare a pretrained U-Net for fine-tuning, in place: projection, LoRA, checkpointing.
+
+    A linear projection of the text states is added only where their width is not the one of the
+    U-Net's cross-attention (Stable Diffusion 1.5: 768, 2.1: 1024). With `lora_rank` all other
+    weights are frozen.
+    """
+    add_projection(unet, text_width)
+    if config.lora_rank:
+        unet.requires_grad_(False)
+        unet.add_adapter(
+            LoraConfig(
+                r=config.lora_rank,
+                lora_alpha=config.lora_alpha,
+                init_lora_weights="gaussian",
+                target_modules=list(LORA_TARGETS),
+            )
+        )
+        if unet.encoder_hid_proj is not None:
+            unet.encoder_hid_proj.requires_grad_(True)
+    if config.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    return unet
+
+
+def add_projection(unet: UNet2DConditionModel, text_width: int) -> None:
+    """Project text states of another width than the cross-attention's, by diffusers' own layer."""
+    width = unet.config.cross_attention_dim
+    known = unet.config.encoder_hid_dim
+    if text_width == (known or width):
+        return
+    if known:
+        raise ValueError(f"the U-Net projects states of width {known}, the encoder's {text_width}")
+    unet.register_to_config(encoder_hid_dim=text_width, encoder_hid_dim_type="text_proj")
+    unet.encoder_hid_proj = torch.nn.Linear(text_width, width)
+
+
+def save_unet(unet: UNet2DConditionModel, folder: Path) -> None:
+    """Write `unet/`, or for LoRA only the adapter (and projection) as `unet_lora/`."""
+    if not getattr(unet, "peft_config", None):
+        unet.save_pretrained(folder / "unet")
+        return
+    unet.save_lora_adapter(folder / LORA_FOLDER)
+    if unet.encoder_hid_proj is not None:
+        save_file(unet.encoder_hid_proj.state_dict(), folder / LORA_FOLDER / PROJECTION)
+
+
+def load_adapted(config: configuration.Config, folder: Path) -> UNet2DConditionModel:
+    """The U-Net that `save_unet` wrote; a LoRA is merged into the profile's pretrained U-Net."""
+    if not (folder / LORA_FOLDER).is_dir():
+        return load_unet(folder)
+    assert config.unet.pretrained is not None  # the configuration's own check
+    unet = load_unet(config.unet.pretrained, config.unet.revision)
+    extra = folder / LORA_FOLDER / PROJECTION
+    if extra.is_file():
+        weights = load_file(extra)
+        add_projection(unet, weights["weight"].shape[1])
+        unet.encoder_hid_proj.load_state_dict(weights)
+    with _explained(folder / LORA_FOLDER, "pytorch_lora_weights.safetensors"):
+        unet.load_lora_adapter(str(folder / LORA_FOLDER), prefix=None, use_safetensors=True)
+    unet.fuse_lora()
+    unet.unload_lora()
+    return unet.requires_grad_(False).eval()
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' progress bars over the parts of a small file."""
-    shown = logging.is_progress_bar_enabled()
+    """Without transformers' progress bars and tables of keys, which `_check_keys` judges."""
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()
 
@@ -308,20 +438,29 @@ def _options(revision: str | None) -> dict[str, str]:
 class _explained:
     """Context manager that turns a failed download or missing file into `MissingWeights`."""
 
-    def __init__(self, source: object) -> None:
-        self.source = source
+    def __init__(self, source: object, files: str, revision: str | None = None) -> None:
+        self.source, self.files, self.revision = str(source), files, revision
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, OSError | ValueError):
-            hub_id = str(self.source).split(" ")[0]
+        if isinstance(error, OSError | ValueError) and not isinstance(error, MissingWeights):
+            reason = (str(error).splitlines() or [""])[0]
             raise MissingWeights(
-                f"no usable weights at {self.source}: {str(error).splitlines()[0]} - on a machine "
-                f"with internet run `hf download {hub_id}` and try again (HF_HUB_OFFLINE=1 then "
-                "works without), or name a local folder in the profile"
+                f"no usable weights at {self.source}: {reason} - expected are {self.files}; "
+                f"{self.fix()}"
             ) from error
+
+    def fix(self) -> str:
+        """What to do: fetch a hub id, or look at a folder."""
+        if Path(self.source).is_absolute() or Path(self.source).exists():
+            return "name another folder in the profile, or a hub id to fetch"
+        pinned = f" --revision {self.revision}" if self.revision else ""
+        return (
+            f"on a machine with internet run `hf download {self.source}{pinned}` and try again "
+            "(HF_HUB_OFFLINE=1 then works without), or name a local folder in the profile"
+        )
 
 
 def locate(config: configuration.Config, name: str) -> Path:
@@ -349,12 +488,16 @@ def load(
     seed = config.training.seeds[0] if seed is None else seed
     name = f"ldm/{arm}-s{seed}"
     tokenizer, encoder = arm_text_encoder(config, arm, seed)
-    source, revision = config.unet.pretrained, config.unet.revision
+    check_length(config, arm, encoder)
+    if catalogue.loads_released(config):
+        unet = load_unet(str(config.adaptation.released), config.adaptation.revision)
+    else:
+        unet = load_adapted(config, locate(config, name))
     model = GroundingModel(
         tokenizer=tokenizer,
         text_encoder=encoder,
         vae=load_vae(config.vae.pretrained or locate(config, "vae"), config.vae.revision),
-        unet=load_unet(source or locate(config, name), revision if source else None),
+        unet=unet,
         scheduler=build_scheduler(config.unet),
         image_size=config.image_size,
         max_length=config.text.max_length,
@@ -362,6 +505,22 @@ def load(
         name=f"{config.profile}/{name}",
     )
     return model.to(device)
+
+
+def check_length(config: configuration.Config, arm: str, encoder: PreTrainedModel) -> None:
+    """Refuse more tokens than an encoder has positions for (RoBERTa needs two for itself)."""
+    _, positions = encoders.sizes(encoder.config.to_dict())
+    if config.text.max_length > positions:
+        name = config.training.arms[arm].encoder
+        raise configuration.ConfigError(
+            f"text.max_length = {config.text.max_length}, but encoder {name!r} has {positions} "
+            "positions: lower it"
+        )
+
+
+def default_device(config: configuration.Config) -> str:
+    """A GPU for profiles at Stable Diffusion's size, where there is one; else the CPU."""
+    return "cuda" if config.unet.pretrained and torch.cuda.is_available() else "cpu"
 
 
 def arm_text_encoder(

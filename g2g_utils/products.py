@@ -7,14 +7,26 @@ notebooks may ask at the same time. Heavy imports happen only when something is 
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from g2g_utils import runs
-from g2g_utils.catalogue import arm_and_seed, find, folder, inputs, key, needs, parameters, plan
-from g2g_utils.config import Config
+from g2g_utils.catalogue import (
+    arm_and_seed,
+    find,
+    folder,
+    inputs,
+    key,
+    loads_released,
+    needs,
+    parameters,
+    plan,
+)
+from g2g_utils.config import Config, ConfigError
 
 __all__ = ["arm_and_seed", "ensure", "find", "folder", "key", "model", "needs", "plan", "tables"]
 
@@ -22,6 +34,7 @@ if TYPE_CHECKING:
     from g2g_utils.models import GroundingModel
 
 REFERENCE = 2000  # training images whose features samples are compared with
+CLASSIFIED = 8000  # training images at most that the classifier of findings sees
 
 
 def ensure(config: Config, name: str) -> Path:
@@ -29,10 +42,8 @@ def ensure(config: Config, name: str) -> Path:
     found = find(config, name)
     if found is not None:
         return found
-    if runs.rank():  # of a group of processes the first holds the lock and keeps the results
-        kind, _, item = name.partition("/")
-        _BUILDERS[kind](config, item, folder(config, name))
-        return folder(config, name)
+    if processes() > 1:
+        return _make_together(config, name)
     with runs.lock(folder(config, name)):
         found = find(config, name)  # another process may have made it while we waited
         if found is None:
@@ -40,12 +51,46 @@ def ensure(config: Config, name: str) -> Path:
     return found
 
 
-def _make(config: Config, name: str) -> Path:
-    """Build one product (the lock is held): dependencies first, run.json with its key last."""
+def processes() -> int:
+    """How many processes `accelerate launch` started for this one task."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _make_together(config: Config, name: str) -> Path:
+    """Build a product in all processes at once (fine-tuning under `accelerate launch`).
+
+    No file lock: start only one launch a product. What it needs must be there already.
+    """
+    from accelerate import PartialState
+
+    missing = [need for need in plan(config).get(name, []) if find(config, need) is None]
+    if missing or not name.startswith("ldm/"):
+        need = (missing or [name])[0]
+        raise ConfigError(
+            f"{processes()} processes can fine-tune together, but {need} is made by one: first run "
+            f"`python -m g2g_utils make {need} --profile {config.profile}`"
+        )
+    state = PartialState()
+    if state.is_main_process:
+        place = _make(config, name, state.wait_for_everyone)
+    else:
+        place, (arm, seed) = folder(config, name), arm_and_seed(config, name.partition("/")[2])
+        state.wait_for_everyone()
+        fine_tune(config, arm, seed, place)
+    state.wait_for_everyone()
+    return place
+
+
+def _make(config: Config, name: str, ready: Callable[[], None] = lambda: None) -> Path:
+    """Build one product (the lock is held): dependencies first, run.json with its key last.
+
+    ready() is called when the folder is there and holds nothing that cannot be resumed.
+    """
     place = folder(config, name)
-    if (place / "run.json").exists():  # finished but damaged: nothing to resume
-        shutil.rmtree(place)
+    if (place / "run.json").exists():  # finished but damaged: nothing to resume but shards
+        _forget(place)
     place.mkdir(parents=True, exist_ok=True)
+    ready()
     begin = time.time()
     kind, _, item = name.partition("/")
     extra = _BUILDERS[kind](config, item, place) or {}
@@ -55,31 +100,55 @@ def _make(config: Config, name: str) -> Path:
     return place
 
 
+def _forget(place: Path) -> None:
+    """Empty the folder of a damaged product, but for shards, each of which is checked anyway."""
+    if any(place.glob("*-of-*.safetensors")):
+        (place / "run.json").unlink()
+    else:
+        shutil.rmtree(place)
+
+
 def _build_pairs(config: Config, item: str, folder: Path) -> None:
     import numpy as np
 
-    from g2g_utils.data import sources
+    from g2g_utils import text
+    from g2g_utils.data import films, sources
 
     examples = sources.examples(config, "train")
-    images = np.stack([example.load(config.image_size) for example in examples])
-    with runs.atomic(folder / "images.npy") as temporary, open(temporary, "wb") as stream:
-        np.save(stream, np.round(images * 255).astype(np.uint8))
+    if isinstance(examples[0].image, Path):  # images stay in their files
+        files = {"files": [str(example.image) for example in examples]}
+    else:
+        images = np.stack([example.load(config.image_size) for example in examples])
+        with runs.atomic(folder / "images.npy") as temporary, open(temporary, "wb") as stream:
+            np.save(stream, films.to_bytes(images))
+        files = {}
     captions = [example.phrase for example in examples]
     regions = [
         {"phrase": r.phrase, "finding": r.finding, "boxes": r.boxes, "image": i}
         for i, example in enumerate(examples)
         for r in example.regions
     ]
-    labels = [sorted({r.finding for r in example.regions}) for example in examples]
-    texts = {"captions": captions, "labels": labels, "regions": regions}
+    labels = [
+        sorted({r.finding for r in example.regions})
+        if not files
+        else text.named_findings(example.phrase)
+        for example in examples
+    ]
+    ids = {"ids": [example.image_id for example in examples]} if files else {}
+    texts = {"captions": captions, "labels": labels, "regions": regions} | ids | files
     runs.write_json(folder / "texts.json", texts)
 
 
 def training_images(config: Config) -> Any:
-    """Training images, uint8 array [n, S, S], memory-mapped."""
+    """Training images [n, S, S], uint8: a memory map, or files that are read when indexed."""
     import numpy as np
 
-    return np.load(ensure(config, "pairs") / "images.npy", mmap_mode="r")
+    from g2g_utils.data.films import Films
+
+    made = ensure(config, "pairs")
+    if (made / "images.npy").is_file():
+        return np.load(made / "images.npy", mmap_mode="r")
+    return Films(training_texts(config)["files"], config.image_size)
 
 
 def training_texts(config: Config) -> dict[str, Any]:
@@ -87,11 +156,11 @@ def training_texts(config: Config) -> dict[str, Any]:
     return runs.read_json(ensure(config, "pairs") / "texts.json")
 
 
-def _tensor_images(config: Config) -> Any:
-    """Training images as float tensor [n, 1, S, S] in [0, 1]."""
+def _tensor_images(config: Config, rows: slice = slice(None)) -> Any:
+    """Training images as float tensor [n, 1, S, S] in [0, 1], all in memory."""
     import torch
 
-    return torch.from_numpy(training_images(config)[:].copy())[:, None].float() / 255
+    return torch.from_numpy(training_images(config)[rows].copy())[:, None].float() / 255
 
 
 def _build_vae(config: Config, item: str, folder: Path) -> dict[str, Any]:
@@ -101,9 +170,11 @@ def _build_vae(config: Config, item: str, folder: Path) -> dict[str, Any]:
 
 
 def _build_latents(config: Config, item: str, folder: Path) -> None:
-    from g2g_utils import training
+    from g2g_utils import models, training
 
-    training.cache_latents(_vae(config), _tensor_images(config), folder)
+    images, vae = training_images(config), _vae(config).to(models.default_device(config))
+    ids = training_texts(config).get("files") or [str(k) for k in range(len(images))]
+    training.cache_latents(vae, images, folder, ids)
 
 
 def _build_encoder(config: Config, item: str, folder: Path) -> None:
@@ -125,21 +196,26 @@ def _build_encoder(config: Config, item: str, folder: Path) -> None:
 
 
 def untrained_unet(config: Config, seed: int, text_width: int) -> Any:
-    """A U-Net of the profile's shape before any training."""
+    """A U-Net before any training here: the pretrained one, or a new one of the profile's shape."""
     from g2g_utils import models
 
-    vae, side = _vae(config), latent_side(config)
+    if config.unet.pretrained:
+        unet = models.load_unet(config.unet.pretrained, config.unet.revision)
+        with models.initialised(seed):
+            return models.adapt_unet(unet, config.adaptation, text_width)
+    channels, side = latent_size(config)
     with models.initialised(seed):
-        return models.build_unet(config.unet, vae.config.latent_channels, side, text_width)
+        return models.build_unet(config.unet, channels, side, text_width)
 
 
-def latent_side(config: Config) -> int:
-    """Height and width of the latents, which is that of every upsampled map."""
+def latent_size(config: Config) -> tuple[int, int]:
+    """Channels and side of a latent of the profile's VAE."""
     from g2g_utils import models
 
     vae = _vae(config)
     levels = len(vae.config.block_out_channels) - 1
-    return config.image_size // (models.unshuffle_factor(vae) * 2**levels)
+    side = config.image_size // (models.unshuffle_factor(vae) * 2**levels)
+    return vae.config.latent_channels, side
 
 
 def _vae(config: Config) -> Any:
@@ -149,11 +225,11 @@ def _vae(config: Config) -> Any:
 
 
 def start_unet(config: Config, seed: int, text_width: int) -> Any:
-    """The U-Net every arm of a seed starts from: the foundation's, with new text projections."""
+    """The U-Net every arm of a seed starts from: pretrained, the foundation's, or a new one."""
     from g2g_utils import models
 
     unet = untrained_unet(config, seed, text_width)
-    if config.unet.foundation_steps:
+    if config.unet.foundation_steps and not config.unet.pretrained:
         models.adopt(unet, ensure(config, "foundation") / "unet")
     return unet
 
@@ -177,6 +253,7 @@ def fine_tune(config: Config, arm: str, seed: int, folder: Path, steps: int | No
     encoder = config.encoders[spec.encoder]
     source = encoder.pretrained or ensure(config, f"encoders/{spec.encoder}")
     tokenizer, text_encoder = models.load_text_encoder(source, encoder.revision)
+    models.check_length(config, arm, text_encoder)
     unet = start_unet(config, seed, text_encoder.config.hidden_size)
     pairs = training.load_pairs(ensure(config, "latents"), training_texts(config)["captions"])
     training.fine_tune(
@@ -192,11 +269,18 @@ def _build_ldm(config: Config, item: str, folder: Path) -> None:
 
 
 def _build_classifier(config: Config, item: str, folder: Path) -> dict[str, Any]:
+    import numpy as np
+    import torch
+
     from g2g_utils import fidelity
 
     labels = training_texts(config)["labels"]
     steps, seed = config.fidelity.classifier_steps, config.data.seed
-    return fidelity.train_classifier(_tensor_images(config), labels, folder, steps, seed)
+    images = training_images(config)
+    rows = np.arange(len(images))[:: -(-len(images) // CLASSIFIED)]  # evenly over the patients
+    batches = np.array_split(rows, -(-len(rows) // 64))
+    small = torch.cat([fidelity.reduced(images[batch]) for batch in batches])
+    return fidelity.train_classifier(small, [labels[row] for row in rows], folder, steps, seed)
 
 
 def grounding_options(config: Config) -> dict[str, Any]:
@@ -228,20 +312,40 @@ def _build_evaluation(config: Config, item: str, folder: Path) -> dict[str, Any]
         merged = studies.curves(grounded, pairs[: config.evaluation.bias_pairs], **options)
         _write_table(folder / "curves.csv", merged)
     means = table[["cnr", "auc_roc", "pointing", "specificity"]].mean()
-    return {"metrics": {name: round(float(value), 5) for name, value in means.items()}}
+    known = means.dropna()  # specificity is unknown where all pairs have one phrase
+    return {"metrics": {name: round(float(value), 5) for name, value in known.items()}}
 
 
 def _build_baselines(config: Config, item: str, folder: Path) -> None:
     from g2g_utils import studies
     from g2g_utils.baselines import biovil
+    from g2g_utils.data import sources
 
-    pairs, regions = evaluation_pairs(config), training_texts(config)["regions"]
-    side = config.image_size
-    found = studies.no_skill_rows(pairs, regions, side, latent_side(config))
-    _write_table(folder / "no_skill.csv", found)
-    if not config.encoders["domain"].pretrained:
-        baseline = biovil.load(ensure(config, "encoders/domain"), config.text.max_length)
-        _write_table(folder / "biovil.csv", studies.biovil_rows(baseline, pairs, side))
+    pairs, side = evaluation_pairs(config), config.image_size
+    _, latent = latent_size(config)
+    regions = training_texts(config)["regions"] or prior_regions(config)
+    _write_table(folder / "no_skill.csv", studies.no_skill_rows(pairs, regions, side, latent))
+    domain, length, checkpoint = config.encoders["domain"], config.text.max_length, config.biovil
+    baseline: biovil.Baseline
+    if not domain.pretrained:
+        baseline = biovil.load(ensure(config, "encoders/domain"), length)
+    elif checkpoint is not None and sources.resolve(checkpoint).is_file():
+        place = sources.resolve(checkpoint)
+        baseline = biovil.published(place, domain.pretrained, domain.revision, length)
+    else:
+        print(f"no BioViL row: {checkpoint or 'biovil'} is not there; {biovil.FETCH}")
+        return
+    _write_table(folder / "biovil.csv", studies.biovil_rows(baseline, pairs, side))
+
+
+def prior_regions(config: Config) -> list[dict[str, Any]]:
+    """Boxes of validation pairs in the profile's frame, where training images have none."""
+    framed = (pair.framed(config.image_size) for pair in evaluation_pairs(config, "validation"))
+    return [
+        {"phrase": pair.phrase, "finding": pair.finding, "boxes": pair.boxes}
+        for pair in framed
+        if pair.boxes
+    ]
 
 
 def _build_fidelity(config: Config, item: str, folder: Path) -> dict[str, Any]:
@@ -258,12 +362,11 @@ def _build_fidelity(config: Config, item: str, folder: Path) -> dict[str, Any]:
         model(config, arm, seed), prompts, steps=options.steps, guidance=options.guidance,
         seed=seed, batch_size=options.batch_size,
     )  # fmt: skip
-    reference = _tensor_images(config)[:REFERENCE]
     rows: list[dict[str, Any]] = []
     kept: dict[str, Any] = {}
     for name, network in feature_networks(config).items():
         fake = fidelity.extract(network, images)
-        real = fidelity.moments(fidelity.extract(network, reference))
+        real = fidelity.moments(reference_features(config, network))
         rows.append({"features": name, **fidelity.fidelity_row(fake, real)})
         kept |= {name: fake.astype("float32"), f"{name}_mean": real[0], f"{name}_cov": real[1]}
     shown = (images[:16, 0] * 255).round().byte().numpy()
@@ -274,11 +377,23 @@ def _build_fidelity(config: Config, item: str, folder: Path) -> dict[str, Any]:
     return {"metrics": rows[0], "networks": rows, "prompts": prompts[:16]}
 
 
+def reference_features(config: Config, network: Any) -> Any:
+    """Features [n, d] of the first training images, read a batch at a time."""
+    import numpy as np
+
+    from g2g_utils import fidelity
+
+    count = min(REFERENCE, len(training_images(config)))
+    batches = (slice(k, min(k + 64, count)) for k in range(0, count, 64))
+    parts = [fidelity.extract(network, _tensor_images(config, rows)) for rows in batches]
+    return np.concatenate(parts)
+
+
 def feature_networks(config: Config) -> dict[str, Any]:
     """Networks in whose features image fidelity is measured.
 
-    "classifier": of phantom findings, independent of every arm; "generic": image branch of the
-    domain-agnostic task, where the profile trains one.
+    "classifier": of the training images' findings, independent of every arm; "generic": image
+    branch of the domain-agnostic task, where the profile trains one.
     """
     from g2g_utils import fidelity
 
@@ -331,9 +446,12 @@ _BUILDERS: dict[str, Any] = {
 
 
 def model(
-    config: Config, arm: str | None = None, seed: int | None = None, device: str = "cpu"
+    config: Config, arm: str | None = None, seed: int | None = None, device: str | None = None
 ) -> GroundingModel:
-    """The grounding model of an arm and seed, everything it needs made first if it is missing."""
+    """The grounding model of an arm and seed, everything it needs made first if it is missing.
+
+    device: by default a GPU for Stable Diffusion's size, where there is one, else the CPU.
+    """
     from g2g_utils import models
 
     arm = arm or next(iter(config.training.arms))
@@ -342,7 +460,7 @@ def model(
         encoder = config.encoders[config.training.arms[arm].encoder]
         wanted = [] if config.vae.pretrained else ["vae"]
         wanted += [] if encoder.pretrained else [f"encoders/{config.training.arms[arm].encoder}"]
-        wanted += [] if config.unet.pretrained else [f"ldm/{arm}-s{seed}"]
+        wanted += [] if loads_released(config) else [f"ldm/{arm}-s{seed}"]
         for name in wanted:
             ensure(config, name)
-    return models.load(config, arm, seed, device)
+    return models.load(config, arm, seed, device or models.default_device(config))

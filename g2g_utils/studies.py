@@ -228,14 +228,22 @@ def mean_boxes(regions: Sequence[dict[str, Any]], side: int, latent: int) -> dic
 
 
 def biovil_rows(
-    baseline: biovil.BioViL, pairs: Sequence[Example], side: int, seed: int = 0
+    baseline: biovil.Baseline, pairs: Sequence[Example], side: int, seed: int = 0
 ) -> pd.DataFrame:
-    """All metrics of the discriminative map, with specificity against another phrase's map."""
+    """All metrics of the discriminative map, with specificity against another phrase's map.
+
+    `cosine_threshold_iou` is BioViL's own mIoU: cosines clamped at 0 and not stretched.
+    """
     rows = []
     for example, other in zip(pairs, draw_others(pairs, side, seed), strict=True):
         framed = example.framed(side)
         heatmap = baseline.heatmap(framed.array(), framed.phrase)
         row = identity(framed) | metrics.evaluate(heatmap, framed.boxes, side)
+        if isinstance(baseline, biovil.PublishedBioViL):
+            clamped = metrics.resize(heatmap.double().clamp(min=0), side)
+            target = metrics.rasterise(framed.boxes, side)
+            scores = [float(metrics.iou(clamped > t, target)) for t in metrics.THRESHOLDS]
+            row["cosine_threshold_iou"] = float(np.mean(scores))
         if other:
             against = baseline.heatmap(framed.array(), other)
             row["other_cnr"] = quick_scores(against, framed.boxes, side)["cnr"]

@@ -48,6 +48,19 @@ VOCABULARY: dict[str, frozenset[str]] = {
     }.items()
 }
 
+DENIALS = re.compile(r"\b(no|not|without|free|clear|negative|resolved|unremarkable|normal)\b")
+
+
+def named_findings(report: str) -> list[str]:
+    """Findings of MS-CXR that a report's sentences name, sentences with a denial left out.
+
+    A crude label: it knows no scope of negation and no uncertainty.
+    """
+    sentences = [s for s in re.split(r"[.;]", report.lower()) if not DENIALS.search(s)]
+    words = set(re.findall(r"[a-z]+", " ".join(sentences)))
+    return [finding for finding in FINDINGS if words & VOCABULARY[finding]]
+
+
 CONTENT_TAGS = frozenset({"ADJ", "NOUN", "VERB", "PROPN", "NUM"})
 # Location words and negations that spaCy's English stop words wrongly hold.
 KEPT_STOP_WORDS = frozenset("both bottom top side full part above below no not".split())

@@ -7,65 +7,89 @@ replaces the token ids by the empty prompt's before the text encoder runs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from g2g_utils import models, runs
+from g2g_utils import models, runs, shards
 from g2g_utils.config import Arm, Training
-from g2g_utils.loop import Modules, Options, fit, seeded
+from g2g_utils.loop import Modules, Options, fit, seeded, trainable
+
+PREPROCESSING = 1  # raise when the way from an image file to the VAE's input changes
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Training pairs in memory: posteriors of latents and captions.
+    """Training pairs: posteriors of latents, read from disk as they are indexed, and captions.
 
     mean, std: [n, c, h, w], scaled latents' posterior; captions: n strings.
     """
 
-    mean: Tensor
-    std: Tensor
+    mean: Tensor | shards.Column
+    std: Tensor | shards.Column
     captions: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.captions)
 
 
-@torch.no_grad()
-def cache_latents(vae: AutoencoderKL, images: Tensor, folder: Path, batch_size: int = 64) -> None:
-    """Write the latents' posterior of images [n, 1, S, S] in [0, 1] to latents.safetensors."""
-    parts = [
-        models.image_posterior(vae, images[i : i + batch_size])
-        for i in tqdm(range(0, len(images), batch_size), desc="latents", mininterval=2)
-    ]
-    tensors = {
-        name: torch.cat([part[i] for part in parts]).to(torch.float16).cpu().contiguous()
-        for i, name in enumerate(("mean", "std"))
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    with runs.atomic(folder / "latents.safetensors") as temporary:
-        save_file(tensors, temporary)
+def cache_latents(
+    vae: AutoencoderKL, images: Any, folder: Path, ids: Sequence[str], batch_size: int | None = None
+) -> None:
+    """Write the latents' posterior of images [n, S, S] to shards; what is there is kept.
+
+    images: anything that gives such an array when sliced (uint8, or floats in [0, 1]): an array, a
+    memory map, `data.films.Films`; one batch of them is in memory at a time. ids: what tells the
+    images apart. Shards are keyed by the ids, the side and the VAE's weights.
+    """
+    side = images.shape[-1]
+    batch = batch_size or max(1, min(64, 8 * 512**2 // side**2))
+    key = runs.digest([PREPROCESSING, side, models.weights_digest(vae)])
+    bar = tqdm(total=len(ids), desc="latents", mininterval=2)
+
+    @torch.no_grad()
+    def make(rows: range) -> dict[str, Tensor]:
+        columns: dict[str, Tensor] = {}  # filled in place: parts would fragment the memory
+        for start in range(rows.start, rows.stop, batch):
+            stop = min(start + batch, rows.stop)
+            posterior = _posterior(vae, images[start:stop])
+            for name, part in zip(("mean", "std"), posterior, strict=True):
+                size = (len(rows), *part.shape[1:])
+                column = columns.setdefault(name, torch.empty(size, dtype=torch.float16))
+                column[start - rows.start : stop - rows.start] = part
+            bar.update(stop - start if len(rows) > shards.PROBE else 0)
+        return columns
+
+    with bar:
+        shards.write(folder, ids, make, key=key, name="latents")
+
+
+def _posterior(vae: AutoencoderKL, images: Any) -> tuple[Tensor, Tensor]:
+    """Posterior of the scaled latents of images [b, S, S], uint8 or in [0, 1]."""
+    pixels = torch.as_tensor(images)
+    pixels = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
+    return models.image_posterior(vae, pixels.reshape(-1, 1, *pixels.shape[-2:]).to(vae.device))
 
 
 def load_pairs(folder: Path, captions: list[str]) -> Pairs:
     """Read what `cache_latents` wrote; the number of captions must match."""
-    tensors = load_file(folder / "latents.safetensors")
-    if len(captions) != len(tensors["mean"]):
+    mean, std = (shards.Column(folder, "latents", column) for column in ("mean", "std"))
+    if len(captions) != len(mean):
         raise ValueError(
-            f"{folder}: {len(tensors['mean'])} latents but {len(captions)} captions; delete the "
+            f"{folder}: {len(mean)} latents but {len(captions)} captions; delete the "
             "folder and make it again"
         )
-    return Pairs(tensors["mean"].float(), tensors["std"].float(), tuple(captions))
+    return Pairs(mean, std, tuple(captions))
 
 
 def batch_indices(step: int, batch_size: int, n: int, seed: int) -> Tensor:
@@ -180,9 +204,11 @@ def _batch(
     accelerator: Accelerator,
 ) -> tuple[Tensor, Noise, Tensor]:
     """This process's samples of a step: their ids, their noise, their latents on the device."""
-    ids = share(batch_indices(step, options.batch_size, len(pairs), seed), accelerator)
+    size = options.batch_size * accelerator.num_processes
+    ids = share(batch_indices(step, size, len(pairs), seed), accelerator)
     count = scheduler.config.num_train_timesteps
-    noise = draw(ids, step, pairs.mean.shape[1:], count, options, seed)
+    update = step // options.accumulate  # accumulated or at once: the same noise
+    noise = draw(ids, update, pairs.mean.shape[1:], count, options, seed)
     latents = pairs.mean[ids] + pairs.std[ids] * noise.posterior
     return ids, noise, latents.to(accelerator.device)
 
@@ -212,7 +238,7 @@ def _fit(
         weight_decay=options.weight_decay, averaged="denoising",
     )  # fmt: skip
     if ema is not None:
-        ema.copy_to(module.parameters())
+        ema.copy_to(trainable(module))
 
 
 def _use_fast_attention(unet: UNet2DConditionModel, options: Training) -> None:
@@ -254,6 +280,8 @@ def parameter_groups(module: Denoising, options: Training) -> list[dict[str, Any
     cross: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for name, parameter in module.unet.named_parameters():
+        if not parameter.requires_grad:  # the frozen base of a LoRA
+            continue
         (cross if ".attn2." in name else rest).append(parameter)
     rate = options.learning_rate
     groups = [
@@ -310,10 +338,10 @@ def fine_tune(
 
     groups = parameter_groups(module, options)
     _fit(name, module, groups, loss, folder, options, steps or options.steps)
-    if runs.rank():  # the first process of a group saves
-        return
     module.eval()
     unet.set_attn_processor(AttnProcessor2_0())
-    unet.save_pretrained(folder / "unet")
+    if not PartialState().is_main_process:
+        return
+    models.save_unet(unet, folder)
     if arm.learnable:
         text_encoder.save_pretrained(folder / "text_encoder")

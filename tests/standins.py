@@ -246,3 +246,152 @@ def folder(root: Path) -> Path:
     ]
     table(root / "pairs.csv", ["image", "phrase", "finding", "x", "y", "w", "h"], rows)
     return root
+
+
+# ---------------------------------------------------------------- models, with the real key names
+
+WORDS = "a the of in no is there mild small large left right lower upper lobe lung effusion".split()
+WORDS += "pleural edema opacity opacities pneumonia pneumothorax cardiomegaly film mass".split()
+CXR_BERT_AUTO = {  # as published: asks for remote code, which must not run
+    "AutoConfig": "configuration_cxrbert.CXRBertConfig",
+    "AutoTokenizer": "configuration_cxrbert.CXRBertTokenizer",
+    "AutoModel": "modeling_cxrbert.CXRBertModel",
+}
+
+
+def bert(root: Path, width: int = 32, positions: int = 77) -> Path:
+    """A BERT folder: config.json, model.safetensors, vocab.txt."""
+    from transformers import BertConfig, BertModel
+
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    pieces += [c for c in "abcdefghijklmnopqrstuvwxyz"]
+    pieces += [f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz"]
+    sizes = {"vocab_size": len(pieces), "hidden_size": width, "intermediate_size": 64}
+    sizes |= {"num_hidden_layers": 1, "num_attention_heads": 2}
+    model = BertModel(
+        BertConfig(**sizes, max_position_embeddings=positions), add_pooling_layer=False
+    )
+    root.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(root)
+    (root / "vocab.txt").write_text("\n".join(pieces) + "\n")
+    tokens = {"do_lower_case": True, "tokenizer_class": "BertTokenizer", "model_max_length": 512}
+    (root / "tokenizer_config.json").write_text(json.dumps(tokens))
+    return root
+
+
+def cxr_bert(root: Path, width: int = 32) -> Path:
+    """CXR-BERT as published: model type of its own, `bert.*` keys, masked-word and BioViL heads."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    weights = bert(root, width) / "model.safetensors"
+    state = {f"bert.{name}": value for name, value in load_file(weights).items()}
+    state["bert.embeddings.position_ids"] = torch.arange(77)[None]
+    state["cls.predictions.bias"] = torch.zeros(
+        len(state["bert.embeddings.word_embeddings.weight"])
+    )
+    head = "cls_projection_head"
+    generator = torch.Generator().manual_seed(0)
+    for name, columns in (("dense_to_hidden", width), ("dense_to_output", 128)):
+        state[f"{head}.{name}.weight"] = torch.randn((128, columns), generator=generator) * 0.1
+        state[f"{head}.{name}.bias"] = torch.randn(128, generator=generator) * 0.1
+    state[f"{head}.LayerNorm.weight"] = torch.ones(128)
+    state[f"{head}.LayerNorm.bias"] = torch.zeros(128)
+    save_file(state, weights, metadata={"format": "pt"})
+    for file, changes in (
+        ("config.json", {"model_type": "cxr-bert", "projection_size": 128,
+                         "architectures": ["CXRBertModel"], "auto_map": CXR_BERT_AUTO}),
+        ("tokenizer_config.json", {"tokenizer_class": "CXRBertTokenizer", "auto_map": {
+            "AutoTokenizer": ["configuration_cxrbert.CXRBertTokenizer", None]}}),
+    ):  # fmt: skip
+        tree = json.loads((root / file).read_text())
+        (root / file).write_text(json.dumps(tree | changes))
+    return root
+
+
+def clip(root: Path, width: int = 32) -> Path:
+    """A CLIP text model with a byte-pair tokenizer, as in Stable Diffusion."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from g2g_utils import pretraining
+
+    tokens = pretraining.byte_tokenizer([" ".join(WORDS)], root, 77)
+    sizes = {"hidden_size": width, "intermediate_size": 64, "num_hidden_layers": 1}
+    sizes |= {"num_attention_heads": 2, "vocab_size": len(tokens), "max_position_embeddings": 77}
+    ends = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    CLIPTextModel(CLIPTextConfig(**sizes, **ends)).save_pretrained(root)
+    return root
+
+
+def stable_diffusion(root: Path, width: int = 32) -> Path:
+    """Folders of Stable Diffusion: vae/, unet/ (four levels, the last without text), scheduler/."""
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+
+    from g2g_utils import models
+
+    with models.initialised(0):
+        AutoencoderKL(
+            block_out_channels=(8, 8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=1, norm_num_groups=4,
+            latent_channels=4, scaling_factor=0.18215,
+        ).save_pretrained(root / "vae")  # fmt: skip
+        UNet2DConditionModel(
+            sample_size=8, block_out_channels=(8, 16, 16, 16), layers_per_block=2,
+            down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+            up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+            norm_num_groups=4, cross_attention_dim=width, attention_head_dim=2,
+        ).save_pretrained(root / "unet")  # fmt: skip
+    DDIMScheduler(**models.SD_SCHEDULE).save_pretrained(root / "scheduler")
+    return root
+
+
+PHRASES = [("left effusion", "Pleural Effusion"), ("mild edema", "Edema")]
+PHRASES += [("right opacity", "Lung Opacity")]
+
+
+def real_profile(root: Path, films: int = 40, width: int = 32, text_width: int = 32) -> dict:
+    """Overrides of `open` that make it run on this machine: made-up films, tiny real folders."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for k in range(films):
+        phrase, finding = PHRASES[k % len(PHRASES)]
+        path = root / "films" / f"{k}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (72, 64), np.uint8)).save(path)
+        rows.append([path.name, phrase, finding, 8, 16, 30, 24, f"p{k}"])
+    columns = ["image", "phrase", "finding", "x", "y", "w", "h", "subject"]
+    table(root / "films" / "pairs.csv", columns, rows)
+    sd = str(stable_diffusion(root / "sd", width))
+    here = {"source": "folder", "root": str(root / "films")}
+    data = {**here, "train": films, "validation": 4, "test": 4}
+    data |= {"validation_from": here, "test_from": here}
+    return {
+        "image_size": 64,
+        "data": data,
+        "vae.pretrained": sd, "unet.pretrained": sd, "unet.scheduler": sd,
+        "encoders.domain.pretrained": str(cxr_bert(root / "cxr_bert", text_width)),
+        "encoders.generic.pretrained": str(clip(root / "clip", text_width)),
+        "adaptation.gradient_checkpointing": False,
+        "training.steps": 2, "training.batch_size": 2, "training.accumulate": 1,
+        "training.warmup": 1, "training.mixed_precision": "no", "training.learning_rate": 1.0e-2,
+        "training.ema": 0.0,
+        "grounding.timesteps": 3, "grounding.keep_last": 2,
+        "evaluation": {"pairs": 4, "validation_pairs": 4, "bias_pairs": 2, "bootstrap": 20},
+        "fidelity": {"samples": 34, "steps": 1, "batch_size": 34, "classifier_steps": 2},
+    }  # fmt: skip
+
+
+def biovil_image(path: Path) -> Path:
+    """BioViL's image checkpoint: real key names and sizes, weights made up, an unused layer."""
+    import torch
+
+    from g2g_utils import models
+    from g2g_utils.baselines.biovil import ImageModel
+
+    with models.initialised(0):
+        state = ImageModel().state_dict()
+    state["encoder.encoder.fc.weight"] = torch.zeros(10, 2048)
+    state["encoder.encoder.fc.bias"] = torch.zeros(10)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(state, path)
+    return path

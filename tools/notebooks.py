@@ -2,6 +2,7 @@
 
 python tools/notebooks.py pair [NOTEBOOK.py …]   write the .ipynb of edited .py, outputs kept
 python tools/notebooks.py check FILE…            pairing and origin of given files (pre-commit)
+python tools/notebooks.py refuse FILE…           no notebook of credentialed data (pre-commit)
 python tools/notebooks.py publish                executed miniature notebooks -> notebooks/
 python tools/notebooks.py reference              executed smoke notebooks -> tests/…/reference/
 """
@@ -296,6 +297,11 @@ def main() -> None:
         publish()
     elif command == "reference":
         reference()
+    elif command == "refuse":
+        sys.path.insert(0, str(ROOT))
+        from g2g_utils import privacy
+
+        sys.exit("\n".join(f"{f} {why}" for f in files for why in privacy.refused(read(f))) or 0)
     elif command == "check":
         paths = sorted({f.with_suffix(".ipynb") for f in files})
         lost = [

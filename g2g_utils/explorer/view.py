@@ -41,6 +41,8 @@ STYLE = """<style>
 .g2g img {display: block}
 .g2g .lm-TabBar-tab, .g2g .p-TabBar-tab {max-width: none !important; flex: 0 0 auto !important}
 .g2g .widget-html, .g2g .widget-html-content {line-height: 1.45}
+.g2g .widget-toggle-buttons {display: flex}
+.g2g .widget-toggle-buttons > .widget-label {flex: 0 0 auto; text-align: right; margin-right: 8px}
 .g2g .widget-toggle-button {padding: 0 4px}
 .g2g .widget-readout {font-size: 11px; min-width: 108px}
 .g2g h3 {margin: 0; font-size: 13px; font-weight: 600}

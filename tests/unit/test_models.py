@@ -196,10 +196,12 @@ def test_a_level_without_a_choice_is_refused():
 
 
 def test_missing_weights_name_the_place_and_the_command(tmp_path):
-    with pytest.raises(models.MissingWeights, match="hf download"):
+    with pytest.raises(models.MissingWeights, match=r"expected are vae/config\.json.*a hub id"):
         models.load_vae(tmp_path / "nowhere")
-    with pytest.raises(models.MissingWeights, match="hf download"):
+    with pytest.raises(models.MissingWeights, match=r"config\.json.*name another folder"):
         models.load_text_encoder(tmp_path / "nowhere")
+    with pytest.raises(models.MissingWeights, match=r"hf download nobody/nothing --revision 7"):
+        models.load_unet("nobody/nothing", "7")
 
 
 def test_an_unknown_arm_is_refused():

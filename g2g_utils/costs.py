@@ -1,0 +1,193 @@
+"""What a profile costs and what it lacks, before anything runs: `python -m g2g_utils costs`.
+
+Everything is computed from the profile and from sizes of the models; time only from a step time
+that somebody measured, else it says "not measured".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from g2g_utils import catalogue, encoders
+from g2g_utils.config import Config, HeldOut
+from g2g_utils.data import chestxray14, mimic_cxr, ms_cxr, openi, rsna, sources, tables
+
+SD15_UNET: dict[str, Any] = {  # sizes of Stable Diffusion 1.5's U-Net, where its config is absent
+    "sample_size": 64,
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,
+}
+REDUCTION, CHANNELS = 8, 4  # of Stable Diffusion's VAE
+FLOAT, HALF = 4, 2  # bytes
+PREFETCHED = {  # where a source's first table must lie
+    "mimic_cxr": (mimic_cxr.METADATA, mimic_cxr.SPLIT),
+    "ms_cxr": ms_cxr.TABLES[:1],
+    "chestxray14": (chestxray14.BOXES,),
+    "rsna": (rsna.LABELS,),
+    "openi": (openi.PROJECTIONS,),
+}
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Costs of a profile's fine-tuning; bytes, hours (None: not measured), counts."""
+
+    runs: int
+    updates: int  # optimiser steps a run
+    samples: int  # of an update, over all processes
+    parameters: int  # of the U-Net
+    trained: int  # of them
+    latents: int  # bytes on disk at most
+    weights: int  # bytes on disk of all runs
+    checkpoint: int  # bytes on disk while a run lasts
+    memory: int  # bytes on a GPU without activations
+    gpu_hours: float | None
+
+    def lines(self) -> list[str]:
+        """The sheet, one fact a line."""
+        hours = "not measured" if self.gpu_hours is None else f"{self.gpu_hours:.0f}"
+        share = f"{self.trained / 1e6:.1f} of {self.parameters / 1e6:.1f} million weights"
+        return [
+            f"fine-tunings: {self.runs} of {self.updates} updates, {self.samples} samples each, "
+            f"{share} trained",
+            f"GPU-hours of fine-tuning: {hours}",
+            f"disk: latents at most {_gb(self.latents)}, fine-tuned weights {_gb(self.weights)}, "
+            f"one checkpoint {_gb(self.checkpoint)} while a run lasts",
+            f"GPU memory: {_gb(self.memory)} for weights, gradients, optimiser and average; "
+            "activations are not measured",
+        ]
+
+
+def _gb(count: float) -> str:
+    return f"{count / 1e9:.1f} GB"
+
+
+def costs(config: Config, step_seconds: float | None = None, processes: int = 1) -> Costs:
+    """Costs of fine-tuning all arms and seeds of a profile.
+
+    step_seconds: measured wall seconds of one forward and backward pass of `training.batch_size`
+    samples on one GPU; None: GPU-hours are not known.
+    """
+    options, adaptation = config.training, config.adaptation
+    runs = sum(name.startswith("ldm/") for name in catalogue.plan(config))
+    unet = unet_shape(config)
+    total = sum(shape.numel() for _, shape in unet)
+    trained = _lora_size(unet, adaptation.lora_rank) if adaptation.lora_rank else total
+    side = config.image_size // REDUCTION
+    passes = runs * options.steps * options.accumulate * processes
+    return Costs(
+        runs=runs,
+        updates=options.steps,
+        samples=options.batch_size * options.accumulate * processes,
+        parameters=total,
+        trained=trained,
+        latents=config.data.train * 2 * CHANNELS * side**2 * HALF,
+        weights=runs * trained * FLOAT,
+        checkpoint=(total + 3 * trained) * FLOAT,  # weights, two moments, average
+        memory=(total + 4 * trained) * FLOAT,  # and gradients
+        gpu_hours=None if step_seconds is None else passes * step_seconds / 3600,
+    )
+
+
+def unet_shape(config: Config) -> list[tuple[str, Any]]:
+    """Names and shapes of the U-Net's weights, from its config; no weights are made or read."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    source, sizes = config.unet.pretrained, SD15_UNET
+    for subfolder in ("unet_ema", "unet"):
+        if source and (Path(source) / subfolder / "config.json").is_file():
+            sizes = UNet2DConditionModel.load_config(source, subfolder=subfolder)
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(sizes)
+    return [(name, value.shape) for name, value in unet.named_parameters()]
+
+
+def _lora_size(unet: list[tuple[str, Any]], rank: int) -> int:
+    """Weights that a LoRA adds to the attention of the U-Net's weights."""
+    from g2g_utils.models import LORA_TARGETS
+
+    ends = tuple(f".{target}.weight" for target in LORA_TARGETS)
+    return sum(rank * (shape[0] + shape[1]) for name, shape in unet if name.endswith(ends))
+
+
+# ---------------------------------------------------------------- what is missing on disk
+
+
+def missing(config: Config) -> list[str]:
+    """Tables, folders and weights that a profile names and that are not there, with the fix."""
+    return [*_missing_data(config), *_missing_weights(config)]
+
+
+def _missing_data(config: Config) -> Iterator[str]:
+    data = config.data
+    places: dict[tuple[str, Path], None] = {}
+    if data.source != "phantoms" and data.root is not None:
+        places[data.source, data.root] = None
+    held: list[HeldOut] = [h for h in (data.validation_from, data.test_from) if h]
+    places |= {(item.source, item.root): None for item in held}
+    for source, root in places:
+        for pattern in PREFETCHED.get(source, ("*.csv",)):
+            try:
+                place = sources.resolve(root)
+                if not place.is_file():
+                    tables.locate(place, pattern)
+            except tables.TableError as error:
+                yield f"{source}: {error}"
+                break
+
+
+def _missing_weights(config: Config) -> Iterator[str]:
+    wanted: dict[tuple[str, str | None, str], None] = {}
+    for source, revision, file in (
+        (config.vae.pretrained, config.vae.revision, "vae/config.json"),
+        (config.unet.pretrained, config.unet.revision, "unet/config.json"),
+        (config.unet.scheduler, config.unet.revision, "scheduler/scheduler_config.json"),
+        (config.adaptation.released, config.adaptation.revision, "unet_ema/config.json"),
+    ):
+        if source:
+            wanted[source, revision, file] = None
+    used = {arm.encoder for arm in config.training.arms.values()}
+    for encoder in (config.encoders[name] for name in used):
+        if encoder.pretrained:
+            wanted[(*encoders.resolve(encoder.pretrained, encoder.revision), "config.json")] = None
+    for source, revision, file in sorted(wanted, key=str):
+        if not _there(source, revision, file):
+            options = f" --revision {revision}" if revision else ""
+            options += f" --include '{Path(file).parent}/*'" if "/" in file else ""
+            yield f"weights: no {file} of {source}: run `hf download {source}{options}`"
+    if config.biovil and not sources.resolve(config.biovil).is_file():
+        from g2g_utils.baselines.biovil import FETCH
+
+        yield f"optional: no {config.biovil}: `{FETCH} --local-dir {config.biovil.parent}`"
+
+
+def _there(source: str, revision: str | None, file: str) -> bool:
+    """True if a file is in a folder or in the hub's cache on this machine."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if Path(source).is_dir():
+        return (Path(source) / file).is_file() or (Path(source) / Path(file).name).is_file()
+    if source.count("/") != 1:
+        return False
+    return isinstance(try_to_load_from_cache(source, file, revision=revision), str)
+
+
+def sheet(config: Config, step_seconds: float | None = None, processes: int = 1) -> str:
+    """Products and their state, costs, and what is missing, for a dry run."""
+    plan = catalogue.plan(config)
+    made = [name for name in plan if catalogue.find(config, name) is not None]
+    lines = [f"profile {config.profile}: {len(made)} of {len(plan)} products are there"]
+    lines += [
+        f"  {'made' if name in made else 'to do':6} {name}"
+        + (f"  <- {', '.join(needs)}" if needs else "")
+        for name, needs in plan.items()
+    ]
+    if config.unet.pretrained:
+        lines += ["costs:", *(f"  {x}" for x in costs(config, step_seconds, processes).lines())]
+    absent = missing(config)
+    lines += ["missing on disk:" if absent else "missing on disk: nothing that was looked for"]
+    return "\n".join([*lines, *(f"  {item}" for item in absent)])

@@ -1,0 +1,70 @@
+"""Published text encoders of the paper's comparison, by name: hub id, pinned revision, files.
+
+A profile may write such a name where it writes a hub id or folder (`pretrained: radbert`). Widths
+and lengths are never listed here: they are read from each checkpoint's own config.json.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+UNPINNED = "revision unknown here: pin the commit that you fetch in the profile"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A text encoder on the Hugging Face hub."""
+
+    hub_id: str
+    kind: Literal["bert", "clip"]
+    weights: str  # file with the weights
+    revision: str | None = None
+    note: str = UNPINNED
+
+
+REGISTRY: dict[str, Published] = {
+    "cxr-bert": Published(
+        "microsoft/BiomedVLP-CXR-BERT-specialized", "bert", "pytorch_model.bin", "v1.1",
+        "tag of the authors' own toolbox; BioViL's text branch",
+    ),
+    "biovil-t": Published(
+        "microsoft/BiomedVLP-BioViL-T", "bert", "model.safetensors", "v1.0",
+        "tag of the authors' own toolbox; CXR-BERT as trained in BioViL-T",
+    ),
+    "clip": Published("openai/clip-vit-large-patch14", "clip", "model.safetensors"),
+    "openclip": Published(
+        "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "clip", "model.safetensors", None,
+        f"1024 wide, so it is projected for Stable Diffusion 1.5; {UNPINNED}",
+    ),
+    "radbert": Published("StanfordAIMI/RadBERT", "bert", "pytorch_model.bin"),
+    "med-kebert": Published("xmcmic/Med-KEBERT", "bert", "pytorch_model.bin"),
+    "cxr-clip": Published(
+        "emilyalsentzer/Bio_ClinicalBERT", "bert", "pytorch_model.bin", None,
+        "where CXR-CLIP's text branch starts; its trained weights are one file of another layout: "
+        f"convert them to a folder and name it instead. {UNPINNED}",
+    ),
+}  # fmt: skip
+
+
+def resolve(source: str, revision: str | None = None) -> tuple[str, str | None]:
+    """Hub id (or folder) and revision of a registered name; anything else as it is."""
+    published = REGISTRY.get(source)
+    return (published.hub_id, revision or published.revision) if published else (source, revision)
+
+
+def expected(source: str) -> str:
+    """Files that a text encoder's folder or repository must hold."""
+    files = {published.hub_id: published.weights for published in REGISTRY.values()}
+    weights = files.get(source, "model.safetensors or pytorch_model.bin")
+    return f"config.json, {weights}, tokenizer files"
+
+
+def sizes(config: dict[str, Any]) -> tuple[int, int]:
+    """Width of the states and most tokens, from the content of a config.json.
+
+    CLIP's lie in its text part; RoBERTa keeps two positions for itself.
+    """
+    text = config.get("text_config") or config
+    spare = 2 if config.get("model_type") == "roberta" else 0
+    return text["hidden_size"], text["max_position_embeddings"] - spare

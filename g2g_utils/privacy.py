@@ -1,0 +1,69 @@
+"""Executed notebooks of credentialed data: a banner that says so, and reasons to refuse them.
+
+MIMIC-CXR and MS-CXR come with a data use agreement: what shows their images or text stays below
+build/. The check needs no outputs of a run to be honest: it also looks at parameters and text.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from g2g_utils import config as configuration
+from g2g_utils.data import sources
+
+TAG = "credentialed"
+BANNER = (
+    "> **Credentialed data.** This run read data under a PhysioNet data use agreement. Do not "
+    "commit, publish, mail or upload this notebook, its outputs or its figures."
+)
+PROFILE = re.compile(r"^profile(?: *: *str)? *= *['\"]([^'\"]+)['\"]", re.MULTILINE)
+PATIENT = re.compile(r"\bp1\d/p1\d{7}/s5\d{7}\b")  # as in MIMIC's paths
+KINDS = ("text/", "application/json")
+
+
+def credentialed(profile: str) -> bool:
+    """True if a profile reads credentialed data; one that cannot be read here counts as such."""
+    try:
+        return sources.credentialed(configuration.load(profile))
+    except configuration.ConfigError:
+        return True
+
+
+def mark(notebook: Any, profile: str) -> None:
+    """Note the profile in an executed notebook; of a credentialed one the banner comes first."""
+    notebook.metadata["g2g"] = {"profile": profile}
+    if not credentialed(profile):
+        return
+    import nbformat
+
+    notebook.metadata["g2g"][TAG] = True
+    if TAG not in notebook.cells[0].metadata.get("tags", []):
+        cell = nbformat.v4.new_markdown_cell(BANNER, metadata={"tags": [TAG]})
+        notebook.cells.insert(0, cell)
+
+
+def refused(notebook: Any) -> list[str]:
+    """Why a notebook must not leave this machine: marks, its profile, patients in its outputs."""
+    reasons = []
+    tags = [tag for cell in notebook.cells for tag in cell.metadata.get("tags", [])]
+    if notebook.metadata.get("g2g", {}).get(TAG) or TAG in tags:
+        reasons.append("carries the banner of credentialed data")
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    named = [name for cell in code for name in PROFILE.findall(cell.source)]
+    executed = any(cell.outputs for cell in code)
+    if executed and named and credentialed(named[-1]):  # the last: injected by papermill
+        reasons.append(f"was executed under {named[-1]!r}, which reads credentialed data")
+    if any(PATIENT.search(text) for cell in code for text in _shown(cell)):
+        reasons.append("shows the path of a MIMIC-CXR patient")
+    return reasons
+
+
+def _shown(cell: Any) -> list[str]:
+    """All text that a code cell shows."""
+    parts = []
+    for output in cell.outputs:
+        parts.append(output.get("text", ""))
+        data = output.get("data", {})
+        parts += [value for kind, value in data.items() if kind.startswith(KINDS)]
+    return ["".join(part) if isinstance(part, list) else str(part) for part in parts]

@@ -1,0 +1,68 @@
+"""Two gloo processes on the CPU against one: the same update, from different samples."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).with_name("distributed.py")
+
+
+def two(out: Path, batch: int) -> list[dict]:
+    """What each of two processes found; `torchrun` starts them, as `accelerate launch` does."""
+    out.mkdir()
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += [str(SCRIPT), str(out), str(batch), "1", "3"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment |= {"PYTHONPATH": str(SCRIPT.parents[2])}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [torch.load(out / f"rank-{k}" / "found.pt") for k in range(2)]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, script):
+    """One process with batch 4, two with 2 each, one that accumulates twice 2."""
+    folder, main = tmp_path_factory.mktemp("runs"), script("tests/unit/distributed.py").main
+
+    def alone(name: str, batch: int, accumulate: int) -> list[dict]:
+        main(folder / name, batch, accumulate, 3)
+        return [torch.load(folder / name / "rank-0" / "found.pt")]
+
+    return {
+        "one": alone("one", 4, 1),
+        "two": two(folder / "two", 2),
+        "accumulated": alone("accumulated", 2, 2),
+    }
+
+
+def difference(a: dict, b: dict) -> float:
+    """Norm of the difference over the norm, of all tensors together."""
+    gap = sum(float((a[name].double() - b[name].double()).square().sum()) for name in a)
+    return (gap / sum(float(value.double().square().sum()) for value in a.values())) ** 0.5
+
+
+def test_processes_see_different_samples_which_make_up_the_batch(runs):
+    (whole,), both = runs["one"], runs["two"]
+    for step, batch in enumerate(whole["seen"]):
+        halves = [process["seen"][step] for process in both]
+        assert not set(halves[0]) & set(halves[1]) and halves[0] + halves[1] == batch
+    assert sorted(id for batch in whole["seen"] for id in batch) == list(range(12))  # an epoch
+
+
+@pytest.mark.parametrize("way", ["two", "accumulated"])
+def test_gradients_equal_those_of_the_whole_batch(runs, way):
+    (whole,) = runs["one"]
+    for process in runs[way]:
+        assert difference(whole["grads"], process["grads"]) < 1e-5
+        assert difference(whole["weights"], process["weights"]) < 1e-4  # three updates later
+    other = {name: value * 1.001 for name, value in whole["grads"].items()}
+    assert difference(whole["grads"], other) > 1e-4  # the measure can tell
+
+
+def test_processes_end_with_the_same_weights_and_one_log(runs, tmp_path_factory):
+    one, other = runs["two"]
+    assert all(torch.equal(one["weights"][n], other["weights"][n]) for n in one["weights"])
