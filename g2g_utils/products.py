@@ -77,8 +77,7 @@ def _make_together(config: Config, name: str) -> Path:
         place, (arm, seed) = folder(config, name), arm_and_seed(config, name.partition("/")[2])
         state.wait_for_everyone()
         fine_tune(config, arm, seed, place)
-    state.wait_for_everyone()
-    return place
+    return place  # the training ended the group; the main process still writes run.json
 
 
 def _make(config: Config, name: str, ready: Callable[[], None] = lambda: None) -> Path:

@@ -1,5 +1,6 @@
 """Products: keys, finding, damage, and two processes asking for the same thing at once."""
 
+import os
 import subprocess
 import sys
 
@@ -135,6 +136,25 @@ def test_two_processes_make_one_product(tiny, tmp_path):
     assert [process.returncode for process in both] == [0, 0], texts
     assert sum("VAE: " in stderr for _, stderr in texts) == 1  # one trained, one waited
     assert products.find(tiny, "vae") == products.folder(tiny, "vae")
+
+
+@pytest.mark.slow
+def test_a_launch_of_two_processes_makes_one_training(tiny, tmp_path):
+    for need in ("latents", "encoders/domain"):
+        products.ensure(tiny, need)
+    settings = [word for key, value in TINY.items() for word in ("--set", key, str(value))]
+    launch, make = (str(config.ROOT / "workflow" / f"{n}.py") for n in ("launch", "make_product"))
+    name, record = "ldm/domain-frozen-s0", tmp_path / "record.json"
+    command = [sys.executable, launch, "2", "0", make, name, str(record), "--profile", "smoke"]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
+    environment["PYTHONPATH"] = str(config.ROOT)
+    run = subprocess.run(
+        [*command, *settings], env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    made = products.find(tiny, name)
+    assert made is not None and str(made) in record.read_text()
+    assert run.stdout.count(f"{name}: ") == 1  # two processes, one record
 
 
 def test_a_model_makes_what_it_needs(tiny):
