@@ -32,6 +32,7 @@ def scores(settings: config.Config, model: models.GroundingModel) -> Any:
     return grounding.evaluate(model, products.evaluation_pairs(settings), **options)
 
 
+@torch.no_grad()
 def farthest(first: nn.Module, second: nn.Module) -> dict[str, float]:
     """Largest difference of two networks' weights, and of the first's from itself in float16."""
     pairs = list(zip(first.parameters(), second.parameters(), strict=True))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -76,7 +77,7 @@ def cache_latents(
 
 def _posterior(vae: AutoencoderKL, images: Any) -> tuple[Tensor, Tensor]:
     """Posterior of the scaled latents of images [b, S, S], uint8 or in [0, 1]."""
-    pixels = torch.as_tensor(images)
+    pixels = torch.as_tensor(np.array(images))  # a copy: shards are read-only
     pixels = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
     return models.image_posterior(vae, pixels.reshape(-1, 1, *pixels.shape[-2:]).to(vae.device))
 
