@@ -1,10 +1,12 @@
 """Products: keys, finding, damage, and two processes asking for the same thing at once."""
 
+import os
 import subprocess
 import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from g2g_utils import config, products
 
@@ -94,6 +96,18 @@ def test_a_product_is_made_once_and_again_when_damaged(tiny, capsys):
     assert weights.read_bytes() == content  # the same bits again
 
 
+def test_truncated_latents_are_made_again_with_a_warning(tiny, capsys):
+    folder = products.ensure(tiny, "latents")
+    largest = max(folder.rglob("*.safetensors"), key=lambda path: path.stat().st_size)
+    before = {name: value.clone() for name, value in load_file(largest).items()}  # not its mapping
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    assert products.ensure(tiny, "latents") == folder
+    assert "damaged; it is made again" in capsys.readouterr().err
+    after = load_file(largest)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
 def test_changed_settings_make_it_anew(tiny):
     products.ensure(tiny, "vae")
     changed = config.load("smoke", **TINY | {"vae.steps": 3})
@@ -125,6 +139,25 @@ def test_two_processes_make_one_product(tiny, tmp_path):
     assert [process.returncode for process in both] == [0, 0], texts
     assert sum("VAE: " in stderr for _, stderr in texts) == 1  # one trained, one waited
     assert products.find(tiny, "vae") == products.folder(tiny, "vae")
+
+
+@pytest.mark.slow
+def test_a_launch_of_two_processes_makes_one_training(tiny, tmp_path):
+    for need in ("latents", "encoders/domain"):
+        products.ensure(tiny, need)
+    settings = [word for key, value in TINY.items() for word in ("--set", key, str(value))]
+    launch, make = (str(config.ROOT / "workflow" / f"{n}.py") for n in ("launch", "make_product"))
+    name, record = "ldm/domain-frozen-s0", tmp_path / "record.json"
+    command = [sys.executable, launch, "2", "0", make, name, str(record), "--profile", "smoke"]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
+    environment["PYTHONPATH"] = str(config.ROOT)
+    run = subprocess.run(
+        [*command, *settings], env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    made = products.find(tiny, name)
+    assert made is not None and str(made) in record.read_text()
+    assert run.stdout.count(f"{name}: ") == 1  # two processes, one record
 
 
 def test_a_model_makes_what_it_needs(tiny):

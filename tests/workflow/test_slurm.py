@@ -1,9 +1,11 @@
 """Against a real Slurm of one node: arrays, failure, cancelling, pre-emption, a group of two."""
 
+import json
 import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,27 +116,31 @@ def test_an_array_with_a_failing_point_is_cancelled_and_resumed(
     listed = sorted(p.name for p in (world.build / "sweeps" / "numbers" / "logs").iterdir())
     assert [name[:8] for name in listed] == [f"number-{n}" for n in range(1, 5)]
 
-    killed = world.start(*command, SLOW="60", **cluster)
-    world.wait_for(world.build / "ran.txt")
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
-    assert ask(cluster, "squeue", "-h", "-t", "running")  # on a cluster jobs outlive the controller
-    world.ran()
-    status, said = world.run(*command, **cluster)
-    assert status == 0 and world.ran() == ["3"], said
-    assert "cancelling 1 Slurm job" in said
-    assert (world.build / "sweeps" / "numbers" / "summary.csv").exists()
-
-
-def test_stopping_the_controller_cancels_its_jobs(
-    world: SweepWorld, cluster: dict[str, str]
-) -> None:
-    world.sweep(grid={"number": [7]}, needs=[])
-    stopped = world.start("sweep", "numbers", "smoke", "--slurm", SLOW="60", **cluster)
+    stopped = world.start(*command, SLOW="60", **cluster)
     world.wait_for(world.build / "ran.txt")
     stopped.send_signal(signal.SIGINT)
     stopped.communicate(timeout=300)
     wait_until(lambda: not ask(cluster, "squeue", "-h", "-t", "running,pending"))
+    assert world.ran() == ["3"]
+    status, said = world.run(*command, **cluster)
+    assert status == 0 and world.ran() == ["3"], said
+    assert (world.build / "sweeps" / "numbers" / "summary.csv").exists()
+
+
+def test_jobs_of_a_controller_that_died_are_cancelled_by_the_next(
+    world: SweepWorld, cluster: dict[str, str]
+) -> None:
+    ours, other = (
+        ask(cluster, "sbatch", "--parsable", "-J", name, "-o", "/dev/null", "--wrap", "sleep 99")
+        for name in ("g2g-77_some-run", "g2g-88_another-folder")
+    )
+    command = [sys.executable, world.folder / "workflow" / "locked.py", world.build, "true"]
+    environment = os.environ | cluster | {"G2G_SLURM_PREFIX": "g2g-77"}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0 and "cancelling 1 Slurm job" in run.stderr, run.stderr
+    wait_until(lambda: ask(cluster, "squeue", "-h", "-t", "running,pending", "-o", "%A") == other)
+    assert ours != other
+    ask(cluster, "scancel", other)
 
 
 def test_a_pre_empted_training_of_two_processes_resumes(
@@ -144,15 +150,18 @@ def test_a_pre_empted_training_of_two_processes_resumes(
     world.sweep(grid={"number": [1]})
     log, starts = world.build / "trained" / "log.jsonl", world.build / "trained" / "starts.txt"
     command = ("sweep", "numbers", "smoke", "--profile", "slurm")
-    run = world.start(*command, SLOW="0.3", **cluster)
+    run = world.start(*command, SLOW="0.2", **cluster)
     world.wait_for(log)
-    urgent = ("sbatch", "--wait", "-p", "urgent", "-n2", "-o", "/dev/null", "--wrap", "sleep 1")
+    urgent = ("sbatch", "--wait", "-p", "urgent", "-n2", "-o", "/dev/null", "--wrap", "true")
     ask(cluster, *urgent)
     wait_until(lambda: ask(cluster, "squeue", "-h", "-t", "pending", "-o", "%A"))
     queued = ask(cluster, "squeue", "-h", "-t", "pending", "-o", "%A")
     ask(cluster, "scontrol", "update", f"JobId={queued}", "StartTime=now")  # not in two minutes
-    said, _ = run.communicate(timeout=600)
-    assert run.returncode == 0, said
+    wait_until(lambda: len(starts.read_text().splitlines()) == 2)
+    run.kill()  # the job no longer needs the one that submitted it
+    run.communicate()
+    world.wait_for(world.build / "trained" / "weights.json")
     first, second = (line.split() for line in starts.read_text().splitlines())
     assert first == ["0", "2"] and second[1] == "2" and 0 < int(second[0]) < 60
-    assert len(log.read_text().splitlines()) == 30  # steps 2, 4, … 60, each once
+    steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    assert steps == list(range(2, 61, 2))
