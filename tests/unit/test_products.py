@@ -161,6 +161,8 @@ def test_a_launch_of_two_processes_makes_one_training(tiny, tmp_path):
 
 
 def test_a_model_makes_what_it_needs(tiny):
+    arms = {"generic-learnable": {"encoder": "generic", "learnable": True}}
+    tiny = config.load("smoke", **TINY | {"training.arms": arms})
     model = products.model(tiny, "generic-learnable", 0)
     assert model.latent_shape == (4, 16, 16)
     assert model.encode_phrases(["left effusion"]).shape == (1, 77, 32)
