@@ -11,8 +11,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jsonschema
 import nbformat
 import pytest
+
+from g2g_utils import config, findings
 
 ROOT = Path(__file__).resolve().parents[2]
 spec = importlib.util.spec_from_file_location("g2g_notebooks", ROOT / "tools" / "notebooks.py")
@@ -24,6 +27,17 @@ def seconds(reference: Path) -> float:
     """How long the notebook took under smoke."""
     record = tool.BUILD / "smoke" / "notebooks" / f"{reference.stem}.run.json"
     return json.loads(record.read_text())["wall_s"] if record.exists() else float("inf")
+
+
+def test_findings_of_the_smoke_run_follow_the_schema():
+    """The run that has just ended wrote every finding anew, and soundly."""
+    written = findings.path(config.load("smoke"))
+    if not written.is_file():
+        pytest.skip("no smoke run yet: ./run_all.sh smoke")
+    rows = json.loads(written.read_text())
+    jsonschema.validate(rows, findings.SCHEMA)
+    assert {row["id"].split("-")[0] for row in rows} >= {"F1", "F2", "F3", "F4", "F5", "F6"}
+    assert all(row["holds"] == (row["low"] > 0) for row in rows)
 
 
 def digits(cell) -> re.Match | None:

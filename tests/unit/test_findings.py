@@ -58,14 +58,3 @@ def test_the_schema_refuses_what_is_no_finding() -> None:
     for bad in ([{"id": "F1"}], {"id": "F1"}):
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(bad, findings.SCHEMA)
-
-
-def test_findings_of_the_smoke_run_follow_the_schema() -> None:
-    """Where `./run_all.sh smoke` has run, its findings.json is regenerated and sound."""
-    written = findings.path(configuration.load("smoke"))
-    if not written.is_file():
-        pytest.skip("no smoke run yet: ./run_all.sh smoke")
-    rows = json.loads(written.read_text())
-    jsonschema.validate(rows, findings.SCHEMA)
-    assert {row["id"].split("-")[0] for row in rows} >= {"F1", "F2", "F3", "F4", "F5", "F6"}
-    assert all(row["holds"] == (row["low"] > 0) for row in rows)
