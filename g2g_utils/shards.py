@@ -201,8 +201,8 @@ class Column:
         shard = torch.searchsorted(self.ends, flat, right=True)
         starts = torch.cat([torch.zeros(1, dtype=torch.long), self.ends])[shard]
         found = [
-            self._open(k)[row : row + 1]
+            self._open(k)[row : row + 1].float()  # autocast on CPUs cannot join float16
             for k, row in zip(shard.tolist(), (flat - starts).tolist(), strict=True)
         ]
         values = torch.cat(found) if found else torch.empty(0, *self.shape[1:])
-        return values.float().reshape(*wanted.shape, *self.shape[1:])
+        return values.reshape(*wanted.shape, *self.shape[1:])

@@ -56,6 +56,8 @@ def test_what_was_written_is_read_row_by_row(write, tmp_path, capsys):
     assert torch.equal(found[rows], VALUES[rows]) and torch.equal(found[7], VALUES[7])
     assert torch.equal(found[2:9], VALUES[2:9]) and found[[]].shape == (0, 2, 3)
     assert column(tmp_path, "std").shape == (10, 1)
+    with torch.autocast("cpu", torch.bfloat16):  # where a training step reads them
+        assert torch.equal(found[rows], VALUES[rows]) and found[rows].dtype == torch.float32
     said = capsys.readouterr().err
     assert "10 of 10 items to make, 3 of 3 shards, 160 B" in said and "about 0 s" in said
     assert write() == [] and capsys.readouterr().err == ""
