@@ -160,8 +160,8 @@ start = products.start_unet(config, seed, encoder.config.hidden_size)
 reading = [n for n, _ in start.named_parameters() if any(f".attn2.to_{p}." in n for p in "qkv")]
 count_of = {n: w.numel() for n, w in start.named_parameters()}
 new = reading if config.unet.foundation_steps else list(count_of)
-share = sum(count_of[n] for n in new) / sum(count_of.values())
-print(f"{sum(count_of.values())} weights, {share:.0%} of them new in this arm")
+total, fresh = sum(count_of.values()), sum(count_of[n] for n in new)
+print(f"{total} weights, {fresh / total:.0%} of them new in this arm")
 
 # %% [markdown]
 # ## A short training, live
