@@ -1,7 +1,7 @@
 """All checks, two at a time: what `./run_all.sh test [--update]` runs.
 
-One lane runs the notebooks under smoke and compares them with their references, the other checks
-the sources. Every step runs, whatever failed before; logs lie in build/test.
+One lane runs the notebooks under smoke, compares them with their references and tests the explorer;
+the other checks the sources, which takes about as long. Every step runs, whatever failed before; logs lie in build/test.
 """
 
 import os
@@ -25,16 +25,16 @@ NBVAL = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=600"]
 SOURCES = {
     "format": [*PY, "ruff", "format", "--check", "."],
     "lint": [*PY, "ruff", "check", "."],
-    "types": [*PY, "mypy"],
     "unit": [*PYTEST, "tests/unit"],
     "notebook files": [*PYTEST, "tests/notebooks/test_files.py"],
     "workflow": [*PYTEST, "tests/workflow"],
-    "browser": [*PYTEST, "tests/browser"],
 }
 NOTEBOOKS = {
     "smoke": ["./run_all.sh", "smoke"],
     "references": [*PYTEST, *NBVAL, REFERENCE],
     "references bite": [*PYTEST, "tests/notebooks/test_references.py"],
+    "types": [*PY, "mypy"],
+    "browser": [*PYTEST, "tests/browser"],
 }
 UPDATE = {"update references": [sys.executable, "tools/notebooks.py", "reference"]}
 
