@@ -1,7 +1,8 @@
 """All checks, two at a time: what `./run_all.sh test [--update]` runs.
 
 One lane runs the notebooks under smoke, compares them with their references and tests the explorer;
-the other checks the sources, which takes about as long. Every step runs, whatever failed before; logs lie in build/test.
+the other checks the sources, which takes about as long. Every step runs, whatever failed before;
+logs lie in build/test.
 """
 
 import os
