@@ -143,6 +143,7 @@ def world_of(**options: Any) -> World:
 
 
 def uniform(rng: np.random.Generator, ranges: dict[str, tuple[float, float]]) -> dict[str, float]:
+    """One value a name, drawn uniformly from its (low, high)."""
     low, high = np.array(list(ranges.values())).T
     values = low + (high - low) * rng.random(len(ranges))
     return dict(zip(ranges, values.tolist(), strict=True))
