@@ -5,6 +5,7 @@ set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 CALLED_FROM="$PWD"
 export G2G_BUILD="${G2G_BUILD:-$ROOT/build}"
+[[ -z ${G2G_BACKGROUNDS:-} ]] || export G2G_BACKGROUNDS="$(realpath "$G2G_BACKGROUNDS")"
 
 usage() {
     cat <<'TEXT'
@@ -39,6 +40,8 @@ conda or virtual environment already satisfies it. Results lie in build/PROFILE 
 $G2G_BUILD/PROFILE), the miniature's figures in figures/. Further settings, all optional:
   G2G_PYTHON       a Python 3.11 to make .venv with
   G2G_TORCH_INDEX  package index of the torch build, such as https://download.pytorch.org/whl/cpu
+  G2G_BACKGROUNDS  folder of normal radiographs: notebook 07 then also shows its table on phantoms
+                   drawn into them
 For research only; not a medical device.
 TEXT
 }

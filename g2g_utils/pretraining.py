@@ -6,6 +6,7 @@ saved in the same folder format.
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -175,13 +176,19 @@ def byte_tokenizer(texts: list[str], folder: Path, max_length: int) -> PreTraine
     """A CLIP byte-pair tokenizer trained on `texts` and everyday words; others fall into pieces."""
     specials = {"<|startoftext|>": 0, "<|endoftext|>": 1}
     base = CLIPTokenizer(vocab=specials, merges=[], model_max_length=max_length)
+    alphabet = sorted(ByteLevel.alphabet())
+    ends = [f"{letter}</w>" for letter in alphabet]  # named, for the trainer numbers them at random
     characters = " ".join(chr(c) for c in range(33, 127))  # each also as a word of its own
-    tokenizer = base.train_new_from_iterator(
+    trained = base.train_new_from_iterator(
         [text.lower() for text in texts] + [*glyphs.vocabulary(), characters] * 2,
-        vocab_size=2000,
-        initial_alphabet=ByteLevel.alphabet(),
+        vocab_size=2000 + len(ends),
+        new_special_tokens=ends,
+        initial_alphabet=alphabet,
         show_progress=False,
     )
+    model = json.loads(trained.backend_tokenizer.to_str())["model"]
+    merges = [tuple(pair) for pair in model["merges"]]
+    tokenizer = CLIPTokenizer(vocab=model["vocab"], merges=merges, model_max_length=max_length)
     tokenizer.save_pretrained(folder)
     return tokenizer
 

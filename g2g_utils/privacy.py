@@ -6,6 +6,7 @@ build/. The check needs no outputs of a run to be honest: it also looks at param
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any
 
@@ -13,6 +14,7 @@ from g2g_utils import config as configuration
 from g2g_utils.data import sources
 
 TAG = "credentialed"
+FILMS = "G2G_BACKGROUNDS"  # the user's own radiographs, shown by notebooks that read this variable
 BANNER = (
     "> **Credentialed data.** This run read data under a PhysioNet data use agreement. Do not "
     "commit, publish, mail or upload this notebook, its outputs or its figures."
@@ -31,8 +33,13 @@ def credentialed(profile: str) -> bool:
 
 
 def mark(notebook: Any, profile: str) -> None:
-    """Note the profile in an executed notebook; of a credentialed one the banner comes first."""
+    """Note the profile in an executed notebook; of a credentialed one the banner comes first.
+
+    Noted too: that it shows radiographs of the user's own, whose terms nobody here knows.
+    """
     notebook.metadata["g2g"] = {"profile": profile}
+    if os.environ.get(FILMS) and any(FILMS in cell.source for cell in notebook.cells):
+        notebook.metadata["g2g"][FILMS] = True
     if not credentialed(profile):
         return
     import nbformat
@@ -49,6 +56,8 @@ def refused(notebook: Any) -> list[str]:
     tags = [tag for cell in notebook.cells for tag in cell.metadata.get("tags", [])]
     if notebook.metadata.get("g2g", {}).get(TAG) or TAG in tags:
         reasons.append("carries the banner of credentialed data")
+    if notebook.metadata.get("g2g", {}).get(FILMS):
+        reasons.append(f"shows radiographs of {FILMS}: run it again without them")
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     named = [name for cell in code for name in PROFILE.findall(cell.source)]
     executed = any(cell.outputs for cell in code)

@@ -279,6 +279,17 @@ def interval(
     )
 
 
+def common_seeds(first: pd.DataFrame, second: pd.DataFrame) -> list[int]:
+    """Training seeds for which both methods have rows; a method without seeds fits any."""
+    known = [set(part["seed"].dropna().astype(int)) for part in (first, second)]
+    return sorted(known[0] & known[1] if all(known) else known[0] | known[1])
+
+
+def of_seeds(part: pd.DataFrame, seeds: Sequence[int]) -> pd.DataFrame:
+    """Rows of these training seeds, and those of methods that were not trained."""
+    return part[part["seed"].isna() | part["seed"].isin(seeds)]
+
+
 def difference(
     first: pd.DataFrame, second: pd.DataFrame, column: str, resamples: int
 ) -> metrics.Interval:

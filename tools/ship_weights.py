@@ -2,8 +2,9 @@
 
     python tools/ship_weights.py miniature
 
-Run it after `./run_all.sh miniature --retrain`; what it writes is committed, so that the default
-run starts from trained models. Each folder keeps the run.json of its training (settings, seeds,
+Run it after `./run_all.sh miniature --retrain`, or after a part of that: what is not in build/ and
+was shipped from the same settings stays. What it writes is committed, so that the default run
+starts from trained models. Each folder keeps the run.json of its training (settings, seeds,
 machine, versions) with the hashes of the float16 files.
 """
 
@@ -55,12 +56,15 @@ def main(profile: str) -> int:
     """Ship every trained product of a profile; stops if something is missing or too large."""
     settings = config.load(profile, retrain=True)
     names = [name for name in products.plan(settings) if name.startswith(SHIPPED)]
-    missing = [name for name in names if products.find(settings, name) is None]
+    made = {name: products.find(settings, name) for name in names}
+    shipped = config.load(profile)
+    missing = [n for n in names if made[n] is None and products.find(shipped, n) is None]
     if missing:
         print(f"not trained yet: {', '.join(missing)}", file=sys.stderr)
         return 1
-    for name in names:
-        ship(products.ensure(settings, name), settings.weights_dir / name)
+    for name, folder in made.items():
+        if folder is not None:  # else what is shipped is still that of these settings
+            ship(folder, settings.weights_dir / name)
     sizes = {p: p.stat().st_size for p in settings.weights_dir.rglob("*") if p.is_file()}
     large = [str(p) for p, size in sizes.items() if size > LIMIT_FILE]
     print(f"{len(names)} products, {sum(sizes.values()) / 2**20:.1f} MiB")

@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import json
+import os
 import re
 from functools import cache
 from pathlib import Path
@@ -58,9 +59,14 @@ def modules(code: str) -> list[Path]:
 
 
 def fingerprint(notebook: Path, config: str) -> str:
-    """Hash of the notebook's source, the modules it reaches and the profile's settings."""
+    """Hash of the notebook's source, the modules it reaches and the profile's settings.
+
+    Values of the G2G_ variables that the notebook itself reads count, where they are set.
+    """
     source = cells(notebook)
     code = "\n".join(text for kind, text in source if kind == "code")
     plain = re.sub(r"^\s*[%!].*$", "", code, flags=re.M)  # magics are not Python
     parts = [json.dumps(source), config, *(path.read_text() for path in modules(plain))]
+    read = sorted(set(re.findall(r"\bG2G_[A-Z_]+", plain)) & os.environ.keys())
+    parts += [f"{name}={os.environ[name]}" for name in read if os.environ[name]]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

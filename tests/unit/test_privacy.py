@@ -36,6 +36,20 @@ def test_other_runs_get_none(profile):
     assert len(made.cells) == 3 and privacy.refused(made) == []
 
 
+def test_radiographs_of_the_users_own_are_refused(monkeypatch):
+    """Only where the notebook reads the variable that names them, and only if it was set."""
+    reads = notebook()
+    reads.cells.append(nbformat.v4.new_code_cell(f'os.environ.get("{privacy.FILMS}")'))
+    privacy.mark(reads, "miniature")
+    assert privacy.refused(reads) == []
+    monkeypatch.setenv(privacy.FILMS, "/films")
+    privacy.mark(reads, "miniature")
+    assert privacy.refused(reads)[0].startswith("shows radiographs")
+    other = notebook()
+    privacy.mark(other, "miniature")
+    assert privacy.refused(other) == []
+
+
 def test_a_run_past_the_workflow_is_refused_too(tmp_path):
     """papermill by hand leaves no mark: the injected parameter and patients' paths tell."""
     made = notebook()

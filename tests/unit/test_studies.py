@@ -146,3 +146,12 @@ def test_batch_scores_are_those_of_single_maps() -> None:
     full = metrics.evaluate(maps[0], boxes, 32)
     for name in ("cnr", "auc_roc", "pointing"):
         assert together[0][name] == pytest.approx(full[name])
+
+
+def test_methods_are_compared_over_the_seeds_both_have() -> None:
+    three = pd.concat([rows([1.0, 2.0], seed) for seed in (0, 1, 2)])
+    one, none = rows([0.0, 0.0], 0), rows([0.0, 0.0]).assign(seed=np.nan)
+    assert studies.common_seeds(three, one) == [0]
+    assert studies.common_seeds(three, none) == studies.common_seeds(none, three) == [0, 1, 2]
+    assert len(studies.of_seeds(three, [0])) == 2
+    assert len(studies.of_seeds(none, [0])) == len(none)

@@ -1,0 +1,53 @@
+"""The benchmark's table in a harder world: findings implanted into real normal radiographs.
+
+The models have seen drawn anatomy only, so this asks what is left of their grounding on real one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from g2g_utils import grounding, products, studies
+from g2g_utils.baselines import biovil
+from g2g_utils.catalogue import seeds
+from g2g_utils.config import Config
+from g2g_utils.data import phantoms, record
+from g2g_utils.data.record import Example
+
+PRIOR_IMAGES = 512  # training phantoms whose boxes make the mean-box rows
+
+
+def examples(config: Config, folder: Path, split: str, count: int) -> list[Example]:
+    """The profile's first `count` phantoms of a split, drawn into the radiographs of `folder`.
+
+    Films of one patient serve one split; ValueError if the folder has none for this one.
+    """
+    world = {**config.data.world, "backgrounds": str(folder)}
+    return phantoms.generate(count, config.data.seed, split, **world)
+
+
+def methods(config: Config, folder: Path, images: int) -> pd.DataFrame:
+    """All metrics on the pairs of `images` test phantoms, one row a pair, seed and method.
+
+    Methods as in `studies.methods`: every compared arm and seed, the first arm's map of another
+    phrase, maps without skill (mean boxes of training phantoms with such backgrounds), and the
+    discriminative rival where the profile trains one.
+    """
+    pairs = record.pairs(examples(config, folder, "test", images))
+    trained = record.pairs(examples(config, folder, "train", min(PRIOR_IMAGES, config.data.train)))
+    regions = [{"finding": pair.finding, "boxes": pair.boxes} for pair in trained]
+    options, tables = products.grounding_options(config), []
+    trainings = [(arm, seed) for arm in config.training.compared for seed in seeds(config, arm)]
+    for arm, seed in trainings:
+        model = products.model(config, arm, seed)
+        rows = grounding.evaluate(model, pairs, others=True, **options)
+        tables.append(rows.assign(arm=arm, seed=seed))
+    side, (_, latent) = config.image_size, products.latent_size(config)
+    no_skill = studies.no_skill_rows(pairs, regions, side, latent)
+    rival = None
+    if not config.encoders["domain"].pretrained:
+        baseline = biovil.load(products.ensure(config, "encoders/domain"), config.text.max_length)
+        rival = studies.biovil_rows(baseline, pairs, side)
+    return studies.methods(pd.concat(tables, ignore_index=True), no_skill, rival)
