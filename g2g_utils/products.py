@@ -7,7 +7,6 @@ notebooks may ask at the same time. Heavy imports happen only when something is 
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -42,18 +41,13 @@ def ensure(config: Config, name: str) -> Path:
     found = find(config, name)
     if found is not None:
         return found
-    if processes() > 1:
+    if runs.processes() > 1:
         return _make_together(config, name)
     with runs.lock(folder(config, name)):
         found = find(config, name)  # another process may have made it while we waited
         if found is None:
             found = _make(config, name)
     return found
-
-
-def processes() -> int:
-    """How many processes `accelerate launch` started for this one task."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _make_together(config: Config, name: str) -> Path:
@@ -67,8 +61,8 @@ def _make_together(config: Config, name: str) -> Path:
     if missing or not name.startswith("ldm/"):
         need = (missing or [name])[0]
         raise ConfigError(
-            f"{processes()} processes can fine-tune together, but {need} is made by one: first run "
-            f"`python -m g2g_utils make {need} --profile {config.profile}`"
+            f"{runs.processes()} processes can fine-tune together, but {need} is made by one: "
+            f"first run `python -m g2g_utils make {need} --profile {config.profile}`"
         )
     state = PartialState()
     if state.is_main_process:

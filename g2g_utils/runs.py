@@ -128,6 +128,11 @@ def last_line(log: Path) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
+def processes() -> int:
+    """How many processes `accelerate launch` started for this one task (torch's WORLD_SIZE)."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
 def rank() -> int:
     """Number of this process in its group (torch's RANK); 0 without a group."""
     return int(os.environ.get("RANK", 0))

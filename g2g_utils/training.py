@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import Tensor, nn
@@ -341,7 +341,7 @@ def fine_tune(
     _fit(name, module, groups, loss, folder, options, steps or options.steps)
     module.eval()
     unet.set_attn_processor(AttnProcessor2_0())
-    if not PartialState().is_main_process:
+    if runs.rank():  # the first process of a group writes
         return
     models.save_unet(unet, folder)
     if arm.learnable:

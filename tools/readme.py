@@ -23,6 +23,8 @@ COLUMNS = {
     "specificity": "phrase specificity",
     "balanced_iou": "balanced IoU",
     "threshold_iou": "threshold IoU",
+    "all_layers_cnr": "CNR, all layers",
+    "all_layers_specificity": "specificity, all layers",
 }
 
 
@@ -31,8 +33,16 @@ def results(settings: config.Config) -> dict[str, Any]:
     import pandas as pd
 
     arms = products.tables(settings, "pairs.csv")
+    if settings.grounding.layers:
+        keys = ["arm", "seed", "image_id", "phrase", "finding"]
+        whole = products.tables(settings, "all_layers.csv").set_index(keys)
+        whole = whole[["cnr", "specificity"]].add_prefix("all_layers_").reset_index()
+        arms = arms.merge(whole, on=keys, validate="one_to_one")
     folder = products.ensure(settings, "baselines")
-    parts = {f"{arm} (ours)": table for arm, table in arms.groupby("arm", sort=False)}
+    parts = {
+        f"{arm} ({'control' if settings.training.arms[arm].control else 'ours'})": table
+        for arm, table in arms.groupby("arm", sort=False)
+    }
     parts["BioViL-like cosine map"] = pd.read_csv(folder / "biovil.csv")
     parts |= dict(iter(pd.read_csv(folder / "no_skill.csv").groupby("method", sort=False)))
     n = settings.evaluation.bootstrap
@@ -45,6 +55,7 @@ def results(settings: config.Config) -> dict[str, Any]:
         "pairs": int(arms.groupby(["image_id", "phrase"]).ngroups),
         "patients": int(arms["subject_id"].nunique()),
         "seeds": sorted(int(s) for s in arms["seed"].unique()),
+        "trainings": {k: int(v) for k, v in arms.groupby("arm")["seed"].nunique().items()},
         "average": "micro",
         "rows": rows,
     }
@@ -58,6 +69,8 @@ def results_table(found: dict[str, Any]) -> str:
         cells = [_cell(row.get(column)) for column in COLUMNS]
         lines.append("| " + " | ".join([row["method"], *cells]) + " |")
     seeds = ", ".join(map(str, found["seeds"]))
+    fewer = [f"{arm} {n}" for arm, n in found["trainings"].items() if n < len(found["seeds"])]
+    seeds += f" (trainings of {', '.join(fewer)})" if fewer else ""
     note = (
         f"Test split, {found['pairs']} image-phrase pairs of {found['patients']} patients, seeds "
         f"{seeds}, plain activation map, micro average, 95 % bootstrap interval over patients."
@@ -73,13 +86,19 @@ def _cell(interval: list[float] | None) -> str:
 
 
 def findings_table(rows: list[dict[str, Any]]) -> str:
-    """Markdown table of claims."""
-    lines = ["| | claim | holds | estimate |", "|---|---|---|---|"]
+    """Markdown tables of claims; those about control arms are folded away."""
+    lines = {False: [], True: []}
     for row in rows:
         number = f"{row['estimate']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
         verdict = "yes" if row["holds"] else "**no**"
-        lines.append(f"| {row['id']} | {row['claim']} | {verdict} | {number} |")
-    return "\n".join(lines)
+        control = "control" in row["id"] or "shuffled" in row["id"]
+        lines[control].append(f"| {row['id']} | {row['claim']} | {verdict} | {number} |")
+    head = ["| | claim | holds | estimate |", "|---|---|---|---|"]
+    main, more = ("\n".join([*head, *part]) for part in lines.values())
+    if not lines[True]:
+        return main
+    title = f"<summary>Beside the control arms: {len(lines[True])} more</summary>"
+    return f"{main}\n\n<details>\n{title}\n\n{more}\n\n</details>"
 
 
 def times_table(rows: list[dict[str, Any]]) -> str:
