@@ -10,7 +10,6 @@ from pathlib import Path
 import pandas as pd
 
 from g2g_utils import grounding, products, studies
-from g2g_utils.baselines import biovil
 from g2g_utils.catalogue import seeds
 from g2g_utils.config import Config
 from g2g_utils.data import phantoms, record
@@ -46,8 +45,6 @@ def methods(config: Config, folder: Path, images: int) -> pd.DataFrame:
         tables.append(rows.assign(arm=arm, seed=seed))
     side, (_, latent) = config.image_size, products.latent_size(config)
     no_skill = studies.no_skill_rows(pairs, regions, side, latent)
-    rival = None
-    if not config.encoders["domain"].pretrained:
-        baseline = biovil.load(products.ensure(config, "encoders/domain"), config.text.max_length)
-        rival = studies.biovil_rows(baseline, pairs, side)
+    baseline = products.rival(config)
+    rival = studies.biovil_rows(baseline, pairs, side) if baseline is not None else None
     return studies.methods(pd.concat(tables, ignore_index=True), no_skill, rival)

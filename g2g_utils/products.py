@@ -310,28 +310,42 @@ def _build_evaluation(config: Config, item: str, folder: Path) -> dict[str, Any]
 
 def _build_baselines(config: Config, item: str, folder: Path) -> None:
     from g2g_utils import studies
-    from g2g_utils.baselines import biovil
-    from g2g_utils.data import sources
 
     pairs, side = evaluation_pairs(config), config.image_size
     _, latent = latent_size(config)
-    regions = training_texts(config)["regions"] or prior_regions(config)
+    regions = prior_regions(config)
     _write_table(folder / "no_skill.csv", studies.no_skill_rows(pairs, regions, side, latent))
-    domain, length, checkpoint = config.encoders["domain"], config.text.max_length, config.biovil
-    baseline: biovil.Baseline
-    if not domain.pretrained:
-        baseline = biovil.load(ensure(config, "encoders/domain"), length)
-    elif checkpoint is not None and sources.resolve(checkpoint).is_file():
-        place = sources.resolve(checkpoint)
-        baseline = biovil.published(place, domain.pretrained, domain.revision, length)
-    else:
-        print(f"no BioViL row: {checkpoint or 'biovil'} is not there; {biovil.FETCH}")
+    baseline = rival(config)
+    if baseline is None:
         return
     _write_table(folder / "biovil.csv", studies.biovil_rows(baseline, pairs, side))
 
 
+def rival(config: Config) -> Any:
+    """The discriminative baseline: the miniature BioViL, the published one, or None (it says why).
+
+    The published one needs its image checkpoint, `config.biovil`.
+    """
+    from g2g_utils.baselines import biovil
+    from g2g_utils.data import sources
+
+    domain, length, checkpoint = config.encoders["domain"], config.text.max_length, config.biovil
+    if not domain.pretrained:
+        return biovil.load(ensure(config, "encoders/domain"), length)
+    if checkpoint is not None and sources.resolve(checkpoint).is_file():
+        place = sources.resolve(checkpoint)
+        return biovil.published(place, domain.pretrained, domain.revision, length)
+    print(f"no BioViL: {checkpoint or 'biovil'} is not there; {biovil.FETCH}")
+    return None
+
+
 def prior_regions(config: Config) -> list[dict[str, Any]]:
-    """Boxes of validation pairs in the profile's frame, where training images have none."""
+    """Regions whose boxes make the mean-box maps: `phrase`, `finding`, `boxes` in the frame.
+
+    Those of training images; of validation pairs where training images have no boxes.
+    """
+    if regions := training_texts(config)["regions"]:
+        return list(regions)
     framed = (pair.framed(config.image_size) for pair in evaluation_pairs(config, "validation"))
     return [
         {"phrase": pair.phrase, "finding": pair.finding, "boxes": pair.boxes}

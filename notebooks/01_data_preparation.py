@@ -140,14 +140,13 @@ print(f"{len(known)} of {len(words['test'])} words in test phrases also occur in
 # ## Where findings lie anyway
 # Boxes are not uniform: hearts lie where hearts lie. The share of training boxes over each place
 # is a map that has seen neither image nor phrase, and every result in this project stands beside
-# it.
+# it. (Reports come without boxes: where training images have none, these are the validation's.)
 
 # %%
-boxes = [r["boxes"] for r in texts["regions"]]
+known_regions = products.prior_regions(config)
+boxes = [r["boxes"] for r in known_regions]
 size = (config.image_size, config.image_size)
-by_finding = no_skill.mean_box_per_finding(
-    boxes, [r["finding"] for r in texts["regions"]], size, size
-)
+by_finding = no_skill.mean_box_per_finding(boxes, [r["finding"] for r in known_regions], size, size)
 priors = {"all findings": no_skill.mean_box(boxes, size, size), **by_finding}
 
 # %%
