@@ -293,10 +293,15 @@ def of_seeds(part: pd.DataFrame, seeds: Sequence[int]) -> pd.DataFrame:
 def difference(
     first: pd.DataFrame, second: pd.DataFrame, column: str, resamples: int
 ) -> metrics.Interval:
-    """Paired difference of two methods on the same pairs, seeds averaged, over patients."""
+    """Paired difference of two methods on the same pairs, seeds averaged, over patients.
+
+    NaN where no pair has a number on both sides.
+    """
     keys = ["image_id", "subject_id", "phrase", "finding"]
     means = [table.groupby(keys, sort=False)[column].mean() for table in (first, second)]
     gap = (means[0] - means[1]).dropna().reset_index()
+    if gap.empty:
+        return metrics.Interval(np.nan, np.nan, np.nan)
     return metrics.bootstrap(gap[column], gap["subject_id"], n=resamples)
 
 

@@ -124,12 +124,13 @@ table.map(str)
 # encoder:
 
 # %%
-generic = next(a for a, spec in config.training.arms.items() if spec.encoder == "generic")
-other = products.model(config, generic)
-pieces = text.tokenize(other.tokenizer, example.phrase, other.max_length)
-first = text.select_tokens(pieces, "lexical", compat="published")
-print(f"{generic}: {len(pieces.content())} content tokens; first pieces only: {len(first)}")
-print([pieces.pieces[i] for i in pieces.content()])
+arms = config.training.compared
+for generic in [a for a in arms if config.training.arms[a].encoder == "generic"][:1]:
+    other = products.model(config, generic)
+    pieces = text.tokenize(other.tokenizer, example.phrase, other.max_length)
+    first = text.select_tokens(pieces, "lexical", compat="published")
+    print(f"{generic}: {len(pieces.content())} content tokens; first pieces only: {len(first)}")
+    print([pieces.pieces[i] for i in pieces.content()])
 
 # %% [markdown]
 # ## Where attention goes
@@ -139,7 +140,6 @@ print([pieces.pieces[i] for i in pieces.content()])
 
 # %%
 test = products.evaluation_pairs(config)[:mass_pairs]
-arms = config.training.compared
 loaded = {name: products.model(config, name) for name in arms}
 mass = pd.concat(
     [tokens.attention_mass(m, test, **options).assign(arm=a) for a, m in loaded.items()]

@@ -172,7 +172,8 @@ def claims_of(id, better, worse, measures, table=everything, note="") -> list[fi
     for name in measures if len(first) and len(second) else ():
         gap = studies.difference(first, second, name, config.evaluation.bootstrap)
         text = f"{better} > {worse} in {charts.LABELS[name]}{note}"
-        made.append(findings.claim(config, f"{id}-{name}", text, gap, common))
+        if pd.notna(gap.value):
+            made.append(findings.claim(config, f"{id}-{name}", text, gap, common))
     return made
 
 

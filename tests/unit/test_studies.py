@@ -155,3 +155,8 @@ def test_methods_are_compared_over_the_seeds_both_have() -> None:
     assert studies.common_seeds(three, none) == studies.common_seeds(none, three) == [0, 1, 2]
     assert len(studies.of_seeds(three, [0])) == 2
     assert len(studies.of_seeds(none, [0])) == len(none)
+
+
+def test_a_difference_that_nobody_measured_is_unknown() -> None:
+    unknown = rows([1.0, 2.0]).assign(cnr=np.nan)
+    assert np.isnan(studies.difference(unknown, rows([0.0, 0.0]), "cnr", 10).value)
