@@ -226,10 +226,10 @@ plots.save_figure(config, fig, "01_data_latents")
 # %%
 rows = [{"finding": "whole image", "mse": float((rebuilt - images).square().mean())}]
 for example, before, after in zip(test, images[:, 0], rebuilt[:, 0], strict=True):
-    for region in example.regions:
-        inside = metrics.rasterise(region.boxes, config.image_size)
+    for pair in record.pairs([example]):
+        inside = metrics.rasterise(pair.framed(config.image_size).boxes, config.image_size)
         mse = float((after - before)[inside].square().mean())
-        rows.append({"finding": region.finding, "mse": mse})
+        rows.append({"finding": pair.finding, "mse": mse})
 psnr = -10 * np.log10(pd.DataFrame(rows).groupby("finding", sort=False)["mse"].mean())
 psnr.round(1).to_frame("PSNR, dB")
 
