@@ -226,7 +226,7 @@ def pretrain_encoder(
     `mlm_steps` of masked-language modelling alone come first (without them the joint objective
     hardly learns), then `steps` of the objective: "domain" = masked-language + global + local,
     "global" = masked-language + global, "mlm" = masked-language only, "generic" = global only,
-    "random" = nothing. The image branch and heads go to biovil.safetensors.
+    "random" = nothing. An image branch that was trained goes to biovil.safetensors, with the heads.
     """
     make = byte_tokenizer if config.kind == "clip" else word_tokenizer
     tokenizer = make(captions, folder, max_length)
@@ -244,6 +244,8 @@ def pretrain_encoder(
         fit(f"text encoder ({config.objective})", {"all": modules}, groups, loss, folder, options)
     modules.eval()
     encoder.save_pretrained(folder)
+    if config.objective in ("random", "mlm"):
+        return
     extra = {f"image.{k}": v for k, v in modules["image"].state_dict().items()}
     extra |= {f"heads.{k}": v for k, v in modules["heads"].state_dict().items()}
     with runs.atomic(folder / "biovil.safetensors") as temporary:
