@@ -240,7 +240,7 @@ print("weights equal to the bit:", all(torch.equal(one[key], other[key]) for key
 # random start is forgotten.
 
 # %%
-step = np.arange(1, config.training.steps + 1)
+step = np.arange(1, max(config.training.steps, 10) + 1)
 decay = np.minimum((1 + step) / (10 + step), config.training.ema)
 state = loop.read_checkpoint(through)
 gap = live.distance(state["ema"]["shadow_params"], state["modules"]["denoising"])

@@ -374,7 +374,7 @@ def real_profile(root: Path, films: int = 40, width: int = 32, text_width: int =
         "adaptation.gradient_checkpointing": False,
         "training.steps": 2, "training.batch_size": 2, "training.accumulate": 1,
         "training.warmup": 1, "training.mixed_precision": "no", "training.learning_rate": 1.0e-2,
-        "training.ema": 0.0,
+        "training.ema": 0.0, "training.live_steps": 2,
         "grounding.timesteps": 3, "grounding.keep_last": 2,
         "evaluation": {"pairs": 4, "validation_pairs": 4, "bias_pairs": 2, "bootstrap": 20},
         "fidelity": {"samples": 34, "steps": 1, "batch_size": 34, "classifier_steps": 2},

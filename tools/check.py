@@ -28,6 +28,7 @@ SOURCES = {
     "lint": [*PY, "ruff", "check", "."],
     "unit": [*PYTEST, "tests/unit"],
     "notebook files": [*PYTEST, "tests/notebooks/test_files.py"],
+    "real profiles": [*PYTEST, "tests/notebooks/test_real_profile.py"],
     "workflow": [*PYTEST, "tests/workflow"],
 }
 NOTEBOOKS = {
