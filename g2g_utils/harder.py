@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
+from tqdm.auto import tqdm
 
 from g2g_utils import grounding, products, studies
 from g2g_utils.catalogue import seeds
@@ -39,9 +40,9 @@ def methods(config: Config, folder: Path, images: int) -> pd.DataFrame:
     regions = [{"finding": pair.finding, "boxes": pair.boxes} for pair in trained]
     options, tables = products.grounding_options(config), []
     trainings = [(arm, seed) for arm in config.training.compared for seed in seeds(config, arm)]
-    for arm, seed in trainings:
+    for arm, seed in tqdm(trainings, desc="real backgrounds"):
         model = products.model(config, arm, seed)
-        rows = grounding.evaluate(model, pairs, others=True, **options)
+        rows = grounding.evaluate(model, pairs, others=True, progress=False, **options)
         tables.append(rows.assign(arm=arm, seed=seed))
     side, (_, latent) = config.image_size, products.latent_size(config)
     no_skill = studies.no_skill_rows(pairs, regions, side, latent)

@@ -279,15 +279,18 @@ def interval(
     )
 
 
-def common_seeds(first: pd.DataFrame, second: pd.DataFrame) -> list[int]:
-    """Training seeds for which both methods have rows; a method without seeds fits any."""
-    known = [set(part["seed"].dropna().astype(int)) for part in (first, second)]
-    return sorted(known[0] & known[1] if all(known) else known[0] | known[1])
+def on_common_seeds(
+    table: pd.DataFrame, better: str, worse: str
+) -> tuple[pd.DataFrame, pd.DataFrame, list[int]]:
+    """Rows of two methods over the training seeds that both have, and those seeds.
 
-
-def of_seeds(part: pd.DataFrame, seeds: Sequence[int]) -> pd.DataFrame:
-    """Rows of these training seeds, and those of methods that were not trained."""
-    return part[part["seed"].isna() | part["seed"].isin(seeds)]
+    A method that was not trained has no seed (NaN) and is compared with all of the other's.
+    """
+    parts = [table[table["method"] == name] for name in (better, worse)]
+    known = [set(part["seed"].dropna().astype(int)) for part in parts]
+    seeds = sorted(known[0] & known[1] if all(known) else known[0] | known[1])
+    first, second = (part[part["seed"].isna() | part["seed"].isin(seeds)] for part in parts)
+    return first, second, seeds
 
 
 def difference(

@@ -164,17 +164,14 @@ charts.readable(studies.summary(whole, "method", columns, config.evaluation.boot
 
 # %%
 def claims_of(id, better, worse, measures, table=everything, note="") -> list[findings.Claim]:
-    """One claim a measure that a method exceeds another on the same pairs."""
-    first, second = (table[table["method"] == name] for name in (better, worse))
-    made = []
-    common = studies.common_seeds(first, second)
-    first, second = (studies.of_seeds(part, common) for part in (first, second))
-    for name in measures if len(first) and len(second) else ():
-        gap = studies.difference(first, second, name, config.evaluation.bootstrap)
-        text = f"{better} > {worse} in {charts.LABELS[name]}{note}"
-        if pd.notna(gap.value):
-            made.append(findings.claim(config, f"{id}-{name}", text, gap, common))
-    return made
+    """One claim a measure that a method exceeds another on the same pairs and seeds."""
+    first, second, common = studies.on_common_seeds(table, better, worse)
+    n = config.evaluation.bootstrap
+    gaps = {name: studies.difference(first, second, name, n) for name in measures}
+    text = {name: f"{better} > {worse} in {charts.LABELS[name]}{note}" for name in measures}
+    known = [name for name in measures if pd.notna(gaps[name].value)]
+    made = {name: (f"{id}-{name}", text[name], gaps[name], common) for name in known}
+    return [findings.claim(config, *claim) for claim in made.values()]
 
 
 # %%

@@ -149,12 +149,14 @@ def test_batch_scores_are_those_of_single_maps() -> None:
 
 
 def test_methods_are_compared_over_the_seeds_both_have() -> None:
-    three = pd.concat([rows([1.0, 2.0], seed) for seed in (0, 1, 2)])
-    one, none = rows([0.0, 0.0], 0), rows([0.0, 0.0]).assign(seed=np.nan)
-    assert studies.common_seeds(three, one) == [0]
-    assert studies.common_seeds(three, none) == studies.common_seeds(none, three) == [0, 1, 2]
-    assert len(studies.of_seeds(three, [0])) == 2
-    assert len(studies.of_seeds(none, [0])) == len(none)
+    three = pd.concat([rows([1.0, 2.0], seed, method="three") for seed in (0, 1, 2)])
+    one, none = rows([0.0, 0.0], 0, method="one"), rows([0.0, 0.0], method="none")
+    table = pd.concat([three, one, none.assign(seed=np.nan)])
+    first, second, seeds = studies.on_common_seeds(table, "three", "one")
+    assert seeds == [0] and len(first) == len(second) == 2
+    first, second, seeds = studies.on_common_seeds(table, "none", "three")
+    assert seeds == [0, 1, 2] and len(first) == 2 and len(second) == 6
+    assert studies.on_common_seeds(table, "one", "absent")[1].empty
 
 
 def test_a_difference_that_nobody_measured_is_unknown() -> None:
