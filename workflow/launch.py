@@ -6,15 +6,35 @@ first host, and a port made from the job's number. Elsewhere `accelerate launch`
 this machine. Without GPUs the processes talk over gloo.
 """
 
+import argparse
 import os
 import subprocess
 import sys
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 FIRST_PORT, PORTS = 20000, 20000  # ports are drawn from this range by the job's number
 STEP = "--in-step"
+
+
+def become_own_array_task(arguments: list[str]) -> None:
+    """In task 2, 3, … of a job array go on as that task's own Snakemake, told by its arguments.
+
+    The Slurm plugin starts every task as the *first* job, whose files it then looks for: a task
+    failed where the first one failed or was slower (snakemake-executor-plugin-slurm, issue 447).
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--slurm-jobstep-array-execs", dest="calls", default="")
+    calls, task = parser.parse_known_args(arguments)[0].calls, os.environ.get("SLURM_ARRAY_TASK_ID")
+    if calls and task:
+        from snakemake_executor_plugin_slurm_jobstep import parse_array_execs
+
+        own = parse_array_execs(calls).get(task)  # none for the first task
+        if own is not None:
+            call = zlib.decompress(bytes.fromhex(own)).decode()
+            os.execv("/bin/sh", ["/bin/sh", "-c", call])
 
 
 def resources(job: Any) -> dict[str, Any]:

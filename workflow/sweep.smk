@@ -16,6 +16,8 @@ import sweeps
 from g2g_utils import config as profiles
 from g2g_utils import products, runs
 
+launch.become_own_array_task(sys.argv[1:])
+
 PROFILE = config.get("profile", "miniature")
 SWEEP = sweeps.read(config["sweep"])
 SETTINGS = profiles.load(PROFILE)

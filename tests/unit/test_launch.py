@@ -1,5 +1,8 @@
 """Groups of processes: what Slurm says becomes what accelerate wants."""
 
+import json
+import os
+import zlib
 from types import SimpleNamespace
 
 import pytest
@@ -60,3 +63,20 @@ def test_resources_of_one_process_and_of_a_group(launch):
     found = launch.resources(group)
     assert found["gpu"] == found["tasks"] == 4 and found["mpi"] == "srun"
     assert launch.prefix("python", group)[2:] == ["4", "1"]
+
+
+def test_a_later_task_of_an_array_becomes_its_own_job(launch, monkeypatch):
+    """The first task, and a job outside of an array, go on as they are."""
+    calls = {"2": zlib.compress(b"snakemake of the second").hex()}
+    arguments = ["--cores", "1", f"--slurm-jobstep-array-execs={json.dumps(calls)}", "all"]
+    became = []
+    monkeypatch.setattr(os, "execv", lambda path, words: became.append(words))
+    monkeypatch.delenv("SLURM_ARRAY_TASK_ID", raising=False)
+    launch.become_own_array_task(arguments)
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
+    launch.become_own_array_task(arguments)
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
+    launch.become_own_array_task(["--cores", "1"])
+    assert became == []
+    launch.become_own_array_task(arguments)
+    assert became == [["/bin/sh", "-c", "snakemake of the second"]]
