@@ -287,8 +287,8 @@ def on_common_seeds(
     A method that was not trained has no seed (NaN) and is compared with all of the other's.
     """
     parts = [table[table["method"] == name] for name in (better, worse)]
-    known = [set(part["seed"].dropna().astype(int)) for part in parts]
-    seeds = sorted(known[0] & known[1] if all(known) else known[0] | known[1])
+    known = [{int(seed) for seed in part["seed"].dropna()} for part in parts]
+    seeds: list[int] = sorted(known[0] & known[1] if all(known) else known[0] | known[1])
     first, second = (part[part["seed"].isna() | part["seed"].isin(seeds)] for part in parts)
     return first, second, seeds
 
