@@ -4,6 +4,7 @@ import errno
 import os
 import random
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -122,7 +123,7 @@ def test_a_full_disk_is_one_clear_line(world: World, small_disk: Path) -> None:
     script = world.folder / "workflow" / "make_product.py"
     environment = world.environment(G2G_BUILD=str(small_disk), PYTHONPATH=str(world.folder))
     command = [
-        "python",
+        sys.executable,
         str(script),
         "latents",
         str(small_disk / "record.json"),
