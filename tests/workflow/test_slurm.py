@@ -116,7 +116,7 @@ def test_an_array_with_a_failing_point_is_cancelled_and_resumed(
     listed = sorted(p.name for p in (world.build / "sweeps" / "numbers" / "logs").iterdir())
     assert [name[:8] for name in listed] == [f"number-{n}" for n in range(1, 5)]
 
-    stopped = world.start(*command, SLOW="60", **cluster)
+    stopped = world.start(*command, SLOW="200", **cluster)
     world.wait_for(world.build / "ran.txt")
     stopped.send_signal(signal.SIGINT)
     stopped.communicate(timeout=300)
