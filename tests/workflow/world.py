@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -95,7 +96,11 @@ class World:
         return {**kept, "VIRTUAL_ENV": sys.prefix, **more}
 
     def start(self, *arguments: str, **more: str) -> subprocess.Popen:
-        """run_all.sh in a process group of its own."""
+        """run_all.sh in a process group of its own, as at a terminal: Ctrl-C reaches it.
+
+        Where the tests themselves run in the background (`&` in a script), they ignore SIGINT, and
+        what they start would inherit that.
+        """
         return subprocess.Popen(
             [self.folder / "run_all.sh", *arguments],
             env=self.environment(**more),
@@ -104,6 +109,7 @@ class World:
             text=True,
             start_new_session=True,
             cwd=self.folder.parent,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def run(self, *arguments: str, **more: str) -> tuple[int, str]:
