@@ -57,7 +57,7 @@ class Costs:
             f"disk: latents at most {_gb(self.latents)}, fine-tuned weights {_gb(self.weights)}, "
             f"one checkpoint {_gb(self.checkpoint)} while a run lasts",
             f"GPU memory: {_gb(self.memory)} for weights, gradients, optimiser and average; "
-            "activations are not measured",
+            "activations come on top (benchmarks/memory.py)",
         ]
 
 

@@ -3,7 +3,8 @@
     python tools/readme.py            # from build/miniature: figures/results.json, then README.md
     python tools/readme.py --render   # only README.md, from the committed files
 
-Numbers come from figures/results.json, figures/findings.json and benchmarks/times.json.
+Numbers come from results.json and findings.json in figures/, times.json and memory.json in
+benchmarks/.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 from g2g_utils import config, findings, products, runs, studies
 
 ROOT = Path(__file__).resolve().parents[1]
+CARDS = (16, 24, 40, 48, 80)  # GB of GPU memory
 COLUMNS = {
     "cnr": "CNR",
     "auc_roc": "AUC",
@@ -108,6 +110,32 @@ def times_table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def memory_table(found: dict[str, Any]) -> str:
+    """Markdown table of simulated GPU memory, with the smallest card that has room for it."""
+    head = ["weights trained", "checkpointing", "samples a pass", "peak, GB", "card"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for row in found["rows"]:
+        peak = max(row["mixed_gb"], row["float32_gb"])
+        fits = [card for card in CARDS if peak + found["headroom_gb"] <= card]
+        rank, count = row["lora_rank"], f"{row['trained'] / 1e6:.1f} million"
+        cells = [
+            f"LoRA of rank {rank}, {count}" if rank else f"all, {count}",
+            "yes" if row["gradient_checkpointing"] else "no",
+            str(row["batch_size"]),
+            f"{row['mixed_gb']:.1f} ({row['float32_gb']:.1f})",
+            f"{fits[0]} GB" if fits else f"more than {CARDS[-1]} GB",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    real, asked = found["check"], found["check"]["batch_size"]
+    note = (
+        f"In mixed precision, in brackets all in float32; a card counts if it holds the larger and "
+        f"{found['headroom_gb']:.0f} GB that a simulation does not see. Check on a CPU (LoRA, "
+        f"checkpointing, {asked} sample, float32): simulated {real['simulated_gb']:.1f} GB, "
+        f"the real process grew by {real['resident_gb']:.1f} GB."
+    )
+    return "\n".join([*lines, "", note])
+
+
 def render(text: str, blocks: dict[str, str]) -> str:
     """README text with the content between its markers replaced."""
     for name, block in blocks.items():
@@ -121,6 +149,7 @@ def render(text: str, blocks: dict[str, str]) -> str:
 def blocks() -> dict[str, str]:
     """The README's tables from the committed result files."""
     return {
+        "memory": memory_table(runs.read_json(ROOT / "benchmarks" / "memory.json")),
         "times": times_table(runs.read_json(ROOT / "benchmarks" / "times.json")["rows"]),
         "results": results_table(runs.read_json(ROOT / "figures" / "results.json")),
         "findings": findings_table(runs.read_json(ROOT / "figures" / "findings.json")),

@@ -206,12 +206,14 @@ def _read_dicom(path: Path) -> np.ndarray:
     dataset = _open_dicom(path)
     stored = _dicom_pixels(path, dataset)
     photometric = str(dataset.get("PhotometricInterpretation", "MONOCHROME2"))
-    if photometric == "PALETTE COLOR":
-        stored = apply_color_lut(stored, dataset)
-    if stored.ndim == 3:
-        luminance = stored.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
-        return _scale_integers(luminance)
     try:
+        bits = int(dataset.BitsStored)
+        if photometric == "PALETTE COLOR":
+            stored = apply_color_lut(stored, dataset)
+            bits = int(dataset.RedPaletteColorLookupTableDescriptor[2])
+        if stored.ndim == 3:
+            luminance = stored.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+            return luminance / np.float32(2**bits - 1)
         grey = _windowed(apply_modality_lut(stored, dataset), stored, dataset)
     except (ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError) as e:
         problem = f"unusable LUT or window in the DICOM header ({e})"

@@ -32,3 +32,29 @@ def test_readme_shows_the_committed_results(attention, root):
     found = json.loads(path.read_text())
     assert attention.render(text, found) == text, "run python benchmarks/attention.py --render"
     assert not any(one["quick"] for one in found.values())
+
+
+def test_simulated_memory_counts_what_is_alive(script):
+    memory = script("benchmarks/memory.py")
+    with memory.FakeTensorMode(), memory.Alive() as alive:
+        first = torch.empty(1000)
+        view = first[:10]  # no storage of its own
+        second = first * 2
+        assert alive.now == 8000
+        del second
+        assert alive.now == 4000
+        third = torch.cat([first, view])
+        assert alive.now == alive.peak == 8040
+        del third
+    assert alive.peak == 8040
+
+
+def test_simulated_memory_trains_what_the_cost_sheet_says(script, root):
+    from g2g_utils import config, costs
+
+    rows = json.loads((root / "benchmarks" / "memory.json").read_text())["rows"]
+    for rank in (0, 32):
+        sheet = costs.costs(config.load("open", **{"adaptation.lora_rank": rank}))
+        found = [row for row in rows if row["lora_rank"] == rank]
+        assert found and {row["trained"] for row in found} == {sheet.trained}
+        assert all(row["mixed_gb"] > sheet.memory / 1e9 for row in found)

@@ -164,6 +164,19 @@ def test_dicom_without_suffix_and_in_colour(tmp_path):
     assert np.allclose(read, GREY / 255, atol=1 / 255)
 
 
+def test_a_dicom_with_a_palette_is_read_through_it(tmp_path):
+    stored = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    without = dicom(tmp_path / "none.dcm", stored, "PALETTE COLOR")
+    with pytest.raises(ImageError, match="none.dcm: unusable LUT or window in the DICOM header"):
+        read_image(without)
+    names = ("Red", "Green", "Blue")
+    tables = {f"{n}PaletteColorLookupTableDescriptor": [256, 0, 16] for n in names}
+    rising = (np.arange(256, dtype=np.uint16) * 257).tobytes()
+    tables |= {f"{n}PaletteColorLookupTableData": rising for n in names}
+    read = read_image(dicom(tmp_path / "a.dcm", stored, "PALETTE COLOR", **tables))
+    np.testing.assert_allclose(read, stored / 255, atol=1e-3)
+
+
 def test_bad_dicom_files_get_one_clear_line(tmp_path):
     stored = np.zeros((20, 30), np.uint16)
     no_pixels = dicom(tmp_path / "none.dcm", stored)
