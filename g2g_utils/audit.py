@@ -94,6 +94,23 @@ def reweighted(table: pd.DataFrame, counts: pd.Series, column: str) -> pd.DataFr
     return means.fillna(0) @ weights
 
 
+def beside_paper(table: pd.DataFrame, counts: pd.Series) -> pd.DataFrame:
+    """Averages of the paper's Table 1 and of our rows for the same two methods, as text.
+
+    table: rows of `studies.methods`, the evaluated arm first; counts: pairs of each class. Rows
+    (method, whose), columns (metric, average); a method that was not run has the paper's row alone.
+    """
+    columns = {"balanced IoU": "balanced_iou", "CNR": "cnr"}
+    ours = pd.concat({k: reweighted(table, counts, v) for k, v in columns.items()}, axis=1)
+    here = {"LDM, CXR-BERT": str(table["method"].iloc[0]), "BioViL": "BioViL-like"}
+    rows = {}
+    for method, name in here.items():
+        rows[method, "paper, on MS-CXR"] = PAPER_AVERAGES.loc[method]
+        if name in ours.index:
+            rows[method, f"here: {name}"] = ours.loc[name].map("{:.3g}".format)
+    return pd.DataFrame(rows).T
+
+
 def growth(
     boxes: Sequence[metrics.Boxes], side: int, film: int, frames: Sequence[int]
 ) -> pd.Series:

@@ -77,14 +77,24 @@ def at_work(process: subprocess.Popen) -> list[str]:
     return lines
 
 
-def kill(process: subprocess.Popen, spare: bool) -> None:
-    """SIGKILL the controller, and its jobs unless they are spared."""
-    for victim in [] if spare else family(process):
-        try:
-            victim.kill()
-        except psutil.NoSuchProcess:
-            continue
-    os.killpg(process.pid, signal.SIGKILL) if not spare else process.kill()
+def controller(build: Path) -> int | None:
+    """Process that holds a build folder's lock (workflow/locked.py); None before there is one."""
+    lock = build / ".lock"
+    written = lock.read_text().split() if lock.is_file() else []
+    return int(written[0]) if written and psutil.pid_exists(int(written[0])) else None
+
+
+def kill(process: subprocess.Popen, spared: int | None) -> None:
+    """SIGKILL everything, or only the controller if its number is given: its jobs are spared."""
+    if spared is not None:
+        os.kill(spared, signal.SIGKILL)
+    else:
+        for victim in family(process):
+            try:
+                victim.kill()
+            except psutil.NoSuchProcess:
+                continue
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
@@ -110,8 +120,9 @@ def attempt(
     if process.poll() is not None:
         return None
     busy = [name for name, w in PHASES.items() if any(w in line for line in at_work(process))]
-    made = Killed(phase, time.time() - start, spare, busy or ["the controller"])
-    kill(process, spare)
+    alone = controller(Path(environment["G2G_BUILD"])) if spare else None
+    made = Killed(phase, time.time() - start, alone is not None, busy or ["the controller"])
+    kill(process, alone)
     return made
 
 
@@ -185,13 +196,22 @@ def main() -> None:
         start = time.time()
         environment = {**os.environ, "G2G_BUILD": str(whole)}
         subprocess.run(command, env=environment, stdout=stream, stderr=stream, check=True)
-        print(f"[g2g] undisturbed: {time.time() - start:.0f} s", flush=True)
+        undisturbed = round(time.time() - start)
+        print(f"[g2g] undisturbed: {undisturbed} s", flush=True)
         environment["G2G_BUILD"] = str(killed)
         done = disturb(command, environment, options.kills, random.Random(options.seed), stream)
     found = metrics(whole)
     wrong = differences(found, metrics(killed))
-    report = {"seed": options.seed, "kills": [str(k) for k in done], "files": len(found)}
-    runs.write_json(place / "survival.json", {**report, "differences": wrong})
+    report = {
+        "date": time.strftime("%Y-%m-%d"),
+        "sweep": options.sweep,
+        "seed": options.seed,
+        "undisturbed_s": undisturbed,
+        "kills": [str(k) for k in done],
+        "files": len(found),
+        "differences": wrong,
+    }
+    runs.write_json(place / "survival.json", report)
     print(f"[g2g] {len(done)} kills; {len(found)} files of metrics, {len(wrong)} differ")
     print("\n".join(wrong))
     sys.exit(bool(wrong) or len(done) < options.kills)

@@ -126,6 +126,22 @@ def test_reweighted_means_of_methods() -> None:
     assert found["n²"] == pytest.approx((9 * 1 + 1 * 3) / 10)
 
 
+def test_the_papers_averages_stand_beside_ours():
+    rows = [("arm", "Edema", 0.2, 1.0), ("arm", "Pneumonia", 0.4, 3.0), ("other", "Edema", 0, 0)]
+    table = pd.DataFrame(rows, columns=["method", "finding", "balanced_iou", "cnr"])
+    counts = pd.Series({"Edema": 1, "Pneumonia": 3})
+    found = audit.beside_paper(table, counts)
+    ldm = found.loc["LDM, CXR-BERT"]
+    assert ldm.loc["here: arm", "CNR"].to_dict() == {"micro": "2.5", "macro": "2", "n²": "2.8"}
+    assert ldm.loc["paper, on MS-CXR", ("CNR", "n²")] == "1.21 *"
+    assert list(found.loc["BioViL"].index) == ["paper, on MS-CXR"]  # not run here
+    more = pd.concat([table, table[:2].assign(method="BioViL-like", cnr=1.0)])
+    assert (
+        audit.beside_paper(more, counts).loc[("BioViL", "here: BioViL-like"), ("CNR", "macro")]
+        == "1"
+    )
+
+
 def test_boxes_resized_as_pictures_grow_and_less_in_finer_frames() -> None:
     found = audit.growth([[(10.0, 10.0, 20.0, 20.0)]], 64, 1000, (64, 256))
     assert found["64²"] > found["256²"] > 0

@@ -167,7 +167,7 @@ def test_dicom_without_suffix_and_in_colour(tmp_path):
 def test_a_dicom_with_a_palette_is_read_through_it(tmp_path):
     stored = np.arange(64, dtype=np.uint8).reshape(8, 8)
     without = dicom(tmp_path / "none.dcm", stored, "PALETTE COLOR")
-    with pytest.raises(ImageError, match="none.dcm: unusable LUT or window in the DICOM header"):
+    with pytest.raises(ImageError, match=r"none\.dcm: unusable LUT or window in the DICOM header"):
         read_image(without)
     names = ("Red", "Green", "Blue")
     tables = {f"{n}PaletteColorLookupTableDescriptor": [256, 0, 16] for n in names}

@@ -62,7 +62,8 @@ def test_three_kills_leave_the_same_metrics(script, world: World, tmp_path: Path
     survival = script("workflow/survival.py")
     names = ("latents", "training", "notebook")
     phases = {name: survival.PHASES[name] for name in names}
-    command = [str(world.folder / "run_all.sh"), "smoke"]
+    run = f"{str(world.folder / 'run_all.sh')!r} smoke"
+    command = ["bash", "-c", f"{run} && {run}"]  # as the real one: a profile, then more
     whole = world.environment(G2G_BUILD=str(tmp_path / "whole"))
     subprocess.run(command, env=whole, check=True, capture_output=True)
     killed = world.environment(G2G_BUILD=str(tmp_path / "killed"))
