@@ -32,7 +32,6 @@ from tqdm.auto import tqdm
 from transformers import BertConfig, BertModel
 
 from g2g_utils import config, costs, models, runs, training
-from g2g_utils.config import Adaptation
 from g2g_utils.loop import trainable
 
 RESULTS = Path(__file__).with_name("memory.json")
@@ -54,8 +53,8 @@ CHECKED = (32, True, 1)  # small enough for a laptop
 def build(rank: int, checkpointing: bool) -> training.Denoising:
     """What is fine-tuned, with untrained weights."""
     unet = UNet2DConditionModel.from_config(costs.SD15_UNET)
-    adaptation = Adaptation(lora_rank=rank, gradient_checkpointing=checkpointing)
-    models.adapt_unet(unet, adaptation, WIDTH)
+    asked = {"adaptation.lora_rank": rank, "adaptation.gradient_checkpointing": checkpointing}
+    models.adapt_unet(unet, config.load("open", **asked).adaptation, WIDTH)
     return training.Denoising(unet, BertModel(BertConfig()), learnable=False, zero=False).train()
 
 
