@@ -71,12 +71,6 @@ def _draw(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     return (rows[:, :, None] & columns[:, None, :]).any(0)
 
 
-def box_iou(first: Boxes, second: Boxes, size: Size) -> float:
-    """Intersection over union of two unions of boxes in one frame; NaN where both are empty."""
-    a, b = rasterise(first, size), rasterise(second, size)
-    return float(_ratio((a & b).sum(), (a | b).sum()))
-
-
 # -- scores -----------------------------------------------------------------------------------
 
 

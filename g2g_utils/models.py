@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -118,10 +118,6 @@ class GroundingModel:
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Latents noised to `timesteps` [b] by the forward diffusion process."""
         return self.scheduler.add_noise(latents, noise, timesteps.to(latents.device))
-
-    def with_unet(self, unet: UNet2DConditionModel) -> GroundingModel:
-        """The same components around another U-Net."""
-        return replace(self, unet=unet)
 
 
 def weights_digest(module: torch.nn.Module) -> str:

@@ -17,18 +17,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-Filter = Literal["lexical", "disease", "all"]
+from g2g_utils.data.record import FINDINGS
 
-FINDINGS = (
-    "Atelectasis",
-    "Cardiomegaly",
-    "Consolidation",
-    "Edema",
-    "Lung Opacity",
-    "Pleural Effusion",
-    "Pneumonia",
-    "Pneumothorax",
-)
+Filter = Literal["lexical", "disease", "all"]
 
 # Words that name a finding: the eight of MS-CXR as published, then ChestX-ray14's other boxed ones.
 VOCABULARY: dict[str, frozenset[str]] = {

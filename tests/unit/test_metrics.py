@@ -15,7 +15,6 @@ from g2g_utils.metrics import (
     averages,
     balanced_iou,
     bootstrap,
-    box_iou,
     class_averages,
     contrast_to_noise,
     evaluate,
@@ -202,11 +201,6 @@ def test_evaluate_keeps_other_scores_beside_an_empty_mask():
     assert evaluate(heat, [[70, 70, 9, 9]], 64)["note"] == "empty target"
     with pytest.raises(ValueError, match="NaN"):
         evaluate(torch.full((8, 8), torch.nan), [[0, 0, 9, 9]], 64)
-
-
-def test_box_iou():
-    assert box_iou([[0, 0, 4, 4]], [[2, 0, 4, 4]], 8) == pytest.approx(1 / 3)
-    assert math.isnan(box_iou([], [], 8))
 
 
 TABLE = pd.DataFrame({"finding": ["a", "a", "a", "b"], "cnr": [1.0, 2.0, 3.0, 6.0]})
