@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from g2g_utils import runs
-from g2g_utils.config import ROOT, Config, ConfigError
+from g2g_utils.config import ROOT, Config, ConfigError, Section
 
+TABLES = (".csv", ".csv.gz", ".json", ".json.gz")
+_OPTIONAL = ("subfolder", "lora_rank")  # settings of encoders and arms that are often absent
 _OF_TEXT = ("steps", "text_learning_rate", "attention_lr_scale", "dropout")  # of no foundation
 RECIPE = 1  # raise when a recipe below changes what it makes
 
@@ -70,15 +73,12 @@ def parameters(config: Config, name: str) -> dict[str, Any]:
     kind, _, item = name.partition("/")
     base: dict[str, Any] = {"recipe": RECIPE, "image_size": config.image_size}
     if kind == "pairs":
-        data = config.data
-        return base | {
-            "data": data.model_dump(include={"source", "root", "train", "seed", "world"})
-        }
+        return base | _training_data(config)
     if kind in ("vae", "latents"):
         return base | {"vae": config.vae.model_dump()}
     if kind == "encoders":
         return base | {
-            "encoder": config.encoders[item].model_dump(),
+            "encoder": _dump(config.encoders[item]),
             "text": config.text.max_length,
         }
     if kind == "classifier":
@@ -96,11 +96,48 @@ def parameters(config: Config, name: str) -> dict[str, Any]:
         return base | {"training": shared, "unet": unet, "seed": config.data.seed}
     if kind == "ldm":
         arm, seed = arm_and_seed(config, item)
-        spec = config.training.arms[arm].model_dump(exclude={"seeds", "control"})
+        spec = _dump(config.training.arms[arm], exclude={"seeds", "control"})
         unet, text = config.unet.model_dump(), config.text.model_dump()
         recipe = {"arm": spec, "seed": seed, "training": training, "unet": unet, "text": text}
         return base | recipe | _pretrained_parts(config, arm)
     raise ConfigError(f"unknown product {name!r}: choose one of {', '.join(plan(config))}")
+
+
+def _dump(section: Section, exclude: set[str] | None = None) -> dict[str, Any]:
+    """A section's settings; optional ones that came later count only where they are set."""
+    found = section.model_dump(exclude=exclude or set())
+    return {k: v for k, v in found.items() if k not in _OPTIONAL or v is not None}
+
+
+def _training_data(config: Config) -> dict[str, Any]:
+    """What decides which images are trained on: of files also their tables' content.
+
+    Patients of MS-CXR are left out, and what validation and test take from the training source.
+    """
+    data = config.data
+    if data.source == "phantoms":
+        return {"data": data.model_dump(include={"source", "root", "train", "seed", "world"})}
+    fields = {"source", "root", "train", "seed", "images", "reports"}
+    held = [h for h in (data.validation_from, data.test_from) if h]
+    roots = [data.root, data.reports, *(h.root for h in held if h.source == "ms_cxr")]
+    return {
+        "data": data.model_dump(include=fields),
+        "own": [split for split in ("validation", "test") if not getattr(data, f"{split}_from")],
+        "tables": {str(root): _tables(ROOT / root.expanduser()) for root in roots if root},
+    }
+
+
+def _tables(place: Path) -> dict[str, str]:
+    """Digests of a table, or of the tables that lie in a folder, by name."""
+    files = [place] if place.is_file() else [p for end in TABLES for p in place.glob(f"*{end}")]
+    stats = {file: file.stat() for file in files}
+    return {p.name: _digest(p, s.st_size, s.st_mtime_ns) for p, s in sorted(stats.items())}
+
+
+@lru_cache(maxsize=64)
+def _digest(path: Path, size: int, changed: int) -> str:
+    """Hash of a file's content; computed once as long as size and time of change stay."""
+    return runs.file_digest(path)
 
 
 def _pretrained_parts(config: Config, arm: str) -> dict[str, Any]:
@@ -108,7 +145,7 @@ def _pretrained_parts(config: Config, arm: str) -> dict[str, Any]:
     encoder = config.encoders[config.training.arms[arm].encoder]
     parts: dict[str, Any] = {}
     if encoder.pretrained:
-        parts["encoder"] = encoder.model_dump()
+        parts["encoder"] = _dump(encoder)
     if config.unet.pretrained:
         exclude = {"released", "revision", "gradient_checkpointing"}  # the last: same gradients
         parts["adaptation"] = config.adaptation.model_dump(exclude=exclude)

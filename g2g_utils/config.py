@@ -91,6 +91,7 @@ class Encoder(Section):
 
     pretrained: str | None = None
     revision: str | None = None
+    subfolder: str | None = None  # of a pipeline (text_encoder); its tokenizer lies in `tokenizer`
     kind: Literal["bert", "clip"]
     objective: Literal["domain", "mlm", "global", "generic", "random"] = "domain"
     width: int = 64
@@ -100,6 +101,12 @@ class Encoder(Section):
     steps: int = 0  # then the full objective
     batch_size: int = 64
     learning_rate: float = 1.0e-3
+
+    @model_validator(mode="after")
+    def _subfolder_of_something(self) -> Encoder:
+        if self.subfolder and not self.pretrained:
+            raise ValueError(f"subfolder = {self.subfolder!r} needs pretrained, the pipeline")
+        return self
 
 
 class Unet(Section):
@@ -141,6 +148,7 @@ class Arm(Section):
     shuffled: bool = False  # control: captions permuted over the training images
     control: bool = False  # grounding of activation maps is evaluated, nothing else
     seeds: tuple[int, ...] | None = None  # None: those of all arms
+    lora_rank: int | None = Field(None, ge=0)  # None: as in `adaptation`; 0: all weights
 
 
 class Training(Section):
@@ -193,6 +201,7 @@ class Grounding(Section):
     layers: str | tuple[str, ...] | None = None  # names, beginnings, blocks; None: all
     curve: Literal["linear", "quadratic", "mixture"] | None = "mixture"
     text_guidance: float = 16.0
+    sampling: Literal["gt", "gt_first", "cfg", "text"] = "gt"  # what the U-Net sees (appendix A)
     batch_size: int = 64  # U-Net rows per forward
 
     @model_validator(mode="after")
@@ -266,9 +275,11 @@ class Config(Section):
     @model_validator(mode="after")
     def _adaptation_has_a_start(self) -> Config:
         unset = Adaptation.model_validate({})
-        if not self.unet.pretrained and self.adaptation != unset:
+        adapters = [arm for arm in self.training.arms.values() if arm.lora_rank is not None]
+        if not self.unet.pretrained and (self.adaptation != unset or adapters):
             raise ValueError(
-                "adaptation has no effect without unet.pretrained: set that, or remove adaptation"
+                "adaptation and lora_rank have no effect without unet.pretrained: set that, or "
+                "remove them"
             )
         first = next(iter(self.training.arms.values()), None)
         if self.adaptation.released and first is not None and first.learnable:
@@ -290,13 +301,14 @@ class Config(Section):
 
     @property
     def figures_dir(self) -> Path:
-        """`figures/` for the miniature (the committed ones), else below the build folder.
+        """`figures/` (the committed ones) for the miniature on phantoms, else below `build_dir`.
 
         A point of a sweep has its own: the folder that G2G_FIGURES names.
         """
         if own := os.environ.get("G2G_FIGURES"):
             return Path(own)
-        return ROOT / "figures" if self.profile == "miniature" else self.build_dir / "figures"
+        committed = self.profile == "miniature" and self.data.source == "phantoms"
+        return ROOT / "figures" if committed else self.build_dir / "figures"
 
     @property
     def weights_dir(self) -> Path:

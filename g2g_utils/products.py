@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from g2g_utils.models import GroundingModel
 
 REFERENCE = 2000  # training images whose features samples are compared with
+PART = 128  # pairs after which an evaluation keeps what it has
 CLASSIFIED = 8000  # training images at most that the classifier of findings sees
 
 
@@ -126,7 +127,8 @@ def _build_pairs(config: Config, item: str, folder: Path) -> None:
         else text.named_findings(example.phrase)
         for example in examples
     ]
-    ids = {"ids": [example.image_id for example in examples]} if files else {}
+    names = ("image_id", "subject_id") if files else ()
+    ids = {f"{name}s": [getattr(example, name) for example in examples] for name in names}
     texts = {"captions": captions, "labels": labels, "regions": regions} | ids | files
     runs.write_json(folder / "texts.json", texts)
 
@@ -187,14 +189,18 @@ def _build_encoder(config: Config, item: str, folder: Path) -> None:
     )
 
 
-def untrained_unet(config: Config, seed: int, text_width: int) -> Any:
-    """A U-Net before any training here: the pretrained one, or a new one of the profile's shape."""
+def untrained_unet(config: Config, seed: int, text_width: int, lora_rank: int | None = None) -> Any:
+    """A U-Net before any training here: the pretrained one, or a new one of the profile's shape.
+
+    lora_rank: an arm's own, where it differs from the profile's.
+    """
     from g2g_utils import models
 
     if config.unet.pretrained:
         unet = models.load_unet(config.unet.pretrained, config.unet.revision)
+        own = {} if lora_rank is None else {"lora_rank": lora_rank}
         with models.initialised(seed):
-            return models.adapt_unet(unet, config.adaptation, text_width)
+            return models.adapt_unet(unet, config.adaptation.model_copy(update=own), text_width)
     channels, side = latent_size(config)
     with models.initialised(seed):
         return models.build_unet(config.unet, channels, side, text_width)
@@ -216,11 +222,11 @@ def _vae(config: Config) -> Any:
     return models.load_vae(config.vae.pretrained or ensure(config, "vae"), config.vae.revision)
 
 
-def start_unet(config: Config, seed: int, text_width: int) -> Any:
+def start_unet(config: Config, seed: int, text_width: int, lora_rank: int | None = None) -> Any:
     """The U-Net every arm of a seed starts from: pretrained, the foundation's, or a new one."""
     from g2g_utils import models
 
-    unet = untrained_unet(config, seed, text_width)
+    unet = untrained_unet(config, seed, text_width, lora_rank)
     if config.unet.foundation_steps and not config.unet.pretrained:
         models.adopt(unet, ensure(config, "foundation") / "unet")
     return unet
@@ -246,13 +252,38 @@ def fine_tune(config: Config, arm: str, seed: int, folder: Path, steps: int | No
     source = encoder.pretrained or ensure(config, f"encoders/{spec.encoder}")
     tokenizer, text_encoder = models.load_text_encoder(source, encoder.revision)
     models.check_length(config, arm, text_encoder)
-    unet = start_unet(config, seed, text_encoder.config.hidden_size)
-    pairs = training.load_pairs(ensure(config, "latents"), training_texts(config)["captions"])
+    unet = start_unet(config, seed, text_encoder.config.hidden_size, spec.lora_rank)
+    texts = training_texts(config)
+    _check_apart(config, texts)
+    pairs = training.load_pairs(ensure(config, "latents"), texts["captions"])
     training.fine_tune(
         pairs, unet, tokenizer, text_encoder, models.build_scheduler(config.unet), spec,
         config.training, folder, seed=seed, max_length=config.text.max_length,
         zero_padding=config.text.zero_padding, steps=steps, name=f"{arm} seed {seed}",
     )  # fmt: skip
+
+
+def _check_apart(config: Config, texts: dict[str, Any]) -> None:
+    """Refuse to train on images or patients of validation or test pairs of the same collection."""
+    from g2g_utils.data import sources
+
+    ids, subjects = set(texts.get("image_ids", ())), set(texts.get("subject_ids", ()))
+    if not ids:
+        return  # phantoms: those of different splits are drawn apart
+    for split in ("validation", "test"):
+        held = sources.held_out(config, split)
+        source, root = (held or config.data).source, (held or config.data).root
+        shared = {source, config.data.source} == {"ms_cxr", "mimic_cxr"}
+        if not shared and (source, root) != (config.data.source, config.data.root):
+            continue  # other people: equal names mean nothing
+        found = sources.examples(config, split)
+        both = [e.image_id for e in found if e.image_id in ids or e.subject_id in subjects]
+        if both:
+            raise ConfigError(
+                f"{len(both)} {split} pairs are of patients that are trained on, such as image "
+                f"{both[0]}: delete {folder(config, 'pairs')} and look at "
+                f"`python -m g2g_utils.data.check {config.profile}`"
+            )
 
 
 def _build_ldm(config: Config, item: str, folder: Path) -> None:
@@ -296,16 +327,42 @@ def _build_evaluation(config: Config, item: str, folder: Path) -> dict[str, Any]
     views = {"pairs": options["layers"]}
     if options["layers"] is not None:  # the paper's map, over all layers, beside the profile's
         views["all_layers"] = None
-    both = grounding.evaluate(grounded, pairs, others=True, views=views, **options)
+    others = grounding.draw_others(pairs, config.image_size)
+
+    def plain(rows: slice) -> Any:
+        return grounding.evaluate(
+            grounded, pairs[rows], others=others[rows], views=views, **options
+        )
+
+    both = _in_parts(folder / "parts" / "plain", len(pairs), plain)
     for view, rows in both.groupby("view"):
         _write_table(folder / f"{view}.csv", rows.drop(columns="view"))
     table = both[both["view"] == "pairs"]
     if not config.training.arms[arm_and_seed(config, item)[0]].control:
-        merged = studies.curves(grounded, pairs[: config.evaluation.bias_pairs], **options)
+        count = min(len(pairs), config.evaluation.bias_pairs)
+        merged = _in_parts(
+            folder / "parts" / "merged",
+            count,
+            lambda rows: studies.curves(grounded, pairs[:count][rows], **options),
+        )
         _write_table(folder / "curves.csv", merged)
+    shutil.rmtree(folder / "parts")
     means = table[["cnr", "auc_roc", "pointing", "specificity"]].mean()
     known = means.dropna()  # specificity is unknown where all pairs have one phrase
     return {"metrics": {name: round(float(value), 5) for name, value in known.items()}}
+
+
+def _in_parts(place: Path, count: int, score: Callable[[slice], Any]) -> Any:
+    """A table of `count` pairs, scored and kept part by part: a killed evaluation goes on there."""
+    import pandas as pd
+
+    parts = []
+    for start in range(0, count, PART):
+        path = place / f"{start:06}.csv"
+        if not path.is_file():
+            _write_table(path, score(slice(start, start + PART)))
+        parts.append(pd.read_csv(path))
+    return pd.concat(parts, ignore_index=True)
 
 
 def _build_baselines(config: Config, item: str, folder: Path) -> None:

@@ -45,7 +45,7 @@ import torch
 
 from g2g_utils import metrics, models, plots, products
 from g2g_utils.baselines import no_skill
-from g2g_utils.data import folder, record, sources, transforms
+from g2g_utils.data import check, folder, record, sources, transforms
 from g2g_utils.plots import overlays
 
 plots.use_style()
@@ -267,6 +267,19 @@ try:
     folder.load(place / "bad.csv")
 except ValueError as problem:
     print(str(problem).split("bad.csv, ")[-1])
+
+# %% [markdown]
+# A whole profile is checked before a long run: columns, counts beside the published ones, damaged
+# files, boxes, ids, and patients that two splits share. In a shell that is
+# `python -m g2g_utils.data.check PROFILE`; here this profile, then the two tables above:
+
+# %%
+for table in (None, "good.csv", "bad.csv"):
+    files = (
+        {"data.source": "folder", "data.root": place / table, "data.images": None} if table else {}
+    )
+    print(f"-- {table or profile}")
+    print(str(check.check(load(profile, **files))).replace(f"{place}/", ""), "\n")
 
 # %% [markdown]
 # Images of credentialed sources, and whatever is made from them, are written below `build/` only;

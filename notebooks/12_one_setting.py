@@ -32,6 +32,7 @@ seed: int = 0  # of the training
 timesteps: int = 0  # T
 keep_last: int = 0  # k least noisy of them
 filter: str = ""  # lexical, disease or all
+sampling: str = ""  # gt, gt_first, cfg or text: what the U-Net sees at each step
 curve: str = "none"  # linear, quadratic, mixture; none: no Bimodal Bias Merging
 pairs_used: int = 48  # image–phrase pairs
 split: str = "validation"  # or test
@@ -39,7 +40,7 @@ split: str = "validation"  # or test
 # %%
 from g2g_utils.config import load
 
-given = {"timesteps": timesteps, "keep_last": keep_last, "filter": filter}
+given = {"timesteps": timesteps, "keep_last": keep_last, "filter": filter, "sampling": sampling}
 given["curve"] = None if curve == "none" else curve
 chosen = {f"grounding.{k}": v for k, v in given.items() if v or k == "curve"}
 config = load(profile, **chosen)

@@ -349,22 +349,27 @@ PHRASES = [("left effusion", "Pleural Effusion"), ("mild edema", "Edema")]
 PHRASES += [("right opacity", "Lung Opacity")]
 
 
-def real_profile(root: Path, films: int = 40, width: int = 32, text_width: int = 32) -> dict:
-    """Overrides of `open` that make it run on this machine: made-up films, tiny real folders."""
-    rng = np.random.default_rng(0)
+def folder_of_films(root: Path, count: int, patient: str = "p") -> dict:
+    """A folder of made-up films with one boxed phrase each, as a source of a profile."""
+    rng = np.random.default_rng(count)
     rows = []
-    for k in range(films):
+    for k in range(count):
         phrase, finding = PHRASES[k % len(PHRASES)]
-        path = root / "films" / f"{k}.png"
+        path = root / f"{patient}{k}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 255, (72, 64), np.uint8)).save(path)
-        rows.append([path.name, phrase, finding, 8, 16, 30, 24, f"p{k}"])
+        rows.append([path.name, phrase, finding, 8, 16, 30, 24, f"{patient}{k}"])
     columns = ["image", "phrase", "finding", "x", "y", "w", "h", "subject"]
-    table(root / "films" / "pairs.csv", columns, rows)
+    table(root / "pairs.csv", columns, rows)
+    return {"source": "folder", "root": str(root)}
+
+
+def real_profile(root: Path, films: int = 40, width: int = 32, text_width: int = 32) -> dict:
+    """Overrides of `open` that make it run on this machine: made-up films, tiny real folders."""
     sd = str(stable_diffusion(root / "sd", width))
-    here = {"source": "folder", "root": str(root / "films")}
-    data = {**here, "train": films, "validation": 4, "test": 4}
-    data |= {"validation_from": here, "test_from": here}
+    held = folder_of_films(root / "held", 8, "h")
+    data = {**folder_of_films(root / "films", films), "train": films, "validation": 4, "test": 4}
+    data |= {"validation_from": held, "test_from": held}
     return {
         "image_size": 64,
         "data": data,

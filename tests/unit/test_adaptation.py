@@ -123,6 +123,24 @@ def test_a_lora_model_grounds(load):
     assert found.heatmap.shape == (8, 8) and torch.isfinite(found.heatmap).all()
 
 
+def test_one_arm_may_be_a_lora_beside_full_ones(load):
+    arms = {
+        "domain-frozen": {"encoder": "domain"},
+        "domain-lora": {"encoder": "domain", "lora_rank": 2},
+    }
+    settings = load(**{"training.arms": arms})
+    full = products.untrained_unet(settings, 0, 32)
+    adapted = products.untrained_unet(
+        settings, 0, 32, settings.training.arms["domain-lora"].lora_rank
+    )
+    learn = [sum(p.numel() for p in u.parameters() if p.requires_grad) for u in (full, adapted)]
+    assert 0 < learn[1] < learn[0] / 4
+    keys = [products.key(settings, f"ldm/{arm}-s4200") for arm in arms]
+    assert keys[0] == products.key(load(), ARM) and keys[0] != keys[1]
+    made = products.ensure(settings, "ldm/domain-lora-s4200")
+    assert (made / models.LORA_FOLDER).is_dir() and not (made / "unet").exists()
+
+
 def test_gradient_checkpointing_learns_the_same(load, monkeypatch):
     plain, _ = trained(load(), monkeypatch)
     settings = load(**{"adaptation.gradient_checkpointing": True})
@@ -192,7 +210,7 @@ def test_shipped_products_keep_their_keys():
 
 @pytest.mark.parametrize("profile", ["smoke", "miniature"])
 def test_adaptation_without_a_pretrained_unet_is_refused(profile):
-    with pytest.raises(config.ConfigError, match=r"adaptation has no effect.*unet\.pretrained"):
+    with pytest.raises(config.ConfigError, match=r"have no effect without unet\.pretrained"):
         config.load(profile, **{"adaptation.lora_rank": 4})
 
 

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -166,3 +167,102 @@ def test_a_model_makes_what_it_needs(tiny):
     model = products.model(tiny, "generic-learnable", 0)
     assert model.latent_shape == (4, 16, 16)
     assert model.encode_phrases(["left effusion"]).shape == (1, 77, 32)
+
+
+# -- real data: what is trained on ------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def standins(script):
+    return script("tests/standins.py")
+
+
+@pytest.fixture
+def real(standins, monkeypatch, tmp_path):
+    """Loads `open` on a folder of films, with what is overridden."""
+    monkeypatch.setenv("G2G_BUILD", str(tmp_path / "build"))
+    world = standins.real_profile(tmp_path, films=40)
+
+    def load(**more):
+        return config.load("open", **world | more)
+
+    return load
+
+
+def test_other_patients_are_other_training_pairs(real):
+    arm, alone = "ldm/domain-frozen-s4200", {"data.validation_from": None, "data.test_from": None}
+    assert products.key(real(), arm) == products.key(real(**{"data.validation": 1}), arm)
+    assert products.key(real(), arm) != products.key(real(**alone), arm)
+    before = products.key(real(), arm)
+    table = next(real().data.root.glob("*.csv"))
+    table.write_text(table.read_text().replace("effusion", "oedema", 1))
+    assert products.key(real(), arm) != before
+
+
+def test_a_larger_ms_cxr_is_left_out_of_training(standins, tmp_path, monkeypatch):
+    monkeypatch.setenv("G2G_BUILD", str(tmp_path / "build"))
+    standins.mimic_cxr(tmp_path / "mimic")
+    standins.ms_cxr(tmp_path / "all")
+    row = {"dicom_id": "aaaa0007", "path": "files/p10/p10000004/s50000006/aaaa0007.jpg"}
+    standins.ms_cxr(tmp_path / "some", rows=[standins.ms_cxr_row(**row)])
+    films = str(tmp_path / "mimic")
+
+    def load(name):
+        held = {"source": "ms_cxr", "root": str(tmp_path / name), "images": films}
+        both = {"data.validation_from": held, "data.test_from": held}
+        return config.load("paper", **{"data.root": films, **both})
+
+    products.ensure(load("some"), "pairs")
+    trained_on = set(products.training_texts(load("all"))["image_ids"])
+    tested = {pair.image_id for pair in products.evaluation_pairs(load("all"))}
+    assert trained_on and tested and not trained_on & tested
+
+
+def test_training_on_test_patients_is_refused(real, monkeypatch):
+    settings = real(**{"data.validation_from": None, "data.test_from": None})
+    products.ensure(settings, "pairs")
+    held = products.evaluation_pairs(settings)[0]
+    texts = products.training_texts(settings)
+    products._check_apart(settings, texts)
+    leaked = texts | {"image_ids": [*texts["image_ids"], held.image_id]}
+    with pytest.raises(config.ConfigError, match=rf"trained on, such as image {held.image_id}"):
+        products._check_apart(settings, leaked)
+
+
+def test_an_evaluation_that_was_stopped_goes_on_where_it_was(real, monkeypatch):
+    from g2g_utils import grounding
+
+    monkeypatch.setattr(products, "PART", 2)
+    settings, name = real(), "evaluation/domain-frozen-s4200"
+    count = len(products.evaluation_pairs(settings))
+    scored, evaluate = [], grounding.evaluate
+
+    def stop_at(limit):
+        def spy(model, examples, **options):
+            if len(scored) >= limit:
+                raise KeyboardInterrupt
+            scored.extend(examples)
+            return evaluate(model, examples, **options)
+
+        return spy
+
+    monkeypatch.setattr(grounding, "evaluate", stop_at(2))
+    with pytest.raises(KeyboardInterrupt):
+        products.ensure(settings, name)
+    assert len(scored) == 2 < count
+    monkeypatch.setattr(grounding, "evaluate", stop_at(count))
+    made = products.ensure(settings, name)
+    assert len(scored) == count  # none of them twice
+    rows = pd.read_csv(made / "pairs.csv")
+    expected = evaluate(
+        products.model(settings),
+        products.evaluation_pairs(settings),
+        others=True,
+        **products.grounding_options(settings),
+    )
+    assert list(rows["image_id"]) == list(expected["image_id"])
+    assert rows["cnr"].to_numpy() == pytest.approx(expected["cnr"].to_numpy(), abs=1e-4)
+    assert rows["specificity"].to_numpy() == pytest.approx(
+        expected["specificity"].to_numpy(), abs=1e-4, nan_ok=True
+    )
+    assert not (made / "parts").exists()
