@@ -1,6 +1,6 @@
 """Is a data root complete and sound? `python -m g2g_utils.data.check PROFILE` prints one table.
 
-Columns, counts against the published ones, missing and damaged files (a sample, or all with
+Columns, counts against the published ones, missing files, damaged ones (a sample, or all with
 --all), boxes outside images, duplicate ids, patients in two splits. Nothing is written.
 """
 
@@ -25,7 +25,7 @@ from g2g_utils.config import Config, HeldOut
 from g2g_utils.data import chestxray14, mimic_cxr, ms_cxr, openi, reports, rsna, sources
 from g2g_utils.data.files import two_classes
 from g2g_utils.data.record import Example
-from g2g_utils.data.tables import Row, TableError, read
+from g2g_utils.data.tables import Row, TableError, matching, read
 from g2g_utils.data.transforms import ImageError, read_image
 
 PUBLISHED: dict[str, dict[str, int]] = {
@@ -38,10 +38,12 @@ PUBLISHED: dict[str, dict[str, int]] = {
 }  # fmt: skip
 KINDS = {
     "file": "files", "columns": "columns", "value": "cells with a wrong value",
-    "class": "unknown classes", "box": "bad boxes", "duplicate": "duplicate ids",
+    "class": "unknown classes", "box": "bad boxes", "cut": "boxes cut at the image's edge",
+    "duplicate": "duplicate ids",
     "image": "missing or damaged images",
 }  # fmt: skip
 PEOPLE = {"ms_cxr": "mimic_cxr"}  # sources that share their patients' ids
+Place = tuple[str, Path, Path | None, str | None]  # source, root, images, subset
 SHOWN = 3  # complaints of a kind that are printed in full
 
 
@@ -98,7 +100,7 @@ class Report:
         for problem in problems:
             kinds.setdefault(problem.kind, []).append(problem)
         for kind, wrong in kinds.items():
-            self.none(source, KINDS[kind], wrong)
+            self.none(source, KINDS[kind], wrong, note=kind == "cut")
 
     def __str__(self) -> str:
         header = Line("source", "what", "found", "expected", "verdict")
@@ -147,11 +149,13 @@ def _boxed_rows(held: HeldOut, root: Path) -> tuple[Iterator[Row], tuple[str, ..
 def _check_boxed(report: Report, held: HeldOut, sample: int | None) -> list[Example]:
     root = sources.resolve(held.root)
     images = sources.resolve(held.images) if held.images else None
-    rows, key = _boxed_rows(held, root)
-    pairs: Counter[tuple[str, ...]] = Counter(tuple(map(row.get, key)) for row in rows)
-    report.count(held.source, "rows", pairs.total())
+    found, key = _boxed_rows(held, root)
+    rows = list(found)
+    pairs = {tuple(" ".join(row.get(column).split()) for column in key) for row in rows}
+    report.count(held.source, "rows", len(rows))
     report.count(held.source, "images", len({pair[0] for pair in pairs}))
     report.count(held.source, "pairs", len(pairs))
+    report.none(held.source, "rows given twice", _repeats(rows), note=True)
     problems: list[TableError] = []
     examples = sources.boxed(held.source, root, images, held.subset, problems)
     if held.source == "chestxray14":
@@ -165,10 +169,21 @@ def _check_boxed(report: Report, held: HeldOut, sample: int | None) -> list[Exam
     return examples
 
 
+def _repeats(rows: Iterable[Row]) -> list[str]:
+    """The rows whose cells an earlier row has too; the union of boxes takes them once."""
+    first: dict[tuple[str, ...], Row] = {}
+    repeats = []
+    for row in rows:
+        earlier = first.setdefault(tuple(row.cells.values()), row)
+        if earlier is not row:
+            repeats.append(f"{row.path}, {row.place}: the same as {earlier.place}")
+    return repeats
+
+
 def _check_entries(report: Report, root: Path, boxed: list[Example]) -> list[TableError]:
     """The entries of ChestX-ray14, where they are: their count, and the boxes' classes in them."""
     problems: list[TableError] = []
-    if root.is_file() or not any(root.glob(chestxray14.ENTRIES)):
+    if root.is_file() or not matching(root, chestxray14.ENTRIES):
         return problems
     entries = {entry.image_id: entry for entry in chestxray14.entries(root, problems)}
     report.count("chestxray14", "entries", len(entries))
@@ -234,11 +249,14 @@ def _check_mimic_files(
     kept: list[tuple[str, str, str, str]],
     sample: int | None,
 ) -> None:
-    """A sample of the training images and of their reports."""
-    paths = (
+    """All training images are there; a sample of them, and of their reports, is read."""
+    paths = [
         mimic_cxr.image_path(images, subject, study, dicom) for dicom, subject, study, _ in kept
-    )
-    _check_images(report, "mimic_cxr", paths, sample)
+    ]
+    gone = mimic_cxr.absent(paths)
+    some = len(gone) < len(paths)  # parts of the collection are common: a run drops the others
+    report.none("mimic_cxr", f"left out: {mimic_cxr.NO_IMAGE}", sorted(gone), note=some)
+    _check_images(report, "mimic_cxr", (path for path in paths if path not in gone), sample)
     place = sources.resolve(config.data.reports) if config.data.reports else root
     read_report = mimic_cxr.report_reader(place)
     studies = sampled(((subject, study) for _, subject, study, _ in kept), sample)
@@ -270,23 +288,25 @@ def _training(report: Report, config: Config, sample: int | None) -> set[str]:
 
 
 def _evaluation(
-    report: Report, held: HeldOut, sample: int | None, known: dict[tuple[str, Path], list[Example]]
+    report: Report, held: HeldOut, sample: int | None, known: dict[Place, list[Example]]
 ) -> set[str]:
     """Check a held-out source, once where it serves both splits; the patients of this split."""
     if held.source in ("mimic_cxr", "openi"):
         message = f"{held.source} has no boxes: it can be trained on, not evaluated on"
         raise configuration.ConfigError(message)
-    key = (held.source, held.root)
+    whole = held.model_copy(update={"subset": None}) if held.source == "ms_cxr" else held
+    key = (whole.source, whole.root, whole.images, whole.subset)
     if key not in known:
-        known[key] = _check_boxed(report, held, sample)
-    return {example.subject_id for example in sources.share(known[key], held.patients)}
+        known[key] = _check_boxed(report, whole, sample)
+    found = [example for example in known[key] if held.subset in (None, example.split)]
+    return {example.subject_id for example in sources.share(found, held.patients)}
 
 
 def _works(
     report: Report, config: Config, sample: int | None
 ) -> dict[str, tuple[str, Callable[[], set[str]]]]:
     """The check of every split that reads files: its source, and a function to its patients."""
-    known: dict[tuple[str, Path], list[Example]] = {}
+    known: dict[Place, list[Example]] = {}
     works: dict[str, tuple[str, Callable[[], set[str]]]] = {}
     if config.data.source != "phantoms":
         works["train"] = (config.data.source, partial(_training, report, config, sample))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from g2g_utils.data.files import Images
+from g2g_utils.data.files import Images, collect
 from g2g_utils.data.record import Example, merge_rows
 from g2g_utils.data.tables import Row, TableError, locate, read, tolerate, unique
 
@@ -76,10 +76,10 @@ def rows(root: Path) -> Iterator[Row]:
     return read(root if root.is_file() else locate(root, BOXES), COLUMNS, RENAME)
 
 
-def _example(row: Row, images: Images, template: str, clip: bool) -> Example:
+def _example(row: Row, images: Images, template: str) -> Example:
     name = row.text("Image Index", "the image name is empty", "take the published file")
     finding = row.one_of("Finding Label", CLASSES)
-    box = row.box(SIDE, SIDE, clip=clip)
+    box = row.box(SIDE, SIDE, cut=images.cut)
     if box is None:
         raise row.error("the row has no box", "every row of the list is one box", "x", "box")
     path = images.find(row, "Image Index", name)
@@ -105,8 +105,8 @@ def load(
     Boxes are given in 1024² pixels and returned in pixels of the file (smaller copies are fine).
     """
     films = Images([images] if images else image_folders(root))
-    found: list[Example] = []
-    for row in rows(root):
-        with tolerate(problems):
-            found.append(_example(row, films, template, clip=problems is None))
-    return merge_rows(found)
+
+    def example(row: Row) -> Example:
+        return _example(row, films, template)
+
+    return merge_rows(collect(rows(root), example, "Image Index", films, problems))

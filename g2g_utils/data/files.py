@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
 from g2g_utils.data.record import Box, Example
-from g2g_utils.data.tables import Row
+from g2g_utils.data.tables import Row, TableError, tolerate
 from g2g_utils.data.transforms import ImageError, image_size
 
 log = logging.getLogger(__name__)
 
 ASPECT_SLACK = 0.02  # relative; a resized copy rounds its sides
+CONSTANT = {"subject_id": "patient", "image": "file", "split": "split"}
+"""What an image has only one of, in however many rows it occurs."""
 
 
 class Images:
-    """The folders in which a table's images may lie; sizes come from the files' headers, once."""
+    """The folders in which a table's images may lie; sizes come from the files' headers, once.
+
+    ``cut`` lists the boxes that stuck out of their images.
+    """
 
     def __init__(self, folders: Sequence[Path], suffixes: Sequence[str] = ()) -> None:
         self.folders, self.suffixes = tuple(folders), tuple(suffixes)
+        self.cut: list[TableError] = []
         self.size = lru_cache(maxsize=None)(image_size)  # path -> (height, width)
 
     def candidates(self, name: str) -> list[Path]:
@@ -54,6 +60,45 @@ class Images:
             raise row.error(problem, "use whole images, not cropped ones", None, "box")
         x, y, w, h = box
         return box if sx == sy == 1 else (x * sx, y * sy, w * sx, h * sy)
+
+
+def collect(
+    rows: Iterable[Row],
+    example: Callable[[Row], Example | None],
+    column: str,
+    images: Images,
+    problems: list[TableError] | None,
+) -> list[Example]:
+    """The records of a table (``example`` gives None for a row without one).
+
+    ``column`` names the image. A bad row, or one that gives an image another patient, file or
+    split than an earlier row, raises TableError or is collected in ``problems``. Boxes that were
+    cut (``images.cut``) are counted in one warning, or collected too.
+    """
+    first: dict[str, tuple[Example, Row]] = {}
+    found: list[Example] = []
+    for row in rows:
+        with tolerate(problems):
+            record = example(row)
+            if record is not None:
+                before, its_row = first.setdefault(record.image_id, (record, row))
+                _same_image(before, its_row, record, row, column)
+                found.append(record)
+    if problems is not None:
+        problems += images.cut
+    elif images.cut:
+        log.warning("%d boxes stick out of their images, first: %s", len(images.cut), images.cut[0])
+    return found
+
+
+def _same_image(before: Example, its_row: Row, now: Example, row: Row, column: str) -> None:
+    """An error where two rows of one image contradict each other."""
+    for name, word in CONSTANT.items():
+        one, other = getattr(before, name), getattr(now, name)
+        if one != other:
+            problem = f"{now.image_id!r} has the {word} {other}, but {one} in {its_row.place}"
+            fix = "an image has one patient, one file and one split"
+            raise row.error(problem, fix, column, "duplicate")
 
 
 def two_classes(examples: Iterable[Example]) -> list[tuple[str, str, tuple[str, ...]]]:

@@ -10,9 +10,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from g2g_utils.data.files import Images, report_two_classes
+from g2g_utils.data.files import Images, collect, report_two_classes
 from g2g_utils.data.record import FINDINGS, Example, merge_rows
-from g2g_utils.data.tables import BOX_COLUMNS, Row, TableError, read, tolerate
+from g2g_utils.data.tables import BOX_COLUMNS, Row, TableError, read
 
 REQUIRED = ("image", "phrase")
 CLASSES = {finding.lower(): finding for finding in FINDINGS}
@@ -23,7 +23,7 @@ FolderError = TableError
 
 def _example(row: Row, images: Images) -> Example:
     """One validated row as a record with at most one box."""
-    phrase = row.text("phrase", "the phrase is empty", "write what to look for")
+    phrase = row.phrase("phrase", "the phrase is empty", "write what to look for")
     name = row.text("image", "the image name is empty", "name an image file")
     image = images.find(row, "image", name)
     box = row.box(*images.size(image))
@@ -65,9 +65,6 @@ def load(
     """
     path = Path(csv_path)
     images = Images([Path(image_root) if image_root is not None else path.parent])
-    examples: list[Example] = []
-    for row in _checked(path):
-        with tolerate(problems):
-            examples.append(_example(row, images))
+    examples = collect(_checked(path), lambda row: _example(row, images), "image", images, problems)
     report_two_classes(examples, path)
     return merge_rows(examples)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +24,8 @@ SPLIT_COLUMNS = ("dicom_id", "study_id", "subject_id", "split")
 SPLITS = {"train": "train", "validate": "validation", "test": "test"}
 FRONTAL = ("PA", "AP")
 THREADS = 16  # report files are small and often far away
-RECIPE = 1  # raise when a change here changes the pairs
+NO_IMAGE = "no image file"
+RECIPE = 2  # raise when a change here changes the pairs
 
 Report = tuple[str, str]  # subject, study
 Row4 = tuple[str, str, str, str]  # dicom, subject, study, view
@@ -64,7 +67,11 @@ def _zip_reader(archive: Path) -> Callable[[Report], str | None]:
 
     def from_zip(report: Report) -> str | None:
         name = (folder_of(Path(), report[0]) / f"s{report[1]}.txt").as_posix()
-        return content.read(name).decode("utf-8", "replace") if name in names else None
+        try:
+            return content.read(name).decode("utf-8", "replace") if name in names else None
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            problem = f"damaged archive ({error})"
+            raise TableError(archive, problem, "download it again", kind="file") from error
 
     return from_zip
 
@@ -115,6 +122,17 @@ def select(
     return kept, dropped, others
 
 
+def absent(paths: Iterable[Path]) -> set[Path]:
+    """The paths that are no files; several are asked for at once, as they are often far away."""
+    wanted = list(paths)
+
+    def among(part: list[Path]) -> set[Path]:
+        return {path for path in part if not os.path.isfile(path)}
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return set().union(*pool.map(among, (wanted[i::THREADS] for i in range(THREADS))))
+
+
 def _phrases(
     studies: Iterable[Report], read_report: Callable[[Report], str | None], progress: bool
 ) -> dict[Report, text.Phrase | str]:
@@ -144,21 +162,22 @@ def load(
 
     ``reports``: folder with ``files/p10/…/s….txt``, or the published zip; by default ``root``.
     ``images``: folder of the images, by default ``root``. They stay on disk and are not opened;
-    every pair of a study shares its phrase.
+    those that are not there are dropped. Every pair of a study shares its phrase.
     """
     if split not in SPLITS.values():
         raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS.values())}")
     kept, dropped, others = select(root, split, excluded)
     phrases = _phrases(((i[1], i[2]) for i in kept), report_reader(reports or root), progress)
+    paths = [image_path(images or root, subject, study, dicom) for dicom, subject, study, _ in kept]
+    missing = absent(paths)
     examples: list[Example] = []
     used: dict[str, int] = dict.fromkeys(text.PREFERENCE, 0)
-    for dicom, subject, study, _ in kept:
-        phrase = phrases[subject, study]
+    for path, (dicom, subject, study, _) in zip(paths, kept, strict=True):
+        phrase = NO_IMAGE if path in missing else phrases[subject, study]
         if isinstance(phrase, str):
             dropped.append(Dropped(dicom, subject, split, phrase, f"s{study}"))
             continue
         used[phrase.section] += 1
-        path = image_path(images or root, subject, study, dicom)
         examples.append(Example(path, phrase.text, None, (), dicom, subject, split))
     facts = {"other_splits": others, "excluded_subjects": len(excluded), "text_from": used}
     return Selection(examples, dropped, facts)

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from g2g_utils.data.files import Images, report_two_classes
+from g2g_utils.data.files import Images, collect, report_two_classes
 from g2g_utils.data.record import FINDINGS, Example, merge_rows
-from g2g_utils.data.tables import Row, TableError, locate, read, tolerate
+from g2g_utils.data.tables import Row, TableError, locate, opened, read
 
 TABLES = ("MS_CXR_Local_Alignment_v1.*.csv", "MS_CXR_Local_Alignment_v1.*.json")
 COLUMNS = (
@@ -34,39 +34,60 @@ def table(root: Path) -> Path:
 def rows(root: Path) -> Iterator[Row]:
     """One row a box, with the CSV's columns, whichever file it comes from."""
     path = table(root)
-    return _coco(path) if path.suffix == ".json" else read(path, COLUMNS)
+    is_json = path.name.removesuffix(".gz").endswith(".json")
+    return _coco(path) if is_json else read(path, COLUMNS)
 
 
 def _coco(path: Path) -> Iterator[Row]:
     """The annotations of the COCO file as rows of the CSV."""
+    fix = "use the published JSON"
+    tree = _tree(path)
     try:
-        tree = json.loads(path.read_text("utf-8"))
-        categories = {c["id"]: c["name"] for c in tree["categories"]}
-        films = {image["id"]: image for image in tree["images"]}
-        annotations = tree["annotations"]
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise TableError(path, f"not JSON ({error})", "download it again", kind="file") from error
-    except (KeyError, TypeError) as error:
-        problem = f"no COCO file: {error} is missing"
-        raise TableError(path, problem, "use the published JSON", kind="columns") from error
+        categories, films = (_by_id(tree, name) for name in ("categories", "images"))
+        annotations = list(tree["annotations"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise TableError(path, f"no COCO file ({error!r})", fix, kind="columns") from error
+    if not annotations:
+        raise TableError(path, "no annotations", fix, kind="file")
     for number, annotation in enumerate(annotations):
-        place = f"annotation {annotation.get('id', number)}"
+        known = isinstance(annotation, dict)
+        place = f"annotation {annotation.get('id', number) if known else number}"
         try:
             yield Row(path, place, _cells(annotation, films, categories))
         except (KeyError, ValueError, TypeError) as error:
-            fix = "use the published JSON"
             problem = f"{error!r} while reading it"
             raise TableError(path, problem, fix, place=place, kind="columns") from error
 
 
-def _cells(annotation: Any, films: dict[Any, Any], categories: dict[Any, str]) -> dict[str, str]:
+def _tree(path: Path) -> Any:
+    """The content of a JSON file, compressed or not."""
+    try:
+        with opened(path) as file:
+            return json.load(file)
+    except json.JSONDecodeError as error:
+        raise TableError(path, f"not JSON ({error})", "download it again", kind="file") from error
+
+
+def _by_id(tree: Any, name: str) -> dict[Any, Any]:
+    """The entries of a COCO list under their ids; no two may share one."""
+    entries = {entry["id"]: entry for entry in tree[name]}
+    if len(entries) < len(tree[name]):
+        raise ValueError(f"two {name} have one id")
+    return entries
+
+
+def _cells(annotation: Any, films: dict[Any, Any], categories: dict[Any, Any]) -> dict[str, str]:
+    """One annotation under the CSV's column names; an absent text stays empty."""
+    label = annotation["label_text"]
+    if not isinstance(label, str | None):
+        raise TypeError(f"label_text is {label!r}, not a text")
     film = films[annotation["image_id"]]
     place = film.get("path") or film["file_name"]
     x, y, w, h = annotation["bbox"]
     return {
         "dicom_id": Path(place).stem,
-        "category_name": categories[annotation["category_id"]],
-        "label_text": str(annotation["label_text"]).strip(),
+        "category_name": str(categories[annotation["category_id"]]["name"]),
+        "label_text": (label or "").strip(),
         "path": str(place),
         **{name: str(value) for name, value in zip("xywh", (x, y, w, h), strict=True)},
         "image_width": str(film.get("width") or annotation["width"]),
@@ -89,11 +110,11 @@ def subjects(root: Path) -> frozenset[str]:
     return frozenset(map(subject_of, rows(root)))
 
 
-def _example(row: Row, images: Images, clip: bool) -> Example:
-    phrase = row.text("label_text", "the phrase is empty", "take the published file")
+def _example(row: Row, images: Images) -> Example:
+    phrase = row.phrase("label_text", "the phrase is empty", "take the published file")
     finding = row.one_of("category_name", CLASSES)
     size = row.number("image_height"), row.number("image_width")
-    box = row.box(*size, clip=clip)
+    box = row.box(*size, cut=images.cut)
     if box is None:
         raise row.error("the row has no box", "every row of MS-CXR is one box", "x", "box")
     name = row["path"].removeprefix("files/") if _is_files(images) else row["path"]
@@ -129,9 +150,6 @@ def load(
     edge; bad rows raise TableError, or are collected in ``problems``.
     """
     films = Images([images], SUFFIXES)
-    found: list[Example] = []
-    for row in rows(root):
-        with tolerate(problems):
-            found.append(_example(row, films, clip=problems is None))
+    found = collect(rows(root), lambda row: _example(row, films), "dicom_id", films, problems)
     report_two_classes(found, table(root))
     return merge_rows(e for e in found if subset in (None, e.split))

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 from g2g_utils.data.manifest import Dropped, Selection
 from g2g_utils.data.record import Example
-from g2g_utils.data.tables import Row, TableError, locate, read, tolerate, unique
+from g2g_utils.data.tables import Row, TableError, locate, matching, read, tolerate, unique
 
 REPORTS = "indiana_reports*.csv"
 PROJECTIONS = "indiana_projections*.csv"
@@ -62,14 +62,17 @@ def xml_rows(folder: Path) -> Iterator[Row]:
 
 def reports(root: Path) -> Iterator[Row]:
     """One row a report: from the CSV of the Kaggle edition, else from the XML files."""
-    has_csv = any(root.glob(REPORTS)) or any(root.glob(REPORTS + ".gz"))
-    if not has_csv and (root / XML_FOLDER).is_dir():
+    if not matching(root, REPORTS) and (root / XML_FOLDER).is_dir():
         return xml_rows(root / XML_FOLDER)
     return read(locate(root, REPORTS), REPORT_COLUMNS)
 
 
 def projections(root: Path, problems: list[TableError] | None = None) -> Iterator[Row]:
     """One row an image with its view; the XML files do not say which image is frontal."""
+    if root.is_dir() and not matching(root, PROJECTIONS):
+        problem = f"no file {PROJECTIONS}, which alone says which images are frontal"
+        fix = "take it from the Kaggle edition; it fits the XML reports too (data/README.md)"
+        raise TableError(root, problem, fix, kind="file")
     yield from unique(read(locate(root, PROJECTIONS), PROJECTION_COLUMNS), "filename", problems)
 
 

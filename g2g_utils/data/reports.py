@@ -6,8 +6,12 @@ import difflib
 import re
 from typing import NamedTuple
 
-HEADING = re.compile(r"^[ \t]*([A-Z][A-Z0-9 ()/,&.'_-]{2,70}?)[ \t]*:(?=\s|$)", re.MULTILINE)
-"""A heading: capitals at the start of a line, then a colon."""
+HEADING = re.compile(
+    r"^[ \t]*(?:(?P<capitals>[A-Z][A-Z0-9 ()/,&.'_-]{2,70}?)[ \t]*:(?=\s|$)"
+    r"|(?=[A-Z])(?P<usual>(?i:impression|finding|conclusion)s?)[ \t]*[:;])",
+    re.MULTILINE,
+)
+"""A heading: capitals at the start of a line, then a colon; the usual ones however they are set."""
 
 PREFERENCE = ("impression", "findings", "last paragraph")
 IMPRESSIONS = ("IMPRESSION", "CONCLUSION", "SUMMARY", "OPINION", "INTERPRETATION")
@@ -23,6 +27,8 @@ POINTERS = re.compile(
     r"(above|below|findings|report|body of report|full report)( section)?( above)?[. ]*",
     re.IGNORECASE,
 )
+STAMP = re.compile(r"\b\d{1,2}:\d{2}\s*([AP]\.?M\b\.?)?|\bX{3,}\b")
+"""A time of day, or a redacted word: no text by itself."""
 BANNER = re.compile(r"^\W*(final|preliminary|wet read|addendum)?\W*(report|final)\W*$", re.I)
 
 
@@ -34,16 +40,22 @@ class Phrase(NamedTuple):
 
 
 def _kind(heading: str) -> str:
-    """ "impression", "findings", "aside" or "other" of a heading in capitals, misspelt or not."""
-    words = re.findall(r"[A-Z-]+", heading)
+    """What stands under a heading, misspelt or not.
+
+    "impression", "provisional" (an impression that a final one replaces), "findings", "aside" or
+    "other".
+    """
+    words = re.findall(r"[A-Z-]+", heading.upper())
     if not words:
         return "other"
+    if words[0] == "CLINICAL":  # CLINICAL SUMMARY: the patient's story
+        return "aside"
 
     def names(vocabulary: tuple[str, ...], within: list[str], cutoff: float) -> bool:
         return any(difflib.get_close_matches(w, vocabulary, n=1, cutoff=cutoff) for w in within)
 
     if names(IMPRESSIONS, words, 0.84):
-        return "impression"
+        return "provisional" if "PROVISIONAL" in words else "impression"
     if names(FINDINGS, words[:1], 0.84):
         return "findings"
     if names(ASIDE, words, 0.9):
@@ -57,12 +69,23 @@ def clean(text: str) -> str:
 
 
 def sections(report: str) -> list[tuple[str, str]]:
-    """(kind, text) of every part of a report, in order; what precedes all headings is "other"."""
+    """(kind, text) of every part of a report, in order; what precedes all headings is "other".
+
+    Unknown headings directly below IMPRESSION or FINDINGS (NOTE, LUNGS) are parts of its text.
+    """
     marks = list(HEADING.finditer(report))
     edges = [*(mark.start() for mark in marks), len(report)]
     parts = [("other", report[: edges[0]])]
+    start, nested = 0, False
     for mark, end in zip(marks, edges[1:], strict=True):
-        parts.append((_kind(mark[1]), report[mark.end() : end]))
+        kind, (above, text) = _kind(mark["capitals"] or mark["usual"]), parts[-1]
+        empty = above not in ("other", "aside") and not text.strip()
+        nested = kind == "other" and (nested or empty)
+        if nested:
+            parts[-1] = (above, report[start:end])
+        else:
+            start = mark.end()
+            parts.append((kind, report[start:end]))
     return parts
 
 
@@ -78,22 +101,23 @@ def _last_paragraph(report: str) -> str:
 
 
 def _usable(text: str) -> bool:
-    """Has a word of two letters, and is more than a pointer to another section."""
-    return bool(re.search(r"[^\W\d_]{2}", text)) and not POINTERS.fullmatch(text)
+    """Has a word of two letters, and is more than a time or a pointer to another section."""
+    return bool(re.search(r"[^\W\d_]{2}", STAMP.sub("", text))) and not POINTERS.fullmatch(text)
 
 
 def phrase(report: str) -> Phrase | None:
     """The text to train on, or None where a report says nothing usable.
 
-    Of several impressions (a wet read, then the final report) the last that is not empty counts.
+    Of several impressions (a wet read, then the final report) the last that is not empty counts,
+    a provisional one only where there is no other.
     The de-identification's underscores stay, as in the published text.
     """
     report = report.replace("\r\n", "\n").replace("\r", "\n")
     parts = [(kind, clean(text)) for kind, text in sections(report)]
-    for wanted in PREFERENCE[:2]:
+    for wanted in ("impression", "provisional", "findings"):
         texts = [text for kind, text in parts if kind == wanted and _usable(text)]
         if texts:
-            return Phrase(texts[-1], wanted)
+            return Phrase(texts[-1], wanted if wanted in PREFERENCE else PREFERENCE[0])
     text = _last_paragraph(report)
     sentence = _usable(text) and re.search(r"[a-z]", text) and len(text.split()) > 2
     return Phrase(text, PREFERENCE[2]) if sentence else None

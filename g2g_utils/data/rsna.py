@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from g2g_utils.data.files import Images
+from g2g_utils.data.files import Images, collect
 from g2g_utils.data.record import Example, merge_rows
-from g2g_utils.data.tables import Row, TableError, locate, read, tolerate
+from g2g_utils.data.tables import Row, TableError, locate, read
 
 LABELS = "stage_2_train_labels*.csv"
 BOX_COLUMNS = ("x", "y", "width", "height")
@@ -34,9 +34,9 @@ def _target(row: Row) -> bool:
     return boxed
 
 
-def _example(row: Row, images: Images, template: str, clip: bool) -> Example:
+def _example(row: Row, images: Images, template: str) -> Example:
     name = row.text("patientId", "the image name is empty", "take the published file")
-    box = row.box(SIDE, SIDE, BOX_COLUMNS, clip=clip)
+    box = row.box(SIDE, SIDE, BOX_COLUMNS, images.cut)
     path = images.find(row, "patientId", name + SUFFIXES[0])
     return Example(
         image=path,
@@ -61,9 +61,8 @@ def load(
     The challenge names images, not patients: every image counts as a patient.
     """
     films = Images([images] if images else [root / f for f in FOLDERS], SUFFIXES)
-    found: list[Example] = []
-    for row in rows(root):
-        with tolerate(problems):
-            if _target(row) or negatives:
-                found.append(_example(row, films, template, clip=problems is None))
-    return merge_rows(found)
+
+    def example(row: Row) -> Example | None:
+        return _example(row, films, template) if _target(row) or negatives else None
+
+    return merge_rows(collect(rows(root), example, "patientId", films, problems))

@@ -131,7 +131,7 @@ def boxed(
 
 def table(root: Path) -> Path:
     """The CSV of a folder source: given itself, or the only one of the folder."""
-    found = sorted(root.glob("*.csv")) if root.is_dir() else [root]
+    found = tables.matching(root, "*.csv") if root.is_dir() else [root]
     if len(found) != 1:
         names = ", ".join(p.name for p in found) or "none"
         problem = f"{len(found)} CSV files there ({names})"
@@ -186,6 +186,8 @@ def _reports(
     found = manifest.read(manifests(config), f"mimic_cxr-{split}", key)
     if found is None:
         selection = mimic_cxr.load(root, reports, split, excluded, images=images, progress=True)
+        if any(item.reason == mimic_cxr.NO_IMAGE for item in selection.dropped):
+            key = ""  # images may still arrive: look again next time
         manifest.write(manifests(config), f"mimic_cxr-{split}", selection, key)
         found = selection.examples
     return found

@@ -20,6 +20,7 @@ from g2g_utils.data.record import Box
 BOX_COLUMNS = ("x", "y", "w", "h")
 SLACK = 1.0  # pixels a box may stick out by: annotation tools round
 DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+TEXT_FIX = "save it as UTF-8 text"
 CSV_FIX = "save it as UTF-8 CSV"
 README = "data/README.md says where each file goes"
 
@@ -27,8 +28,8 @@ README = "data/README.md says where each file goes"
 class TableError(ValueError):
     """A table that cannot be used: one line with file, row, column, problem and fix.
 
-    ``kind`` sorts it for the check: "file", "columns", "value", "class", "box", "duplicate" or
-    "image".
+    ``kind`` sorts it for the check: "file", "columns", "value", "class", "box", "cut",
+    "duplicate" or "image".
     """
 
     def __init__(
@@ -84,6 +85,10 @@ class Row:
             raise self.error(problem, fix, column)
         return self.get(column)
 
+    def phrase(self, column: str, problem: str, fix: str) -> str:
+        """A cell that must not be empty, on one line with single spaces."""
+        return " ".join(self.text(column, problem, fix).split())
+
     def number(self, column: str) -> float:
         """A finite number."""
         text = self.get(column)
@@ -101,12 +106,16 @@ class Row:
         return value
 
     def box(
-        self, height: float, width: float, columns: Sequence[str] = BOX_COLUMNS, clip: bool = False
+        self,
+        height: float,
+        width: float,
+        columns: Sequence[str] = BOX_COLUMNS,
+        cut: list[TableError] | None = None,
     ) -> Box | None:
         """The row's box in a height × width image; None where all four cells are empty.
 
-        A box that sticks out by more than a pixel is an error, or with ``clip`` cut off at the
-        image's edge as long as something of it is left.
+        A box that sticks out by more than a pixel is an error. With a list ``cut`` it is cut off
+        at the image's edge and named in the list, as long as something of it is left.
         """
         if not any(self.get(column) for column in columns):
             return None
@@ -115,17 +124,24 @@ class Row:
             if length <= 0:
                 fix = "width and height are positive pixels (not a second corner)"
                 raise self.error(f"box side {length:g} is not positive", fix, column, "box")
+        out = []
         for column, start, length, limit in (
             (columns[0], x, w, width),
             (columns[1], y, h, height),
         ):
-            low, high = (1 - length, limit - 1 + length) if clip else (-SLACK, limit + SLACK)
-            if start < low or start + length > high:
-                span = f"{start:g} to {start + length:g}"
-                problem = f"box from {span} leaves the image (0 to {limit:g})"
+            end = start + length
+            left = min(end, limit) - max(start, 0.0)
+            if left > 0 and start >= -SLACK and end <= limit + SLACK:
+                continue
+            problem = f"box from {start:g} to {end:g} leaves the image (0 to {limit:g})"
+            if cut is None or left < 1:
                 fix = "boxes are x, y, w, h in pixels of the image file, origin top left"
                 raise self.error(problem, fix, column, "box")
-        return clipped((x, y, w, h), height, width) if clip else (x, y, w, h)
+            out.append(self.error(problem, "it is cut off at the edge", column, "cut"))
+        if cut is None:
+            return x, y, w, h
+        cut += out[:1]
+        return clipped((x, y, w, h), height, width)
 
     def one_of(self, column: str, names: Mapping[str, str], or_else: str = "") -> str:
         """The canonical name of a cell: ``names`` maps lower-case spellings to it."""
@@ -148,6 +164,11 @@ def clipped(box: Box, height: float, width: float) -> Box:
 # ---------------------------------------------------------------- files
 
 
+def matching(folder: Path, pattern: str) -> list[Path]:
+    """The files of a folder that match a pattern, compressed or not, by name."""
+    return sorted([*folder.glob(pattern), *folder.glob(pattern + ".gz")])
+
+
 def locate(folder: Path, *patterns: str) -> Path:
     """The file of a folder that matches the first pattern that any does, compressed or not.
 
@@ -156,14 +177,30 @@ def locate(folder: Path, *patterns: str) -> Path:
     if not folder.is_dir():
         raise TableError(folder, "no such folder", README, kind="file")
     for pattern in patterns:
-        found = sorted([*folder.glob(pattern), *folder.glob(pattern + ".gz")])
+        found = matching(folder, pattern)
         if found:
             return found[-1]
     raise TableError(folder, f"no file {' or '.join(patterns)}", README, kind="file")
 
 
-def open_text(path: Path) -> TextIO:
-    """A text file, gunzipped where its content (not its name) says so.
+@contextmanager
+def opened(path: Path) -> Iterator[TextIO]:
+    """A text file, gunzipped where its content (not its name) says so, without byte-order mark.
+
+    Text that is not UTF-8 and a damaged archive are a TableError, whenever they are met.
+    """
+    try:
+        with _open_text(path) as file:
+            yield file
+    except UnicodeDecodeError as error:
+        raise TableError(path, f"not UTF-8 text ({error.reason})", TEXT_FIX, kind="file") from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        problem = f"the compressed file is truncated or damaged ({error})"
+        raise TableError(path, problem, "download it again", kind="file") from error
+
+
+def _open_text(path: Path) -> TextIO:
+    """A text file, gunzipped where its content says so.
 
     What browsers and downloaders leave in place of a table is named: a login page, an archive,
     a Git LFS pointer.
@@ -244,17 +281,12 @@ def read(
     path = Path(path)
     empty = True
     try:
-        with open_text(path) as file:
+        with opened(path) as file:
             for row in _rows(path, file, required, rename or {}):
                 empty = False
                 yield row
-    except UnicodeDecodeError as error:
-        raise TableError(path, f"not UTF-8 text ({error.reason})", CSV_FIX, kind="file") from error
     except csv.Error as error:
         raise TableError(path, f"not a CSV file ({error})", CSV_FIX, kind="file") from error
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        problem = f"the compressed file is truncated or damaged ({error})"
-        raise TableError(path, problem, "download it again", kind="file") from error
     if empty:
         fix = "add at least one row"
         raise TableError(path, "no rows below the header", fix, place="line 1", kind="file")

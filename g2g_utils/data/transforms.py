@@ -30,6 +30,7 @@ NO_DECODER = (
     "does not support",
     "missing required",
 )
+NEVER_DECODED = "'Transfer Syntax UID' value of"  # pydicom, of films and the like
 
 
 class ImageError(ValueError):
@@ -146,9 +147,12 @@ def _scale_integers(values: np.ndarray) -> np.ndarray:
 
 
 def _stretch(values: np.ndarray) -> np.ndarray:
-    """Values already in [0, 1] as they are, others min–max scaled; a constant becomes 0."""
+    """Values already in [0, 1] as they are, others min–max scaled; a constant becomes 0.
+
+    Values with NaN or infinity stay as they are too: they are refused later.
+    """
     low, high = float(values.min()), float(values.max())
-    if 0 <= low and high <= 1:
+    if (0 <= low and high <= 1) or not math.isfinite(low + high):
         return values
     return (values - low) / (high - low) if high > low else np.zeros_like(values)
 
@@ -191,11 +195,12 @@ def _dicom_pixels(path: Path, dataset: Any) -> np.ndarray:
         return pixel_array(dataset, index=0)
     except Exception as error:
         reason = " ".join(str(error).split())
-        if any(sign in reason for sign in NO_DECODER):
+        never = NEVER_DECODED in reason
+        if never or any(sign in reason for sign in NO_DECODER):
             syntax = dataset.file_meta.TransferSyntaxUID.name
             problem = f"no decoder for DICOM pixels compressed as {syntax}"
-            fix = 'pip install "pylibjpeg[all]" pyjpegls, or export it uncompressed'
-            raise ImageError(path, problem, fix) from error
+            fix = "" if never else 'pip install "pylibjpeg[all]" pyjpegls, or '
+            raise ImageError(path, problem, fix + "export it uncompressed") from error
         problem = f"damaged or incomplete DICOM pixel data ({reason})"
         raise ImageError(path, problem, "export it again") from error
 
@@ -214,11 +219,26 @@ def _read_dicom(path: Path) -> np.ndarray:
         if stored.ndim == 3:
             luminance = stored.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
             return luminance / np.float32(2**bits - 1)
+        _fill_rescale(dataset)
         grey = _windowed(apply_modality_lut(stored, dataset), stored, dataset)
     except (ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError) as e:
         problem = f"unusable LUT or window in the DICOM header ({e})"
         raise ImageError(path, problem, "export it as PNG") from e
     return 1 - grey if photometric == "MONOCHROME1" else grey
+
+
+def _fill_rescale(dataset: Any) -> None:
+    """Put the identity where the header names a rescaling but leaves it empty (or slope 0)."""
+    if "RescaleSlope" in dataset:
+        dataset.RescaleSlope = dataset.RescaleSlope or 1
+    if "RescaleIntercept" in dataset:
+        dataset.RescaleIntercept = dataset.RescaleIntercept or 0
+
+
+def _has_window(dataset: Any) -> bool:
+    """True if the header has a window (the first counts) with a positive width."""
+    center, width = dataset.get("WindowCenter"), dataset.get("WindowWidth")
+    return center is not None and width is not None and float(np.ravel(width)[0]) > 0
 
 
 def _windowed(values: np.ndarray, stored: np.ndarray, dataset: Any) -> np.ndarray:
@@ -229,7 +249,7 @@ def _windowed(values: np.ndarray, stored: np.ndarray, dataset: Any) -> np.ndarra
     if luts:
         bits = int(luts[0].LUTDescriptor[2])
         return apply_voi(values.astype(np.int64), dataset).astype(np.float32) / (2**bits - 1)
-    if dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None:
+    if _has_window(dataset):
         far = np.array([-1e9, 1e9])  # what the window's ends are mapped to
         low, high = apply_windowing(far, dataset)
         shown = apply_windowing(values.astype(np.float64), dataset)

@@ -1,5 +1,7 @@
 """The check of a data root: every kind of damage is one line of the table, none stops it."""
 
+import gzip
+
 import pytest
 
 from g2g_utils import config as configuration
@@ -52,6 +54,7 @@ def test_damage_is_found_and_named(standins, roots):
     rows = [
         standins.ms_cxr_row(),
         standins.ms_cxr_row(x=35),
+        standins.ms_cxr_row(x=50),
         standins.ms_cxr_row(category_name="Edemma"),
         standins.ms_cxr_row(category_name="Pneumonia"),
         standins.ms_cxr_row(dicom_id="gone", path="files/p10/p10000009/s50000004/gone.jpg"),
@@ -62,7 +65,8 @@ def test_damage_is_found_and_named(standins, roots):
     kinds = ("bad boxes", "unknown classes", "missing or damaged images")
     for what in (*kinds, "damaged among 1 images read"):
         assert found["ms_cxr", what] == ("1", "FAIL"), what
-    assert found["ms_cxr", "phrases with two classes"] == ("1", "note")
+    for what in ("phrases with two classes", "boxes cut at the image's edge"):
+        assert found["ms_cxr", what] == ("1", "note"), what
     assert report.failed and "aaaa0005.jpg: truncated or damaged image" in str(report)
 
 
@@ -89,12 +93,65 @@ def test_duplicate_ids_and_damaged_boxes_of_the_other_sources(roots):
     table = roots / "openi" / "indiana_projections.csv"
     table.write_text(table.read_text() + "1,1_IM-0001-4001.dcm.png,Frontal\n")
     labels = roots / "rsna" / "stage_2_train_labels.csv"
-    labels.write_text(labels.read_text() + "p-2,1000,1,500,5,1\n")
+    labels.write_text(labels.read_text() + "p-2,1000,1,500,5,1\n" + "p-2,2000,1,5,5,1\n" * 2)
     changes = {"data.source": "openi", "data.root": str(roots / "openi"),
                "data.test_from": {"source": "rsna", "root": str(roots / "rsna")}}  # fmt: skip
     found = verdicts(check.check(paper(roots, **changes)))
     assert found["openi", "duplicate ids"] == ("1", "FAIL")
-    assert found["rsna", "bad boxes"] == ("1", "FAIL")
+    assert found["rsna", "bad boxes"] == ("2", "FAIL")
+    assert found["rsna", "boxes cut at the image's edge"] == ("1", "note")
+    assert found["rsna", "rows given twice"] == ("1", "note")
+
+
+def test_an_image_of_two_splits_or_patients_fails(standins, roots):
+    rows = [standins.ms_cxr_row(), standins.ms_cxr_row(x=20, split="test")]
+    standins.ms_cxr(roots / "ms_cxr", rows)
+    report = check.check(paper(roots))
+    assert verdicts(report)["ms_cxr", "duplicate ids"] == ("1", "FAIL")
+    assert "line 3, column 'dicom_id': 'aaaa0005' has the split test, but validation" in str(report)
+
+
+def test_two_subsets_of_one_table_are_told_apart(standins, roots):
+    """Every subset has its own patients; the table itself is checked once."""
+    other = "files/p10/p10000004/s50000006/aaaa0007.jpg"
+    rows = [standins.ms_cxr_row(), standins.ms_cxr_row(dicom_id="b", path=other, split="test")]
+    root = standins.ms_cxr(roots / "ms_cxr", rows)
+
+    def held(subset):
+        places = {"root": str(root), "images": str(roots / "mimic_cxr")}
+        return {"source": "ms_cxr", "subset": subset, **places}
+
+    def checked(one, two):
+        changes = {"data.validation_from": held(one), "data.test_from": held(two)}
+        return check.check(paper(roots, **changes))
+
+    report = checked("validation", "test")
+    found = verdicts(report)
+    assert found["ms_cxr", "patients in validation and test"] == ("0", "ok")
+    assert found["mimic_cxr, ms_cxr", "patients in train and test"] == ("0", "ok")
+    assert sum(line.what == "rows" for line in report.lines) == 1
+    found = verdicts(checked("test", "test"))
+    assert found["ms_cxr", "patients in validation and test"] == ("1", "FAIL")
+
+
+def test_all_training_images_are_looked_for(roots):
+    """One of many is a note, as a run leaves it out; none at all is a failure."""
+    films = sorted((roots / "mimic_cxr").rglob("aaaa*.jpg"))
+    films[0].unlink()
+    found = verdicts(check.check(paper(roots), sample=1))
+    assert found["mimic_cxr", "left out: no image file"] == ("1", "note")
+    assert found["mimic_cxr", "damaged among 1 images read"] == ("0", "ok")
+    for film in films[1:]:
+        film.unlink()
+    found = verdicts(check.check(paper(roots), sample=1))
+    assert found["mimic_cxr", "left out: no image file"][1] == "FAIL"
+
+
+def test_compressed_entries_of_chestxray14_are_checked(roots):
+    plain = roots / "chestxray14" / "Data_Entry_2017.csv"
+    plain.with_name(plain.name + ".gz").write_bytes(gzip.compress(plain.read_bytes()))
+    plain.unlink()
+    assert verdicts(check.check(paper(roots)))["chestxray14", "entries"][0] == "4"
 
 
 def test_a_folder_is_checked_too(roots):

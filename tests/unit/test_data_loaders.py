@@ -1,6 +1,8 @@
 """Each loader on its published format and on real files; what it refuses, and in which words."""
 
 import csv
+import gzip
+import json
 import logging
 import os
 import shutil
@@ -114,13 +116,35 @@ def test_ms_cxr_errors_name_row_column_and_fix(
     assert len(ms_cxr.load(root, mimic, problems=problems)) == 1 and len(problems) == 1
 
 
-def test_a_box_that_sticks_out_is_cut_and_a_missing_column_named(standins, mimic, tmp_path):
-    root = standins.ms_cxr(tmp_path / "ms", [standins.ms_cxr_row(x=35)])
-    assert ms_cxr.load(root, mimic)[0].boxes == ((35, 3, 5, 12),)
+def test_a_box_that_sticks_out_is_cut_and_a_missing_column_named(standins, mimic, tmp_path, caplog):
+    root = standins.ms_cxr(tmp_path / "ms", [standins.ms_cxr_row(x=v) for v in (35, 36, 2)])
+    with caplog.at_level(logging.WARNING, files.__name__):
+        assert ms_cxr.load(root, mimic)[0].boxes == ((35, 3, 5, 12), (36, 3, 4, 12), (2, 3, 10, 12))
+    (said,) = caplog.messages
+    assert said.startswith("2 boxes stick out of their images, first: ") and "line 2" in said
+    problems: list[TableError] = []
+    assert len(ms_cxr.load(root, mimic, problems=problems)) == 1
+    assert [p.kind for p in problems] == ["cut", "cut"]
     table = ms_cxr.table(root)
     table.write_text(table.read_text().replace("label_text", "text"))
     with pytest.raises(TableError, match="line 1, column 'label_text': no column 'label_text'"):
         ms_cxr.load(root, mimic)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"path": "files/p10/p10000001/s50000001/aaaa0001.jpg"}, "has the patient 10000001, but"),
+        ({"path": "files/p10/p10000003/s50000005/aaaa0006.jpg"}, "has the file .*aaaa0006.jpg"),
+        ({"split": "test"}, "has the split test, but validation in line 2; an image has one"),
+    ],
+)
+def test_an_image_has_one_patient_one_file_and_one_split(
+    standins, mimic, tmp_path, changes, problem
+):
+    rows = [standins.ms_cxr_row(), standins.ms_cxr_row(**changes)]
+    with pytest.raises(TableError, match=rf"line 3, column 'dicom_id': 'aaaa0005' {problem}"):
+        ms_cxr.load(standins.ms_cxr(tmp_path / "ms", rows), mimic)
 
 
 def test_one_phrase_with_two_classes_stays_two_pairs_and_is_logged(
@@ -138,6 +162,47 @@ def test_json_that_is_no_coco(tmp_path, content):
     (tmp_path / "MS_CXR_Local_Alignment_v1.1.0.json").write_text(content)
     with pytest.raises(TableError, match=r"v1\.1\.0\.json: (not JSON|no COCO file)"):
         list(ms_cxr.rows(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "pack"),
+    [
+        ("v1.1.0.json.gz", gzip.compress),
+        ("v1.1.0.json", gzip.compress),
+        ("v1.1.0.json", lambda data: b"\xef\xbb\xbf" + data),
+    ],
+)
+def test_coco_may_be_compressed_or_marked(standins, tmp_path, name, pack):
+    path = ms_cxr.table(standins.ms_cxr_coco(tmp_path))
+    rows = [row.cells for row in ms_cxr.rows(tmp_path)]
+    packed = pack(path.read_bytes())
+    path.unlink()
+    (tmp_path / f"MS_CXR_Local_Alignment_{name}").write_bytes(packed)
+    assert [row.cells for row in ms_cxr.rows(tmp_path)] == rows
+
+
+BAD_COCO = [
+    (lambda t: t["annotations"][0].update(label_text=None), "'label_text': the phrase is empty"),
+    (
+        lambda t: t["annotations"][0].update(label_text=["a"]),
+        r"annotation 0: .*\['a'\], not a text",
+    ),
+    (lambda t: t["annotations"].insert(0, [1]), "annotation 0: TypeError"),
+    (lambda t: t["annotations"].insert(0, None), "annotation 0: TypeError"),
+    (lambda t: t.update(annotations=[]), "no annotations"),
+    (lambda t: t["images"].append(t["images"][0]), "two images have one id"),
+    (lambda t: t["categories"].append({"id": 1, "name": "Mass"}), "two categories have one id"),
+]
+
+
+@pytest.mark.parametrize(("change", "problem"), BAD_COCO)
+def test_coco_errors_are_one_line(standins, mimic, tmp_path, change, problem):
+    path = ms_cxr.table(standins.ms_cxr_coco(tmp_path))
+    tree = json.loads(path.read_text())
+    change(tree)
+    path.write_text(json.dumps(tree))
+    with pytest.raises(TableError, match=problem):
+        ms_cxr.load(tmp_path, mimic)
 
 
 def test_a_broken_coco_annotation_is_named(standins, tmp_path):
@@ -167,6 +232,24 @@ def test_reports_come_from_a_folder_or_the_published_zip(mimic, tmp_path):
     archive.write_bytes(b"PK")
     with pytest.raises(TableError, match="download it again"):
         mimic_cxr.load(mimic, archive)
+
+
+def test_a_damaged_report_in_the_zip_is_named(mimic):
+    archive = mimic / mimic_cxr.REPORTS
+    with zipfile.ZipFile(archive, "w") as out:
+        for path in mimic.rglob("*.txt"):
+            out.write(path, path.relative_to(mimic))
+    archive.write_bytes(archive.read_bytes().replace(b"Edema of study 50000001", b"X" * 23, 1))
+    with pytest.raises(TableError, match=r"damaged archive .*s50000001\.txt.*download it again"):
+        mimic_cxr.load(mimic)
+
+
+def test_images_that_are_not_there_are_dropped(mimic):
+    before = {e.image_id for e in mimic_cxr.load(mimic).examples}
+    next(mimic.rglob("aaaa0001.jpg")).unlink()
+    found = mimic_cxr.load(mimic)
+    assert {e.image_id for e in found.examples} == before - {"aaaa0001"}
+    assert [d.image_id for d in found.dropped if d.reason == "no image file"] == ["aaaa0001"]
 
 
 def test_excluded_subjects_are_left_out_of_every_split(mimic):
@@ -313,6 +396,13 @@ def test_openi_xml_and_the_names_of_the_nlm(standins, tmp_path):
         openi.load(root)
     (folder / "2.xml").write_text("<eCitation/>")
     with pytest.raises(TableError, match="no <uId> or no <AbstractText>"):
+        openi.load(root)
+
+
+def test_openi_without_its_views_says_where_they_come_from(standins, tmp_path):
+    root = standins.openi(tmp_path)
+    (root / "indiana_projections.csv").unlink()
+    with pytest.raises(TableError, match="which images are frontal; take it from the Kaggle"):
         openi.load(root)
 
 

@@ -40,6 +40,39 @@ def test_impressions_under_odd_headings(heading):
     assert found == ("1. Mild edema. 2. Small left effusion.", "impression")
 
 
+@pytest.mark.parametrize(
+    "line",
+    ["IMPRESSION; Edema.", "IMPRESSION:Edema.", "Impression: Edema.", "Conclusion:\n Edema."],
+)
+def test_the_usual_headings_however_they_are_set(line):
+    assert phrase(f"{HEAD} FINDINGS: Clear.\n\n {line}\n") == ("Edema.", "impression")
+
+
+def test_a_sentence_that_names_a_finding_is_no_heading():
+    report = f"{HEAD} IMPRESSION: Compared to the last\n findings: no change.\n"
+    assert phrase(report).text == "Compared to the last findings: no change."
+
+
+@pytest.mark.parametrize("text", ["XXX 4:30 PM", "___ 4:30 PM", "Old text."])
+def test_a_provisional_impression_gives_way_to_any_other(text):
+    report = f"{HEAD} IMPRESSION: Edema.\n\n PROVISIONAL FINDINGS IMPRESSION (PFI): {text}\n"
+    assert phrase(report) == ("Edema.", "impression")
+    alone = report.replace("IMPRESSION: Edema", "FINDINGS: Clear")
+    assert phrase(alone).text == ("Old text." if text == "Old text." else "Clear.")
+
+
+def test_a_clinical_summary_is_no_impression():
+    assert phrase(f"{HEAD} CLINICAL SUMMARY: fever\n\n FINDINGS: Clear.\n").text == "Clear."
+
+
+def test_what_stands_below_an_empty_heading_is_its_text():
+    note = f"{HEAD} FINDINGS: Clear.\n IMPRESSION:\n\n NOTE: Edema is new.\n"
+    assert phrase(note) == ("NOTE: Edema is new.", "impression")
+    organs = f"{HEAD} FINDINGS:\n LUNGS: Clear.\n HEART: Normal.\n\n COMPARISON: None.\n"
+    assert phrase(organs) == ("LUNGS: Clear. HEART: Normal.", "findings")
+    assert phrase(f"{HEAD} IMPRESSION: Edema.\n NOTE: Dictated late.\n").text == "Edema."
+
+
 @pytest.mark.parametrize("pointer", ["As above.", "See above", "PLEASE SEE FINDINGS SECTION.", ""])
 def test_an_impression_that_points_elsewhere_gives_way_to_the_findings(pointer):
     report = f"{HEAD} FINDINGS:  Moderate cardiomegaly.\n\n IMPRESSION: {pointer}\n"

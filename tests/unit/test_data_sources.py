@@ -1,6 +1,7 @@
 """One contract over every source, and what the profiles make of them."""
 
 import csv
+import gzip
 import json
 from pathlib import Path
 
@@ -109,8 +110,6 @@ def test_paper_trains_without_any_subject_of_ms_cxr(load, data):
 
 
 def csv_rows(data, name):
-    import gzip
-
     with gzip.open(data / "mimic_cxr" / f"mimic-cxr-2.0.0-{name}.csv.gz", "rt") as file:
         return list(csv.reader(file))[1:]
 
@@ -150,6 +149,23 @@ def test_the_manifest_is_read_again_only_under_the_same_key(load, monkeypatch):
     monkeypatch.setattr(mimic_cxr, "RECIPE", 99)
     with pytest.raises(AssertionError, match="again"):
         sources.examples(config, "train")
+
+
+def test_images_that_arrive_later_are_taken(load, data, standins, tmp_path):
+    root = standins.mimic_cxr(tmp_path / "mimic_cxr")
+    film = next(root.rglob("aaaa0001.jpg"))
+    film.rename(film.with_suffix(".part"))
+    config = load("paper", **{"data.root": str(root)})
+    assert "aaaa0001" not in {e.image_id for e in sources.examples(config, "train")}
+    film.with_suffix(".part").rename(film)
+    assert "aaaa0001" in {e.image_id for e in sources.examples(config, "train")}
+
+
+def test_a_folder_may_hold_a_compressed_table(standins, tmp_path):
+    plain = standins.folder(tmp_path) / "pairs.csv"
+    plain.with_name("pairs.csv.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    plain.unlink()
+    assert len(sources.boxed("folder", tmp_path)) == 2
 
 
 def test_training_on_mimic_needs_the_table_of_ms_cxr(load):

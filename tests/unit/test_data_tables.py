@@ -4,7 +4,17 @@ import gzip
 
 import pytest
 
-from g2g_utils.data.tables import Row, TableError, clipped, locate, read, tolerate, unique
+from g2g_utils.data.tables import (
+    Row,
+    TableError,
+    clipped,
+    locate,
+    matching,
+    opened,
+    read,
+    tolerate,
+    unique,
+)
 
 TEXT = "a,b\n1,2\n3,4\n"
 
@@ -69,6 +79,18 @@ def test_locate_takes_the_newest_version_compressed_or_not(tmp_path):
         locate(tmp_path / "none", "t.csv")
 
 
+def test_a_pattern_matches_plain_and_compressed_tables(tmp_path):
+    for name in ("a.csv", "b.csv.gz", "c.txt"):
+        (tmp_path / name).write_text(TEXT)
+    assert [p.name for p in matching(tmp_path, "*.csv")] == ["a.csv", "b.csv.gz"]
+
+
+def test_opened_text_has_no_byte_order_mark(tmp_path):
+    (tmp_path / "a.json").write_bytes(gzip.compress(b"\xef\xbb\xbf{}"))
+    with opened(tmp_path / "a.json") as file:
+        assert file.read() == "{}"
+
+
 def test_duplicate_ids_name_both_rows(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("id\na\nb\na\n")
@@ -87,10 +109,17 @@ def test_boxes_that_stick_out_are_errors_or_cut(tmp_path):
     row = box_row(tmp_path, -4, 90, 20, 30)
     with pytest.raises(TableError, match=r"column 'x': box from -4 to 16 leaves the image"):
         row.box(100, 100)
-    assert row.box(100, 100, clip=True) == (0, 90, 16, 10)
+    cut: list[TableError] = []
+    assert row.box(100, 100, cut=cut) == (0, 90, 16, 10)
+    assert {c.kind for c in cut} == {"cut"} and "box from -4 to 16" in str(cut[0])
     with pytest.raises(TableError, match=r"column 'y': box from 100 to 110 leaves the image"):
-        box_row(tmp_path, 1, 100, 5, 10).box(100, 100, clip=True)
+        box_row(tmp_path, 1, 100, 5, 10).box(100, 100, cut=[])
+    assert box_row(tmp_path, -1, 0, 102, 100).box(100, 100, cut=cut[:0]) == (0, 0, 100, 100)
     assert box_row(tmp_path, -1, 0, 102, 100).box(100, 100) == (-1, 0, 102, 100)
+    assert box_row(tmp_path, -9, -9, 99, 99).box(50, 50, cut=cut) and len(cut) == 2
+    for x in (-0.9, 100.1):  # within the slack, but nothing is left
+        with pytest.raises(TableError, match="leaves the image"):
+            box_row(tmp_path, x, 1, 0.5, 10).box(100, 100, cut=[])
     assert clipped((1, 2, 3, 4), 10, 10) == (1, 2, 3, 4)
     assert box_row(tmp_path, "", "", "", "").box(9, 9) is None
 

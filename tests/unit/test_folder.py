@@ -52,6 +52,17 @@ def test_spreadsheet_byte_order_mark_and_spaces(write):
     assert row.phrase == "café au lait"
 
 
+def test_a_phrase_is_one_line(write):
+    (row,) = load(write('image,phrase\na.png,"left\n effusion"\n'))
+    assert row.phrase == "left effusion"
+
+
+def test_an_image_has_one_patient(write):
+    path = write("image,phrase,subject\na.png,x,p1\nb.png,x,p2\na.png,y,p2\n")
+    with pytest.raises(FolderError, match=r"line 4, column 'image': .* patient p2, but p1 in line"):
+        load(path)
+
+
 def test_images_from_another_root(write, tmp_path):
     (tmp_path / "films").mkdir()
     (tmp_path / "a.png").rename(tmp_path / "films" / "c.png")

@@ -158,6 +158,33 @@ def test_dicom_padding_does_not_set_the_range(tmp_path):
     assert padded[3, 0] < 0.01 and padded[:3].max() == 0
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("scale", [1, 500])
+def test_a_float_tiff_with_a_hole_is_refused(tmp_path, value, scale):
+    pixels = np.linspace(0, scale, 600, dtype=np.float32).reshape(20, 30)
+    Image.fromarray(pixels).save(tmp_path / "a.tif")
+    assert read_image(tmp_path / "a.tif").max() == 1
+    pixels[3, 4] = value
+    Image.fromarray(pixels).save(tmp_path / "a.tif")
+    with pytest.raises(ImageError, match="NaN or infinite values"):
+        read_image(tmp_path / "a.tif")
+
+
+EMPTY = [
+    {"WindowCenter": 1500, "WindowWidth": 0},
+    {"WindowCenter": [1500, 1], "WindowWidth": [0, 1]},
+    {"RescaleSlope": "", "RescaleIntercept": ""},
+    {"RescaleSlope": 0, "RescaleIntercept": 5},
+]
+
+
+@pytest.mark.parametrize("tags", EMPTY)
+def test_an_empty_window_or_rescaling_is_none(tmp_path, tags):
+    stored = np.linspace(100, 3000, 600).astype(np.uint16).reshape(20, 30)
+    plain = read_image(dicom(tmp_path / "a.dcm", stored))
+    assert np.allclose(read_image(dicom(tmp_path / "b.dcm", stored, **tags)), plain, atol=1e-6)
+
+
 def test_dicom_without_suffix_and_in_colour(tmp_path):
     colour = np.dstack([GREY, GREY, GREY])
     read = read_image(dicom(tmp_path / "plain", colour, "RGB"))
@@ -205,6 +232,16 @@ def test_a_missing_decoder_is_named(tmp_path):
     stored = np.zeros((20, 30), np.uint8)
     path = dicom(tmp_path / "a.dcm", stored, pixels=pixels, syntax=JPEGLSLossless)
     with pytest.raises(ImageError, match=r"no decoder .*JPEG-LS.* pip install .*pylibjpeg"):
+        read_image(path)
+
+
+def test_a_film_in_a_dicom_has_no_decoder_at_all(tmp_path):
+    from pydicom.encaps import encapsulate
+    from pydicom.uid import MPEG2MPML
+
+    stored = np.zeros((20, 30), np.uint8)
+    path = dicom(tmp_path / "a.dcm", stored, pixels=encapsulate([b"\0" * 8]), syntax=MPEG2MPML)
+    with pytest.raises(ImageError, match=r"no decoder .*MPEG2 .*; export it uncompressed$"):
         read_image(path)
 
 
