@@ -7,9 +7,7 @@ settings lie beside each other and nothing computed is ever overwritten.
 
 from __future__ import annotations
 
-import json
 import sys
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -130,14 +128,7 @@ def _training_data(config: Config) -> dict[str, Any]:
 def _tables(place: Path) -> dict[str, str]:
     """Digests of a table, or of the tables that lie in a folder, by name."""
     files = [place] if place.is_file() else [p for end in TABLES for p in place.glob(f"*{end}")]
-    stats = {file: file.stat() for file in files}
-    return {p.name: _digest(p, s.st_size, s.st_mtime_ns) for p, s in sorted(stats.items())}
-
-
-@lru_cache(maxsize=64)
-def _digest(path: Path, size: int, changed: int) -> str:
-    """Hash of a file's content; computed once as long as size and time of change stay."""
-    return runs.file_digest(path)
+    return {file.name: runs.once(runs.file_digest, file) for file in sorted(files)}
 
 
 def _pretrained_parts(config: Config, arm: str) -> dict[str, Any]:
@@ -199,8 +190,9 @@ def inputs(config: Config, name: str) -> dict[str, str]:
     found = {}
     for dep in needs(config, name):
         places = (folder(config, dep), config.weights_dir / dep)
-        if record := next((p for p in places if (p / "run.json").is_file()), None):
-            found[dep] = runs.digest(runs.read_json(record / "run.json")["outputs"])
+        records = (runs.sound_record(place / "run.json") for place in places)
+        if record := next(filter(None, records), None):
+            found[dep] = runs.digest(record["outputs"])
     return found
 
 
@@ -214,17 +206,15 @@ def find(config: Config, name: str) -> Path | None:
     places = [folder(config, name)] + ([] if config.retrain else [config.weights_dir / name])
     wanted = key(config, name)
     for place in places:
-        if (place / "run.json").is_file() and _sound(place, wanted):
+        if _sound(place, wanted):
             return place
     return None
 
 
 def _sound(folder: Path, wanted: str) -> bool:
     """True if the recorded key is the wanted one and no file is missing or damaged."""
-    try:
-        if json.loads((folder / "run.json").read_text()).get("key") != wanted:
-            return False
-    except ValueError:
+    record = runs.sound_record(folder / "run.json")
+    if record is None or record["key"] != wanted:
         return False
     if runs.intact(folder):
         return True

@@ -210,6 +210,9 @@ class _Run:
     def restore(self) -> int:
         """Load the checkpoint, if there is a sound one; returns the step to continue at."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        if self.accelerator.is_main_process:
+            runs.tidy(self.folder / "checkpoint")
+        self.accelerator.wait_for_everyone()
         state = read_checkpoint(self.folder)
         step = state["step"] if state else 0
         if self.accelerator.is_main_process:
@@ -229,10 +232,10 @@ class _Run:
 
 def read_checkpoint(folder: Path) -> dict[str, Any] | None:
     """The checkpoint of a run folder; None if absent, or damaged (with a warning)."""
-    path = folder / "checkpoint" / "state.pt"
+    place = runs.standing(folder / "checkpoint")
+    path, recorded = place / "state.pt", place / "sha256"
     if not path.is_file():
         return None
-    recorded = folder / "checkpoint" / "sha256"
     if not recorded.is_file() or recorded.read_text().strip() != runs.file_digest(path):
         warnings.warn(f"{path}: checksum does not match; training starts again", stacklevel=2)
         return None

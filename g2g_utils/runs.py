@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import glob
 import hashlib
 import importlib.metadata
 import json
@@ -19,14 +20,17 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "numpy", "scikit-learn")
+CODE = ("g2g_utils", "workflow", "configs", "notebooks")  # folders whose new files are changes
+SUFFIXES = (".py", ".yaml", ".smk")  # of those files
 
 
 def digest(value: Any, length: int = 12) -> str:
@@ -41,19 +45,88 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def once(measure: Callable[[Path], str], path: Path) -> str:
+    """measure(path), taken once a process while the file's size and time stay what they are."""
+    found = path.stat()
+    return _measured(measure, path, found.st_size, found.st_mtime_ns)
+
+
+@cache
+def _measured(measure: Callable[[Path], str], path: Path, size: int, modified: int) -> str:
+    return measure(path)
+
+
+# --- atomic writes -------------------------------------------------------------------------------
+
+
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary sibling of `path` (file or folder to create); renamed only on success."""
+    """Yield a temporary sibling of `path` (file or folder to create); renamed only on success.
+
+    A folder that is there stands aside (see `standing`) until the new one is in its place. What
+    processes of this machine that are gone left of the same target is removed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    for number, left in _temporaries(path).items():
+        if not _alive(number):
+            _remove(left)
+    temporary = path.with_name(f".{path.name}.{_machine()}-{os.getpid()}.tmp")
     _remove(temporary)
     try:
         yield temporary
         if path.is_dir():
-            _remove(path)
+            _remove(_aside(path))
+            os.rename(path, _aside(path))
         os.replace(temporary, path)
+        if path.is_dir():
+            _remove(_aside(path))
     finally:
         _remove(temporary)
+
+
+def standing(path: Path) -> Path:
+    """`path`, or what stands aside if a kill while `atomic` replaced a folder left only that."""
+    return path if path.exists() or not _aside(path).exists() else _aside(path)
+
+
+def tidy(path: Path) -> None:
+    """Clear up after killed writers of a folder, of any machine; only its one writer may ask.
+
+    What they left half written goes; what stands aside goes back where only it is there.
+    """
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        _remove(left)
+    if standing(path) != path:
+        os.rename(_aside(path), path)
+    _remove(_aside(path))
+
+
+def _aside(path: Path) -> Path:
+    """Where a folder stands while it is replaced."""
+    return path.with_name(f".{path.name}.old")
+
+
+def _machine() -> str:
+    """A short name of this machine: process numbers mean nothing on another."""
+    return digest(platform.node(), 6)
+
+
+def _temporaries(path: Path) -> dict[int, Path]:
+    """Process number -> what that process of this machine wrote, or writes, for `path`."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.{_machine()}-(\d+)\.tmp")
+    found = ((pattern.fullmatch(sibling.name), sibling) for sibling in path.parent.iterdir())
+    return {int(match[1]): sibling for match, sibling in found if match}
+
+
+def _alive(number: int) -> bool:
+    """True if this machine has a process of that number."""
+    try:
+        os.kill(number, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass  # another user's
+    return True
 
 
 def _remove(path: Path) -> None:
@@ -79,7 +152,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON file; a damaged one is an error that names it and the fix."""
     try:
         return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: damaged JSON ({error}); delete it and run again") from None
 
 
@@ -113,13 +186,31 @@ def _number(name: str, value: Any) -> float | int | None:
     return value if math.isfinite(value) else None
 
 
+FULL = re.compile(
+    "No space left|quota exceeded|PytorchStreamWriter failed writing"
+    r"|inline_container.*unexpected pos|\d+ requested and \d+ written"  # torch.save, np.save
+)
+
+
 def disk_is_full(error: BaseException, folder: Path) -> str:
-    """One line with the fix if an error came from a full disk (or quota), else nothing."""
-    number = getattr(error, "errno", None)
-    said = re.search("No space left|PytorchStreamWriter failed writing|quota exceeded", str(error))
-    if number in (errno.ENOSPC, errno.EDQUOT) or said:
-        return f"the disk of {folder} is full: make room there; then the same command goes on"
+    """One line with the fix if an error, or one behind it, came from a full disk (or quota)."""
+    for each in _chain(error):
+        number = getattr(each, "errno", None)
+        if number in (errno.ENOSPC, errno.EDQUOT) or FULL.search(str(each)):
+            return f"the disk of {folder} is full: make room there; then the same command goes on"
     return ""
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and those it was raised from, or while they were handled."""
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        each = waiting.pop()
+        if each is not None and id(each) not in seen:
+            seen.add(id(each))
+            yield each
+            waiting += [each.__cause__, each.__context__]
 
 
 def last_line(log: Path) -> str:
@@ -139,7 +230,10 @@ def rank() -> int:
 
 
 def git_state(root: Path) -> dict[str, Any]:
-    """Commit and dirty flag of the working tree, or nulls outside a checkout."""
+    """Commit and dirty flag of the working tree, or nulls outside a checkout.
+
+    Dirty: a tracked file was changed, or code is there that git neither tracks nor ignores.
+    """
 
     def git(*words: str) -> str | None:
         try:
@@ -148,8 +242,11 @@ def git_state(root: Path) -> dict[str, Any]:
             return None
         return run.stdout.strip() if run.returncode == 0 else None
 
-    status = git("status", "--porcelain", "--untracked-files=no")
-    return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
+    code = [f"{folder}/*{suffix}" for folder in CODE for suffix in SUFFIXES]
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    added = git("ls-files", "--others", "--exclude-standard", "--", *code)
+    dirty = None if changed is None else bool(changed or added)
+    return {"commit": git("rev-parse", "HEAD"), "dirty": dirty}
 
 
 def provenance(started: float | None = None) -> dict[str, Any]:
@@ -166,47 +263,88 @@ def provenance(started: float | None = None) -> dict[str, Any]:
     }
 
 
-def hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below `folder` except its own run.json, by relative path.
+# --- records of what was made --------------------------------------------------------------------
 
-    Shards of a cache are known by their size: they may be many gigabytes, and are asked often.
-    """
+
+def hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every output below `folder`, by relative path."""
+    return {name: _seal(path) for name, path in _outputs(folder).items()}
+
+
+def _outputs(folder: Path) -> dict[str, Path]:
+    """Relative path -> file, for all below `folder` that is neither hidden nor a run.json."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "run.json")
-    return {str(p.relative_to(folder)): _seal(p) for p in files if p.name[0] != "."}
+    named = {str(p.relative_to(folder)): p for p in files}
+    return {name: path for name, path in named.items() if not _hidden(name)}
+
+
+def _hidden(name: str) -> bool:
+    """True if a part of a relative path begins with a dot: locks and what is half written."""
+    return any(part.startswith(".") for part in Path(name).parts)
 
 
 def _seal(path: Path) -> str:
-    """What tells that a file is whole: its SHA-256, or a shard's size."""
+    """SHA-256 of a file. Shards may be many gigabytes, asked for often: read once a process."""
     shard = re.search(r"-\d+-of-\d+\.safetensors$", path.name)
-    return f"{path.stat().st_size} bytes" if shard else file_digest(path)
+    return once(file_digest, path) if shard else file_digest(path)
+
+
+def sound_record(path: Path, needed: Iterable[str] = ("key", "outputs")) -> dict[str, Any] | None:
+    """A run's record with the needed fields; None if absent, or damaged (with a warning)."""
+    if not path.is_file():
+        return None
+    try:
+        return _read_record(path, needed)
+    except (ValueError, OSError) as error:
+        print(f"warning: {error}", file=sys.stderr)
+        return None
+
+
+def _read_record(path: Path, needed: Iterable[str]) -> dict[str, Any]:
+    """A mapping with the needed fields, or a ValueError that names the file."""
+    found = read_json(path)
+    if not isinstance(found, dict) or not isinstance(found.get("outputs", {}), dict):
+        raise ValueError(f"{path}: damaged, no record of a run; delete it and run again")
+    if missing := [name for name in needed if name not in found]:
+        raise ValueError(f"{path}: damaged, without {', '.join(missing)}; delete it and run again")
+    return found
 
 
 def intact(folder: Path) -> bool:
-    """True if run.json exists and every output it names is there with its recorded hash."""
-    record = folder / "run.json"
-    if not record.is_file():
+    """True if run.json exists and every output it names is there as it was, and no other."""
+    found = sound_record(folder / "run.json", ["outputs"])
+    if found is None:
         return False
+    seals = {name: seal for name, seal in found["outputs"].items() if not _hidden(name)}
     try:
-        return hashes(folder) == read_json(record)["outputs"]
-    except (ValueError, KeyError, OSError):
+        files = _outputs(folder)
+        return files.keys() == seals.keys() and all(_fits(files[n], s) for n, s in seals.items())
+    except OSError:
         return False
+
+
+def _fits(path: Path, seal: str) -> bool:
+    """True if a file has its recorded hash; older records know shards by their size."""
+    return seal == f"{path.stat().st_size} bytes" or seal == _seal(path)
 
 
 def holds(record: Path, names: Iterable[str]) -> bool:
     """True if a run's record can be read and each named output has the hash it recorded."""
+    found = sound_record(record, ["outputs"])
+    if found is None:
+        return False
     try:
-        outputs = read_json(record)["outputs"]
-        return all(file_digest(record.parent / name) == outputs[name] for name in names)
-    except (ValueError, KeyError, TypeError, OSError):
+        return all(file_digest(record.parent / n) == found["outputs"].get(n) for n in names)
+    except OSError:
         return False
 
 
 def leads_to_product(record: Path) -> bool:
-    """True if the workflow's record of a product can be read and its folder holds a run.json."""
-    try:
-        return (Path(read_json(record)["folder"]) / "run.json").exists()
-    except (ValueError, KeyError, TypeError):
+    """True if the workflow's record of a product can be read, and so can its folder's run.json."""
+    found = sound_record(record, ["folder"])
+    if found is None:
         return False
+    return sound_record(Path(str(found["folder"])) / "run.json", ["key"]) is not None
 
 
 def record(folder: Path, started: float, **fields: Any) -> None:
@@ -236,14 +374,24 @@ def flat(value: Any, name: str = "") -> dict[str, Any]:
     return {key: v for part in parts for key, v in part.items()}
 
 
+class _Absent:
+    """The value of a name that a run does not have (null is a value)."""
+
+    def __repr__(self) -> str:
+        return "absent"
+
+
+ABSENT = _Absent()
+
+
 def compare(first: Path, second: Path) -> dict[str, dict[str, tuple[Any, Any]]]:
-    """Section -> name -> the two runs' values, where they differ (None: absent)."""
-    records = [read_json(locate_record(place)) for place in (first, second)]
+    """Section -> name -> the two runs' values (maybe ABSENT), where they differ."""
+    records = [_read_record(locate_record(place), []) for place in (first, second)]
     found = {}
     for section in COMPARED:
         one, other = (flat(record.get(section) or {}) for record in records)
         names = [*one, *(name for name in other if name not in one)]
-        pairs = {name: (one.get(name), other.get(name)) for name in names}
+        pairs = {name: (one.get(name, ABSENT), other.get(name, ABSENT)) for name in names}
         found[section] = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
     return {section: pairs for section, pairs in found.items() if pairs}
 
@@ -256,14 +404,24 @@ def describe(differences: Mapping[str, Mapping[str, tuple[Any, Any]]]) -> str:
         for name, (one, other) in pairs.items():
             both = all(isinstance(v, int | float) and not isinstance(v, bool) for v in (one, other))
             gap = f"  ({other - one:+.6g})" if both else ""
-            lines.append(f"  {name:32} {_short(one)} -> {_short(other)}{gap}")
+            lines.append(f"  {name:32} {' -> '.join(_short(one, other))}{gap}")
     return "\n".join(lines) or "no difference in " + ", ".join(COMPARED)
 
 
-def _short(value: Any) -> str:
-    """A value in at most 40 characters."""
-    text = "absent" if value is None else str(value)
-    return text if len(text) <= 40 else f"{text[:37]}…"
+WIDTH = 40  # characters of a value
+
+
+def _short(one: Any, other: Any) -> list[str]:
+    """Two values as JSON; long ones cut to about WIDTH characters around where they part."""
+    texts = [repr(v) if v is ABSENT else json.dumps(v, ensure_ascii=False) for v in (one, other)]
+    if max(map(len, texts)) <= WIDTH:
+        return texts
+    pairs = enumerate(zip(*texts, strict=False))
+    parting = next((k for k, (a, b) in pairs if a != b), min(map(len, texts)))
+    start = max(0, parting - WIDTH // 2)
+    cut = [text[start : start + WIDTH] for text in texts]
+    left = "…" * bool(start)
+    return [left + c + "…" * (start + WIDTH < len(t)) for c, t in zip(cut, texts, strict=True)]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,12 +1,13 @@
 """Large caches as numbered safetensors shards: written atomically, resumable, read lazily.
 
 A shard holds the rows [first, first + count) of every column and, in its header, the digest of
-what it was made from. A killed run goes on at the next shard; a truncated shard, or one made from
-other inputs, is noticed by its header and made again.
+what it was made from and a checksum of its columns. A killed run goes on at the next shard; one
+that is truncated, damaged or made from other inputs is noticed and made again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import sys
 import time
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from g2g_utils import runs
@@ -49,10 +50,28 @@ class Shard:
             return "absent"
         try:
             with safe_open(self.path, "pt") as file:
-                made_from = (file.metadata() or {}).get("digest")
+                header = (file.metadata() or {}).get("digest", "")
+            made_from, _, checksum = header.partition(" ")  # older shards have no checksum
+            if made_from != self.digest:
+                return "made from other images or weights"
+            whole = not checksum or checksum == runs.once(_checksum_of, self.path)
         except (SafetensorError, OSError) as error:
             return f"truncated or damaged ({error})"
-        return "sound" if made_from == self.digest else "made from other images or weights"
+        return "sound" if whole else "damaged (its checksum does not match)"
+
+
+def _checksum(columns: Columns) -> str:
+    """SHA-256 over the names, types, shapes and bytes of columns."""
+    found = hashlib.sha256()
+    for name, column in sorted(columns.items()):
+        found.update(f"{name} {column.dtype} {tuple(column.shape)};".encode())
+        found.update(column.cpu().contiguous().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _checksum_of(path: Path) -> str:
+    """The checksum of a shard's columns as they lie on the disk."""
+    return _checksum(load_file(path))
 
 
 def layout(folder: Path, ids: Sequence[str], key: str, name: str, rows: int = ROWS) -> list[Shard]:
@@ -132,9 +151,9 @@ def _save(shard: Shard, columns: Columns, count: int) -> None:
     wrong = {name: len(c) for name, c in columns.items() if len(c) != len(shard.rows)}
     if wrong:
         raise ValueError(f"{shard.path}: {wrong} rows made where {len(shard.rows)} belong")
-    content = save(
+    content = save(  # one entry: several come in any order, and equal rows give equal bytes
         {name: column.contiguous() for name, column in columns.items()},
-        metadata={"digest": shard.digest, "first": str(shard.rows.start), "format": "pt"},
+        metadata={"digest": f"{shard.digest} {_checksum(columns)}"},
     )
     try:
         with runs.atomic(shard.path) as temporary:

@@ -65,6 +65,21 @@ def test_a_damaged_checkpoint_is_noticed_and_training_starts_again(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(whole, again, strict=True))
 
 
+def test_a_kill_while_the_checkpoint_is_replaced_loses_nothing(tmp_path):
+    whole = weights(*train(tmp_path / "whole"))
+    folder = tmp_path / "killed"
+    with pytest.raises(KeyboardInterrupt):
+        train(folder, stop_at=5)
+    (folder / "checkpoint").rename(folder / ".checkpoint.old")  # as between the two renames
+    (folder / ".checkpoint.77.tmp").mkdir()
+    assert loop.read_checkpoint(folder)["step"] == 3
+    with pytest.raises(KeyboardInterrupt):
+        train(folder, stop_at=3)
+    assert {p.name for p in folder.iterdir() if "checkpoint" in p.name} == {"checkpoint"}
+    again = weights(*train(folder))
+    assert all(torch.equal(a, b) for a, b in zip(whole, again, strict=True))
+
+
 def test_sigterm_writes_a_checkpoint_and_stops_with_143(tmp_path):
     with pytest.raises(SystemExit) as stopped:
         train(tmp_path, signal_at=4)

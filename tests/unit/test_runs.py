@@ -1,10 +1,15 @@
 """Atomic writes, integrity and provenance of run directories."""
 
+import errno
 import json
+import os
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
+import torch
 
 from g2g_utils import runs
 
@@ -25,6 +30,66 @@ def test_atomic_replaces_a_folder(tmp_path):
             temporary.mkdir()
             (temporary / "state").write_text(content)
     assert (tmp_path / "checkpoint" / "state").read_text() == "two"
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def write_state(folder, content):
+    with runs.atomic(folder / "checkpoint") as temporary:
+        temporary.mkdir()
+        (temporary / "state").write_text(content)
+
+
+def test_a_kill_while_a_folder_is_replaced_leaves_the_old_one(tmp_path, monkeypatch):
+    write_state(tmp_path, "one")
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(runs.os, "replace", killed)
+        write_state(tmp_path, "two")
+    path = tmp_path / "checkpoint"
+    assert not path.exists() and (runs.standing(path) / "state").read_text() == "one"
+    write_state(tmp_path, "three")
+    assert (runs.standing(path) / "state").read_text() == "three"
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_what_a_killed_writer_left_goes_and_a_living_ones_stays(tmp_path):
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    name = f".x.json.{runs._machine()}-%d.tmp"
+    for left in (name % child.pid, name % os.getppid(), ".x.json.other-1.tmp", ".x.json.7.tmp"):
+        (tmp_path / left).mkdir()
+    runs.write_json(tmp_path / "x.json", 1)
+    kept = {name % os.getppid(), ".x.json.other-1.tmp", ".x.json.7.tmp", "x.json"}
+    assert {p.name for p in tmp_path.iterdir()} == kept
+    assert runs.hashes(tmp_path).keys() == {"x.json"}
+    runs.tidy(tmp_path / "x.json")
+    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_what_is_hidden_is_no_output(tmp_path):
+    (tmp_path / ".checkpoint.77.tmp").mkdir()
+    (tmp_path / ".checkpoint.77.tmp" / "state.pt").write_bytes(b"torn")
+    (tmp_path / "weights.bin").write_bytes(b"abc")
+    assert runs.hashes(tmp_path).keys() == {"weights.bin"}
+
+
+def test_each_writers_full_disk_is_recognised(tmp_path):
+    with pytest.raises(RuntimeError) as caught:
+        torch.save({"a": torch.zeros(3000)}, "/dev/full")
+    assert runs.disk_is_full(caught.value, tmp_path)
+    for error in (
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 1792 vs 1686"),
+        OSError("1000000 requested and 262016 written"),
+        OSError(errno.EDQUOT, "quota"),
+    ):
+        assert str(tmp_path) in runs.disk_is_full(error, tmp_path)
+        with pytest.raises(ValueError) as outer:
+            raise ValueError("no map") from error
+        assert runs.disk_is_full(outer.value, tmp_path)
+    assert runs.disk_is_full(OSError(errno.ENOENT, "no such file"), tmp_path) == ""
 
 
 def test_json_refuses_nan_and_takes_arrays(tmp_path):
@@ -49,6 +114,47 @@ def test_record_notices_a_changed_or_missing_output(tmp_path):
     assert not runs.intact(tmp_path)
     (tmp_path / "weights.bin").unlink()
     assert not runs.intact(tmp_path)
+
+
+def test_a_damaged_record_is_none_and_named(tmp_path, capsys):
+    path = tmp_path / "run.json"
+    assert runs.sound_record(path) is None and capsys.readouterr().err == ""
+    for text in ('{"ke', "[]", '{"key": "1"}', '{"key": "1", "outputs": []}', "\udcff"):
+        path.write_bytes(text.encode(errors="surrogateescape"))
+        assert runs.sound_record(path) is None
+        assert f"warning: {path}: damaged" in capsys.readouterr().err
+        assert not runs.intact(tmp_path) and not runs.holds(path, [])
+    runs.write_json(path, {"key": "1", "outputs": {}})
+    assert runs.sound_record(path) == {"key": "1", "outputs": {}}
+
+
+def test_a_record_leads_to_a_product_that_can_be_read(tmp_path):
+    record = tmp_path / "vae.json"
+    runs.write_json(record, {"folder": tmp_path / "vae"})
+    assert not runs.leads_to_product(record)
+    runs.write_json(tmp_path / "vae" / "run.json", {"key": "1"})
+    assert runs.leads_to_product(record)
+    (tmp_path / "vae" / "run.json").write_text('{"ke')
+    assert not runs.leads_to_product(record)
+    record.write_text("[]")
+    assert not runs.leads_to_product(record)
+
+
+def test_new_code_is_a_change_and_other_new_files_are_none(tmp_path):
+    def git(*words):
+        subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
+
+    git("init", "-q")
+    (tmp_path / ".gitignore").write_text("build/\n")
+    for path in ("g2g_utils/note.txt", "g2g_utils/build/x.py", "scratch.py"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    git("add", ".gitignore")
+    git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "-m", "one")
+    assert runs.git_state(tmp_path)["dirty"] is False
+    (tmp_path / "g2g_utils" / "data").mkdir()
+    (tmp_path / "g2g_utils" / "data" / "new.py").touch()
+    assert runs.git_state(tmp_path)["dirty"] is True
 
 
 def test_digest_is_stable_and_tells_values_apart():
@@ -79,7 +185,7 @@ def test_compare_names_each_difference_and_the_metrics_gap(tmp_path, capsys):
     found = runs.compare(tmp_path / "a", tmp_path / "b" / "run.json")
     assert found == {
         "parameters": {"seed": (0, 1)},
-        "metrics": {"cnr": (0.5, 0.75), "auc": (None, 0.9)},
+        "metrics": {"cnr": (0.5, 0.75), "auc": (runs.ABSENT, 0.9)},
     }
     assert runs.main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
     said = capsys.readouterr().out
@@ -88,9 +194,24 @@ def test_compare_names_each_difference_and_the_metrics_gap(tmp_path, capsys):
     assert "no difference" in capsys.readouterr().out
 
 
+def test_compare_shows_where_values_part_and_tells_null_from_absent(tmp_path):
+    long = "a frozen domain-specific text encoder, " * 3
+    write_run(tmp_path / "a", parameters={"x": None, "n": 1, "p": long + "one"})
+    write_run(tmp_path / "b", parameters={"n": "1", "p": long + "two"})
+    lines = runs.describe(runs.compare(tmp_path / "a", tmp_path / "b")).splitlines()
+    assert [line.split()[1:] for line in lines[1:3]] == [
+        ["null", "->", "absent"],
+        ["1", "->", '"1"'],
+    ]
+    assert 'one"' in lines[3] and 'two"' in lines[3] and len(lines[3]) < 130
+
+
 def test_compare_says_what_is_no_run(tmp_path, capsys):
     assert runs.main(["compare", str(tmp_path), str(tmp_path)]) == 2
     assert f"{tmp_path} is no run" in capsys.readouterr().err
+    (tmp_path / "run.json").write_text("[]")
+    assert runs.main(["compare", str(tmp_path), str(tmp_path)]) == 2
+    assert f"{tmp_path / 'run.json'}: damaged" in capsys.readouterr().err
 
 
 def test_a_record_holds_only_while_its_outputs_do(tmp_path):

@@ -1,6 +1,5 @@
 """Sharded caches: resumable, damage noticed, a full disk said in one line, lazy reading."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from g2g_utils import config, models, runs, shards, training
 from g2g_utils.data.films import Films
@@ -170,14 +170,46 @@ def test_latents_do_not_depend_on_batches_and_shards(films, tmp_path, monkeypatc
     assert before != (tmp_path / "one" / "latents-00000-of-00001.safetensors").read_bytes()
 
 
-def test_shards_are_sealed_by_size(write, tmp_path):
+def spoil(path):
+    """Change bytes of a shard's tensors; its size and header stay."""
+    content = bytearray(path.read_bytes())
+    content[-4:] = bytes(byte ^ 255 for byte in content[-4:])
+    path.write_bytes(content)
+
+
+def test_a_spoilt_shard_is_noticed_and_made_again(write, tmp_path, capsys):
     write()
     runs.record(tmp_path, 0.0)
     assert runs.intact(tmp_path)
-    seals = json.loads((tmp_path / "run.json").read_text())["outputs"]
-    assert all(seal.endswith("bytes") for seal in seals.values())
     path = tmp_path / "latents-00001-of-00003.safetensors"
-    path.write_bytes(path.read_bytes()[:-1])
+    before = path.read_bytes()
+    spoil(path)
+    assert not runs.intact(tmp_path)
+    capsys.readouterr()
+    assert write() == [(4, 8)]
+    assert f"{path} is damaged (its checksum" in capsys.readouterr().err
+    assert path.read_bytes() == before and runs.intact(tmp_path)
+
+
+def test_a_shard_is_read_once_a_process(write, tmp_path, monkeypatch):
+    write()
+    read = []
+    original = runs.file_digest
+    monkeypatch.setattr(runs, "file_digest", lambda path: read.append(path) or original(path))
+    runs.record(tmp_path, 0.0)
+    assert runs.intact(tmp_path) and runs.intact(tmp_path) and len(read) == 3
+
+
+def test_shards_of_earlier_versions_stay_valid(write, tmp_path):
+    """Without a checksum in the header, and recorded by their size."""
+    write()
+    shard = shards.layout(tmp_path, IDS, "vae", "latents", 4)[1]
+    save_file(load_file(shard.path), shard.path, {"digest": shard.digest, "first": "4"})
+    assert write() == []
+    sizes = {p.name: f"{p.stat().st_size} bytes" for p in tmp_path.iterdir()}
+    runs.write_json(tmp_path / "run.json", {"outputs": sizes})
+    assert runs.intact(tmp_path)
+    shard.path.write_bytes(shard.path.read_bytes()[:-1])
     assert not runs.intact(tmp_path)
 
 
