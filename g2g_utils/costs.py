@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from g2g_utils import catalogue, encoders
-from g2g_utils.config import Config, HeldOut
+from g2g_utils.config import Config, Data, Encoder, HeldOut
 from g2g_utils.data import chestxray14, mimic_cxr, ms_cxr, openi, rsna, sources, tables
 
 SD15_UNET: dict[str, Any] = {  # sizes of Stable Diffusion 1.5's U-Net, where its config is absent
@@ -22,13 +23,14 @@ SD15_UNET: dict[str, Any] = {  # sizes of Stable Diffusion 1.5's U-Net, where it
 }
 REDUCTION, CHANNELS = 8, 4  # of Stable Diffusion's VAE
 FLOAT, HALF = 4, 2  # bytes
-PREFETCHED = {  # where a source's first table must lie
-    "mimic_cxr": (mimic_cxr.METADATA, mimic_cxr.SPLIT),
-    "ms_cxr": ms_cxr.TABLES[:1],
-    "chestxray14": (chestxray14.BOXES,),
-    "rsna": (rsna.LABELS,),
-    "openi": (openi.PROJECTIONS,),
+LOOKED_FOR: dict[str, tuple[tuple[str, ...], ...]] = {  # tables of a source, each in any edition
+    "mimic_cxr": ((mimic_cxr.METADATA,), (mimic_cxr.SPLIT,)),
+    "ms_cxr": (ms_cxr.TABLES,),
+    "chestxray14": ((chestxray14.BOXES,),),
+    "rsna": ((rsna.LABELS,),),
+    "openi": ((openi.REPORTS, openi.XML_FOLDER), (openi.PROJECTIONS,)),
 }
+PATIENTS = 100  # of MIMIC-CXR, among whom one image and one report are looked for
 
 
 @dataclass(frozen=True)
@@ -124,20 +126,39 @@ def missing(config: Config) -> list[str]:
 
 def _missing_data(config: Config) -> Iterator[str]:
     data = config.data
-    places: dict[tuple[str, Path], None] = {}
-    if data.source != "phantoms" and data.root is not None:
-        places[data.source, data.root] = None
-    held: list[HeldOut] = [h for h in (data.validation_from, data.test_from) if h]
-    places |= {(item.source, item.root): None for item in held}
-    for source, root in places:
-        for pattern in PREFETCHED.get(source, ("*.csv",)):
-            try:
-                place = sources.resolve(root)
-                if not place.is_file():
-                    tables.locate(place, pattern)
-            except tables.TableError as error:
-                yield f"{source}: {error}"
-                break
+    parts: list[Data | HeldOut] = [] if data.source == "phantoms" else [data]
+    parts += [part for part in (data.validation_from, data.test_from) if part]
+    places = {(part.source, part.root, part.images): None for part in parts}
+    for source, root, images in places:
+        assert root is not None  # the configuration's own check
+        place = sources.resolve(root)
+        found = [*_missing_tables(place, source)]
+        if source == "mimic_cxr" and place.is_dir():
+            found += _missing_studies(images or root, data.reports or root)
+        yield from (f"{source}: {problem}" for problem in dict.fromkeys(found))
+
+
+def _missing_tables(place: Path, source: str) -> Iterator[str]:
+    """Complaints about tables that are not in a folder; the place may be a table itself."""
+    for patterns in LOOKED_FOR.get(source, (("*.csv",),)):
+        try:
+            if not place.is_file():
+                tables.locate(place, *patterns)
+        except tables.TableError as error:
+            yield str(error)
+
+
+def _missing_studies(images: Path, reports: Path) -> Iterator[str]:
+    """Complaints about images or reports of MIMIC-CXR, of which the first patients have none."""
+    archives = (sources.resolve(reports), sources.resolve(reports) / mimic_cxr.REPORTS)
+    zipped = any(archive.is_file() for archive in archives)
+    for what, root, pattern in (("images", images, "s*/*.jpg"), ("reports", reports, "s*.txt")):
+        if what == "reports" and zipped:
+            continue
+        folder = mimic_cxr.folder_of(sources.resolve(root), "").parents[1]
+        patients = islice(folder.glob("p*/p*"), PATIENTS)
+        if not any(any(patient.glob(pattern)) for patient in patients):
+            yield f"no {what} such as {folder}/p10/p10000032/{pattern}; {tables.README}"
 
 
 def _missing_weights(config: Config) -> Iterator[str]:
@@ -150,30 +171,38 @@ def _missing_weights(config: Config) -> Iterator[str]:
     ):
         if source:
             wanted[source, revision, file] = None
-    used = {arm.encoder for arm in config.training.arms.values()}
-    for encoder in (config.encoders[name] for name in used):
+    for encoder in used_encoders(config):
         if encoder.pretrained:
-            wanted[(*encoders.resolve(encoder.pretrained, encoder.revision), "config.json")] = None
+            place = encoders.resolve(encoder.pretrained, encoder.revision)
+            inner = [f"{encoder.subfolder}/config.json", "tokenizer/tokenizer_config.json"]
+            files = inner if encoder.subfolder else ["config.json"]
+            wanted |= {(*place, file): None for file in files}
     for source, revision, file in sorted(wanted, key=str):
-        if not _there(source, revision, file):
-            options = f" --revision {revision}" if revision else ""
-            options += f" --include '{Path(file).parent}/*'" if "/" in file else ""
-            yield f"weights: no {file} of {source}: run `hf download {source}{options}`"
+        if absent := _absent(source, revision, file):
+            part = ["--include", f"'{Path(file).parent}/*'"] if "/" in file else []
+            fix = encoders.command(source, revision, *part)
+            yield f"weights: no {absent} of {source}: run `{fix}`"
     if config.biovil and not sources.resolve(config.biovil).is_file():
         from g2g_utils.baselines.biovil import FETCH
 
         yield f"optional: no {config.biovil}: `{FETCH} --local-dir {config.biovil.parent}`"
 
 
-def _there(source: str, revision: str | None, file: str) -> bool:
-    """True if a file is in a folder or in the hub's cache on this machine."""
-    from huggingface_hub import try_to_load_from_cache
+def used_encoders(config: Config) -> list[Encoder]:
+    """Text encoders that an arm uses, and the one that reads the phrases for BioViL."""
+    used = {arm.encoder for arm in config.training.arms.values()}
+    used |= {"domain"} if config.biovil else set()
+    return [encoder for name, encoder in config.encoders.items() if name in used]
 
-    if Path(source).is_dir():
-        return (Path(source) / file).is_file() or (Path(source) / Path(file).name).is_file()
-    if source.count("/") != 1:
-        return False
-    return isinstance(try_to_load_from_cache(source, file, revision=revision), str)
+
+def _absent(source: str, revision: str | None, file: str) -> str:
+    """What is not on this machine: a config file, or the weights beside a config.json; or ""."""
+    config = encoders.find(source, file, revision)
+    if config is None:
+        return file
+    if config.name == "config.json" and not encoders.weights(config.parent):
+        return str(Path(file).parent / "*.safetensors or *.bin")
+    return ""
 
 
 def sheet(config: Config, step_seconds: float | None = None, processes: int = 1) -> str:

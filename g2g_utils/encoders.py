@@ -1,15 +1,21 @@
 """Published text encoders of the paper's comparison, by name: hub id, pinned revision, files.
 
 A profile may write such a name where it writes a hub id or folder (`pretrained: radbert`). Widths
-and lengths are never listed here: they are read from each checkpoint's own config.json.
+and lengths are never listed here: they are read from each checkpoint's own config.json. Also where
+the files of a folder or hub id lie on this machine, and the command that fetches them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
+WEIGHTS = ("*model.safetensors", "*model.bin", "*model-*-of-*.safetensors", "*model-*-of-*.bin")
 UNPINNED = "revision unknown here: pin the commit that you fetch in the profile"
+
+BERT_WORDS = "vocab.txt"  # a tokenizer's words
+BYTE_PAIRS = "vocab.json and merges.txt, or tokenizer.json"
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,40 @@ def expected(source: str) -> str:
     """Files that a text encoder's folder or repository must hold."""
     files = {published.hub_id: published.weights for published in REGISTRY.values()}
     weights = files.get(source, "model.safetensors or pytorch_model.bin")
-    return f"config.json, {weights}, tokenizer files"
+    return f"config.json, {weights}, tokenizer files ({BERT_WORDS}, or {BYTE_PAIRS})"
+
+
+def find(source: str, file: str, revision: str | None = None) -> Path | None:
+    """A file of a folder, or of a hub id in this machine's cache; None if it is not there.
+
+    The folder may also be the subfolder itself that the file's path begins with.
+    """
+    if Path(source).is_dir():
+        places = (Path(source) / file, Path(source) / Path(file).name)
+        return next((place for place in places if place.is_file()), None)
+    if source.count("/") != 1:
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        found = try_to_load_from_cache(source, file, revision=revision)
+    except ValueError:  # not a hub id
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
+def weights(folder: Path) -> list[Path]:
+    """Files with weights that are loaded from a folder: safetensors if there are any, no fp16."""
+    files = sorted({path for pattern in WEIGHTS for path in folder.glob(pattern)})
+    return [path for path in files if path.suffix == ".safetensors"] or files
+
+
+def command(source: str, revision: str | None = None, *options: str) -> str:
+    """The command that fetches a hub id; of a folder, whose hub id is not known, with HUB_ID."""
+    local = Path(source).is_absolute() or Path(source).exists()
+    pinned = ["--revision", revision] if revision else []
+    target = ["HUB_ID", "--local-dir", source] if local else [source, *pinned]
+    return " ".join(["hf", "download", *target, *options])
 
 
 def sizes(config: dict[str, Any]) -> tuple[int, int]:

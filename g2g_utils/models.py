@@ -7,6 +7,8 @@ is run. The same functions load the miniature's components and Stable Diffusion 
 from __future__ import annotations
 
 import hashlib
+import pickle
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from peft import LoraConfig
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -248,12 +251,22 @@ def adopt(unet: UNet2DConditionModel, folder: Path) -> None:
 
 
 def build_scheduler(config: configuration.Unet) -> DDIMScheduler:
-    """The noise schedule: loaded where the profile names one, else that of Stable Diffusion 1.5."""
-    if config.scheduler:
-        options = _options(config.revision)
-        with _explained(config.scheduler, "scheduler/scheduler_config.json", config.revision):
-            return DDIMScheduler.from_pretrained(config.scheduler, subfolder="scheduler", **options)
-    return DDIMScheduler(**SD_SCHEDULE, prediction_type=config.prediction)
+    """The noise schedule: loaded where the profile names one, else that of Stable Diffusion 1.5.
+
+    A loaded one says itself what the U-Net predicts; `config.prediction` must agree.
+    """
+    if not config.scheduler:
+        return DDIMScheduler(**SD_SCHEDULE, prediction_type=config.prediction)
+    options = _options(config.revision)
+    with _explained(config.scheduler, "scheduler/scheduler_config.json", config.revision):
+        loaded = DDIMScheduler.from_pretrained(config.scheduler, subfolder="scheduler", **options)
+    if loaded.config.prediction_type != config.prediction:
+        raise configuration.ConfigError(
+            f"unet.prediction = {config.prediction!r}, but the schedule of {config.scheduler} is "
+            f"for {loaded.config.prediction_type!r}: set unet.prediction to that, or name another "
+            "unet.scheduler"
+        )
+    return loaded
 
 
 TEXT_MODELS: dict[str, Any] = {  # by the model type in a checkpoint's config.json
@@ -275,7 +288,8 @@ def load_text_encoder(
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     """Tokenizer and text encoder of a folder, hub id or name in `encoders.REGISTRY`.
 
-    BERT, CXR-BERT, RoBERTa or CLIP.
+    BERT, CXR-BERT, RoBERTa or CLIP. `subfolder` is the encoder's in a pipeline, whose tokenizer
+    lies in `tokenizer`.
 
     The class is chosen by the config's model type; CXR-BERT loads as a plain `BertModel`, whose
     last hidden state equals its remote-code class's. No remote code is run or asked for. Raises
@@ -284,7 +298,8 @@ def load_text_encoder(
     source, revision = encoders.resolve(str(source), revision)
     options = _options(revision)
     folder = {"subfolder": subfolder} if subfolder else {}
-    with _explained(source, encoders.expected(source), revision), _quiet():
+    config = f"{subfolder}/config.json" if subfolder else "config.json"
+    with _explained(source, encoders.expected(source), revision, config), _quiet():
         kind = PreTrainedConfig.get_config_dict(source, **folder, **options)[0].get("model_type")
         if kind not in TEXT_MODELS:
             known = ", ".join(TEXT_MODELS)
@@ -297,7 +312,22 @@ def load_text_encoder(
             source, dtype="float32", output_loading_info=True, **bare, **folder, **options
         )
         _check_keys(info, HEADS)
+    place = f"{source}/tokenizer" if subfolder else source
+    _check_words(tokenizer, encoder, place, encoders.command(source, revision))
     return tokenizer, encoder.eval()
+
+
+def _check_words(
+    tokenizer: PreTrainedTokenizerBase, encoder: PreTrainedModel, place: str, command: str
+) -> None:
+    """Refuse a tokenizer of few of the encoder's words: without its file all are unknown."""
+    known, wanted = len(tokenizer), encoder.config.vocab_size
+    if known < wanted / 2:
+        bert = isinstance(encoder, BertModel)
+        raise MissingWeights(
+            f"the tokenizer at {place} knows {known} words, its encoder {wanted}: expected is "
+            f"{encoders.BERT_WORDS if bert else encoders.BYTE_PAIRS}; run `{command}`"
+        )
 
 
 def _check_keys(info: dict[str, Any], heads: tuple[str, ...] = ()) -> None:
@@ -329,7 +359,7 @@ def _load(cls: Any, source: str | Path, subfolder: str, revision: str | None) ->
     """`cls.from_pretrained`, as float32, in evaluation mode, errors explained."""
     folder = {} if (Path(source) / "config.json").is_file() else {"subfolder": subfolder}
     files = f"{subfolder}/config.json and {subfolder}/diffusion_pytorch_model.safetensors"
-    with _explained(source, files, revision):
+    with _explained(source, files, revision, f"{subfolder}/config.json"):
         # without safetensors diffusers falls back to torch.load(weights_only=True)
         model, info = cls.from_pretrained(
             source, torch_dtype=torch.float32, output_loading_info=True, **folder,
@@ -431,30 +461,66 @@ def _options(revision: str | None) -> dict[str, str]:
     return {"revision": revision} if revision else {}
 
 
-class _explained:
-    """Context manager that turns a failed download or missing file into `MissingWeights`."""
+UNREADABLE = (  # what reading raises: files missing, damaged, of something other than weights
+    OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError,
+    AttributeError, TypeError,
+)  # fmt: skip
 
-    def __init__(self, source: object, files: str, revision: str | None = None) -> None:
+
+def readable(file: Path) -> bool:
+    """False for a truncated file of weights, and for a web page or pointer in its place."""
+    if file.suffix != ".safetensors":
+        with file.open("rb") as stream:
+            return zipfile.is_zipfile(file) or stream.read(1) == b"\x80"  # PyTorch before 1.6
+    try:
+        with safe_open(file, "pt"):
+            return True
+    except (SafetensorError, OSError):
+        return False
+
+
+class _explained:
+    """Context manager that turns a failed download, missing or damaged file into `MissingWeights`.
+
+    The weights lie beside `config`.
+    """
+
+    def __init__(
+        self, source: object, files: str, revision: str | None = None, config: str = "config.json"
+    ) -> None:
         self.source, self.files, self.revision = str(source), files, revision
+        self.config = config
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, OSError | ValueError) and not isinstance(error, MissingWeights):
+        if isinstance(error, UNREADABLE) and not isinstance(error, MissingWeights):
+            if damaged := self.damaged():
+                again = f"--force-download --include '{Path(self.config).with_name(damaged.name)}'"
+                command = encoders.command(self.source, self.revision, again)
+                raise MissingWeights(
+                    f"{damaged} is damaged: fetch it again, `{command}`"
+                ) from error
             reason = (str(error).splitlines() or [""])[0]
             raise MissingWeights(
                 f"no usable weights at {self.source}: {reason} - expected are {self.files}; "
                 f"{self.fix()}"
             ) from error
 
+    def damaged(self) -> Path | None:
+        """The first file of weights that is there and cannot be read."""
+        config = encoders.find(self.source, self.config, self.revision)
+        files = encoders.weights(config.parent) if config else []
+        return next((file for file in files if not readable(file)), None)
+
     def fix(self) -> str:
         """What to do: fetch a hub id, or look at a folder."""
         if Path(self.source).is_absolute() or Path(self.source).exists():
             return "name another folder in the profile, or a hub id to fetch"
-        pinned = f" --revision {self.revision}" if self.revision else ""
+        command = encoders.command(self.source, self.revision)
         return (
-            f"on a machine with internet run `hf download {self.source}{pinned}` and try again "
+            f"on a machine with internet run `{command}` and try again "
             "(HF_HUB_OFFLINE=1 then works without), or name a local folder in the profile"
         )
 
@@ -526,7 +592,7 @@ def arm_text_encoder(
     spec = config.training.arms[arm]
     encoder = config.encoders[spec.encoder]
     source = encoder.pretrained or locate(config, f"encoders/{spec.encoder}")
-    tokenizer, text_encoder = load_text_encoder(source, encoder.revision)
+    tokenizer, text_encoder = load_text_encoder(source, encoder.revision, encoder.subfolder)
     if spec.learnable:
         folder = locate(config, f"ldm/{arm}-s{seed}") / "text_encoder"
         with _quiet():

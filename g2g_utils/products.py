@@ -243,21 +243,28 @@ def _build_foundation(config: Config, item: str, folder: Path) -> None:
     training.pretrain(pairs, unet, scheduler, config.training, folder, seed=seed, steps=steps)
 
 
+def text_encoder(config: Config, name: str) -> tuple[Any, Any]:
+    """Tokenizer and text encoder of a name in `encoders`: published, or made here."""
+    from g2g_utils import models
+
+    encoder = config.encoders[name]
+    source = encoder.pretrained or ensure(config, f"encoders/{name}")
+    return models.load_text_encoder(source, encoder.revision, encoder.subfolder)
+
+
 def fine_tune(config: Config, arm: str, seed: int, folder: Path, steps: int | None = None) -> None:
     """Fine-tune one arm into `folder`; `steps` shortens it (notebook 03 shows such a run live)."""
     from g2g_utils import models, training
 
     spec = config.training.arms[arm]
-    encoder = config.encoders[spec.encoder]
-    source = encoder.pretrained or ensure(config, f"encoders/{spec.encoder}")
-    tokenizer, text_encoder = models.load_text_encoder(source, encoder.revision)
-    models.check_length(config, arm, text_encoder)
-    unet = start_unet(config, seed, text_encoder.config.hidden_size, spec.lora_rank)
+    tokenizer, encoder = text_encoder(config, spec.encoder)
+    models.check_length(config, arm, encoder)
+    unet = start_unet(config, seed, encoder.config.hidden_size, spec.lora_rank)
     texts = training_texts(config)
     _check_apart(config, texts)
     pairs = training.load_pairs(ensure(config, "latents"), texts["captions"])
     training.fine_tune(
-        pairs, unet, tokenizer, text_encoder, models.build_scheduler(config.unet), spec,
+        pairs, unet, tokenizer, encoder, models.build_scheduler(config.unet), spec,
         config.training, folder, seed=seed, max_length=config.text.max_length,
         zero_padding=config.text.zero_padding, steps=steps, name=f"{arm} seed {seed}",
     )  # fmt: skip

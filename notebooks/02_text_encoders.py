@@ -61,12 +61,8 @@ plots.use_style()
 # domain's doing alone; control encoders take that apart elsewhere.
 
 # %%
-folders = {
-    n: e.pretrained or products.ensure(config, f"encoders/{n}")
-    for n, e in config.encoders.items()
-    if n in ("domain", "generic")
-}
-encoders = {n: models.load_text_encoder(f, config.encoders[n].revision) for n, f in folders.items()}
+names = [n for n in config.encoders if n in ("domain", "generic")]
+encoders = {n: products.text_encoder(config, n) for n in names}
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -220,7 +216,8 @@ if baseline is not None:
 # with itself. (Published encoders come without a log.)
 
 # %%
-trained = {n: folder for n, folder in folders.items() if not config.encoders[n].pretrained}
+made = [n for n in names if not config.encoders[n].pretrained]
+trained = {n: products.ensure(config, f"encoders/{n}") for n in made}
 shape = {"ncols": max(1, len(trained)), "squeeze": False, "figsize": (7.5, 2.6)}
 fig, axes = overlays.plt.subplots(**shape) if trained else (None, [[]])
 for ax, (name, folder) in zip(axes[0], trained.items(), strict=True):

@@ -120,10 +120,7 @@ plots.save_figure(config, fig, "03_training_timesteps")
 
 # %%
 spec = config.training.arms[arm]
-source = config.encoders[spec.encoder].pretrained or products.ensure(
-    config, f"encoders/{spec.encoder}"
-)
-tokenizer, encoder = models.load_text_encoder(source, config.encoders[spec.encoder].revision)
+tokenizer, encoder = products.text_encoder(config, spec.encoder)
 tokens = models.tokenize(tokenizer, [pairs.captions[i] for i in ids[:4]], config.text.max_length)
 nothing = models.tokenize(tokenizer, [""], config.text.max_length)
 empty = nothing["input_ids"], nothing["attention_mask"]

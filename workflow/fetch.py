@@ -6,11 +6,15 @@ jobs read with HF_HUB_OFFLINE=1. Exit status 1 if something is missing.
 
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from g2g_utils import config as profiles
-from g2g_utils.data import check
+from g2g_utils import costs, encoders
+from g2g_utils.data import check, sources
 
+TEXT = ["*.json", "*.txt", "*.safetensors", "*.bin"]  # of a text encoder
 LEFT = ["*fp16*", "*non_ema*", "*.ckpt", "*.msgpack", "*.h5", "*.onnx*", "*.ot"]  # never loaded
 
 
@@ -26,8 +30,10 @@ def wanted(config: profiles.Config) -> dict[tuple[str, str | None], list[str]]:
     add(config.unet.pretrained, config.unet.revision, "unet/*")
     add(config.unet.scheduler, config.unet.revision, "scheduler/*")
     add(config.adaptation.released, config.adaptation.revision, "unet*/*")
-    for encoder in config.encoders.values():
-        add(encoder.pretrained, encoder.revision, "*.json", "*.txt", "*.safetensors", "*.bin")
+    for encoder in costs.used_encoders(config):
+        if encoder.pretrained:
+            inner = [f"{encoder.subfolder}/*", "tokenizer/*"] if encoder.subfolder else TEXT
+            add(*encoders.resolve(encoder.pretrained, encoder.revision), *inner)
     return found
 
 
@@ -42,23 +48,48 @@ def fetch(source: str, revision: str | None, patterns: list[str]) -> str:
     )
 
 
+def fetch_biovil(checkpoint: Path) -> str:
+    """Bring BioViL's image model to where the profile looks for it; returns that place."""
+    from huggingface_hub import hf_hub_download
+
+    from g2g_utils.baselines.biovil import IMAGE_FILE
+
+    if not checkpoint.is_file():
+        text = encoders.REGISTRY["cxr-bert"]  # published in the same repository
+        found = hf_hub_download(
+            text.hub_id, IMAGE_FILE, revision=text.revision, local_dir=checkpoint.parent
+        )
+        Path(found).rename(checkpoint)
+    return str(checkpoint)
+
+
+def models(config: profiles.Config) -> dict[str, Callable[[], str]]:
+    """Name of each model of a profile -> what fetches it and returns where it lies."""
+    found: dict[str, Callable[[], str]] = {
+        f"{source} ({revision or 'newest'})": partial(fetch, source, revision, patterns)
+        for (source, revision), patterns in wanted(config).items()
+    }
+    if config.biovil:
+        found["BioViL's image model"] = partial(fetch_biovil, sources.resolve(config.biovil))
+    return found
+
+
 def main() -> None:
     """Models first, then the data."""
     config = profiles.load(sys.argv[1])
-    missing = 0
-    models = wanted(config)
-    if not models:
+    missing, tasks = 0, models(config)
+    if not tasks:
         print(f"{config.profile}: no models to fetch, all are made here")
-    for (source, revision), patterns in models.items():
+    for name, task in tasks.items():
         try:
-            print(f"{source}: {fetch(source, revision, patterns)}", flush=True)
+            print(f"{name}: {task()}", flush=True)
         except Exception as error:  # the hub raises many kinds: each is one line here
             missing += 1
-            line = str(error).strip().splitlines()[0]
-            print(f"error: {source} ({revision or 'newest'}): {line}", file=sys.stderr)
+            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            print(f"error: {name}: {line}", file=sys.stderr)
     if missing:
         place = os.environ.get("HF_HOME", "~/.cache/huggingface")
-        print(f"error: {missing} of {len(models)} models missing in {place}", file=sys.stderr)
+        print(f"error: {missing} of {len(tasks)} models missing in {place}", file=sys.stderr)
     sys.exit(max(int(missing > 0), check.main([config.profile])))
 
 

@@ -166,14 +166,14 @@ def published(
 ) -> PublishedBioViL:
     """BioViL of its image checkpoint and a CXR-BERT folder or hub id.
 
-    Raises `MissingWeights` where a file is absent or a weight is missing or unexpected.
+    Raises `MissingWeights` where a file is absent or damaged or a weight missing or unexpected.
     """
     if not checkpoint.is_file():
         raise models.MissingWeights(
             f"no BioViL image model at {checkpoint}: `{FETCH} --local-dir {checkpoint.parent}`"
         )
     image_model = ImageModel()
-    _fill(image_model, torch.load(checkpoint, map_location="cpu", weights_only=True), checkpoint)
+    _fill(image_model, _read(checkpoint, f"{FETCH} --local-dir {checkpoint.parent}"), checkpoint)
     tokenizer, encoder = models.load_text_encoder(text_encoder, revision)
     state = _raw_weights(*encoders.resolve(text_encoder, revision))
     part = {name.removeprefix(HEAD): v for name, v in state.items() if name.startswith(HEAD)}
@@ -195,12 +195,28 @@ def _fill(module: nn.Module, state: dict[str, Tensor], source: Path) -> None:
 
 def _raw_weights(source: str, revision: str | None) -> dict[str, Tensor]:
     """All weights of a checkpoint, heads included."""
+    again = encoders.command(source, revision)
     for name in ("model.safetensors", "pytorch_model.bin"):
         path = cached_file(
             source, name, revision=revision, _raise_exceptions_for_missing_entries=False
         )
-        if path and name.endswith("safetensors"):
-            return load_file(path)
         if path:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return _read(Path(path), again)
     return {}
+
+
+def _read(file: Path, command: str) -> dict[str, Tensor]:
+    """Weights of a file by name; a damaged file, or one of another content, is an error."""
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except models.UNREADABLE as error:
+        raise models.MissingWeights(
+            f"{file} is damaged or no file of weights: fetch it again, `{command} --force-download`"
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise models.MissingWeights(
+            f"{file} holds no weights by name: fetch it again, `{command} --force-download`"
+        )
+    return state

@@ -97,6 +97,20 @@ def test_a_checkpoint_that_does_not_fit_is_refused(files, tmp_path, change):
         biovil.published(tmp_path / "other.pt", str(files[1]), None, 77)
 
 
+@pytest.mark.parametrize("content", ["half", "page", "list"])
+def test_a_damaged_checkpoint_is_one_line_with_the_command(files, tmp_path, content):
+    other = tmp_path / "other.pt"
+    if content == "list":
+        torch.save([1], other)
+    else:
+        other.write_bytes(b"<html>" if content == "page" else files[0].read_bytes()[:1000000])
+    with pytest.raises(models.MissingWeights) as caught:
+        biovil.published(other, str(files[1]), None, 77)
+    said = str(caught.value)
+    assert str(other) in said and f"`{biovil.FETCH}" in said and "\n" not in said
+    assert "--force-download" in said
+
+
 def test_what_is_missing_is_named(files, standins, tmp_path):
     with pytest.raises(models.MissingWeights, match=r"hf download microsoft/\S+ biovil_image"):
         biovil.published(tmp_path / "none.pt", str(files[1]), None, 77)

@@ -54,6 +54,70 @@ def test_what_is_missing_is_listed_and_what_is_there_is_not(standins, tmp_path):
     assert not [x for x in costs.missing(config.load("paper", **present)) if x.startswith("mimic")]
 
 
+@pytest.fixture
+def missing(standins, tmp_path):
+    """What is said to be missing of the data of `paper`, whose parts the test may take away."""
+    standins.mimic_cxr(tmp_path / "mimic")
+    standins.ms_cxr_coco(tmp_path / "coco")
+    standins.chestxray14(tmp_path / "nih")
+    roots = {"data": "mimic", "data.validation_from": "nih", "data.test_from": "coco"}
+    own = {f"{part}.root": str(tmp_path / name) for part, name in roots.items()}
+
+    def said(**more):
+        lines = costs.missing(config.load("paper", **own | more))
+        return [line for line in lines if not line.startswith(("weights", "optional"))]
+
+    return said
+
+
+def test_any_edition_of_a_table_will_do(missing, tmp_path):
+    assert missing() == []
+    next((tmp_path / "coco").iterdir()).unlink()
+    (line,) = missing()
+    assert "ms_cxr" in line and ".csv or " in line and ".json" in line
+
+
+def test_absent_images_and_reports_of_mimic_are_listed(missing, tmp_path):
+    (tmp_path / "mimic" / "files").rename(tmp_path / "moved")
+    images, reports = missing()
+    assert "mimic_cxr: no images such" in images and "no reports such" in reports
+    (tmp_path / "mimic" / "mimic-cxr-reports.zip").touch()
+    assert missing() == [images]
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "moved").rename(tmp_path / "elsewhere" / "files")
+    assert missing(**{"data.images": str(tmp_path / "elsewhere")}) == []
+
+
+def test_absent_reports_of_openi_are_listed(standins, tmp_path):
+    places = {"data.root": standins.openi(tmp_path / "openi")}
+    for split in ("validation", "test"):
+        places[f"data.{split}_from.root"] = standins.chestxray14(tmp_path / "nih")
+    settings = config.load("open", **{key: str(place) for key, place in places.items()})
+    assert not [line for line in costs.missing(settings) if line.startswith("openi")]
+    (tmp_path / "openi" / "indiana_reports.csv").unlink()
+    (line,) = [line for line in costs.missing(settings) if line.startswith("openi")]
+    assert "no file indiana_reports*.csv" in line
+    (tmp_path / "openi" / "ecgen-radiology").mkdir()
+    assert not [line for line in costs.missing(settings) if line.startswith("openi")]
+
+
+def test_a_config_without_weights_is_listed(standins, tmp_path):
+    world = standins.real_profile(tmp_path, films=4) | {"biovil": None}
+    (tmp_path / "sd" / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    (tmp_path / "clip" / "model.safetensors").rename(tmp_path / "clip" / "training_args.bin")
+    clip, unet = costs.missing(config.load("open", **world))
+    assert f"no *.safetensors or *.bin of {tmp_path / 'clip'}" in clip
+    assert f"no unet/*.safetensors or *.bin of {tmp_path / 'sd'}" in unet
+    assert f"HUB_ID --local-dir {tmp_path / 'sd'} --include 'unet/*'" in unet
+
+
+def test_a_text_encoder_in_a_pipeline_is_looked_for_there():
+    own = {"kind": "clip", "pretrained": "some/pipeline", "subfolder": "text_encoder"}
+    said = "\n".join(costs.missing(config.load("paper", **{"encoders.generic": own})))
+    for part in ("text_encoder", "tokenizer"):
+        assert f"hf download some/pipeline --include '{part}/*'" in said
+
+
 @pytest.mark.parametrize("profile", ["paper", "open"])
 def test_the_readme_holds_the_computed_sheet(root, profile):
     text = (root / "README.md").read_text()

@@ -4,9 +4,10 @@ import json
 
 import pytest
 import torch
-from transformers import BertModel, RobertaConfig, RobertaModel
+from safetensors.torch import load_file
+from transformers import BertModel, CLIPTextModel, RobertaConfig, RobertaModel
 
-from g2g_utils import config, encoders, models
+from g2g_utils import catalogue, config, encoders, models
 
 PHRASE = "small left effusion"
 
@@ -78,6 +79,86 @@ def test_roberta_loads_and_other_types_are_refused(standins, tmp_path):
     (folder / "config.json").write_text(json.dumps(tree | {"model_type": "gpt2"}))
     with pytest.raises(models.MissingWeights, match="model_type 'gpt2', known are bert"):
         models.load_text_encoder(folder)
+
+
+def test_a_tokenizer_without_its_words_is_refused(standins, tmp_path):
+    """Without the file transformers makes a tokenizer of special tokens: all words are unknown."""
+    bert, clip = standins.cxr_bert(tmp_path / "bert"), standins.clip(tmp_path / "clip")
+    (bert / "vocab.txt").unlink()
+    (clip / "tokenizer.json").unlink()
+    for folder, file in ((bert, r"vocab\.txt"), (clip, r"vocab\.json and merges\.txt, or")):
+        fix = f"hf download HUB_ID --local-dir {folder}"
+        with pytest.raises(models.MissingWeights, match=f"{folder} knows .*{file}.*{fix}"):
+            models.load_text_encoder(folder)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin", "page", "list"])
+def test_damaged_weights_are_one_line_with_the_file(standins, tmp_path, kind):
+    file = standins.cxr_bert(tmp_path) / "model.safetensors"
+    if kind in ("bin", "list"):
+        state, file = (
+            load_file(file),
+            file.rename(tmp_path / "other").with_name("pytorch_model.bin"),
+        )
+        torch.save(state if kind == "bin" else [1], file)
+    if kind != "list":
+        whole = file.read_bytes()
+        file.write_bytes(b"<html>" if kind == "page" else whole[: len(whole) // 2])
+    with pytest.raises(models.MissingWeights) as caught:
+        models.load_text_encoder(tmp_path)
+    assert file.name in str(caught.value) and "\n" not in str(caught.value)
+    assert kind == "list" or f"{file} is damaged: fetch it again" in str(caught.value)
+
+
+def test_weights_on_this_machine_are_found(tmp_path):
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "config.json").touch()
+    for folder in (tmp_path, tmp_path / "vae"):
+        assert encoders.find(str(folder), "vae/config.json") == tmp_path / "vae" / "config.json"
+    assert encoders.find("nobody/nothing", "config.json") is None
+    assert encoders.find("~/no hub id", "config.json") is None
+    names = ["model.fp16.safetensors", "training_args.bin", "pytorch_model.bin"]
+    for name in names:
+        (tmp_path / name).touch()
+    assert [path.name for path in encoders.weights(tmp_path)] == names[-1:]
+    (tmp_path / "model.safetensors").touch()
+    assert [path.name for path in encoders.weights(tmp_path)] == ["model.safetensors"]
+
+
+@pytest.fixture
+def pipeline(standins, tmp_path):
+    """Stable Diffusion's folders with a text encoder and its tokenizer beside it."""
+    folder = standins.stable_diffusion(tmp_path / "sd")
+    standins.clip(folder / "text_encoder").rename(folder / "both")
+    for name, pattern in (("text_encoder", "[cm]*"), ("tokenizer", "tokenizer*")):
+        (folder / name).mkdir()
+        for file in (folder / "both").glob(pattern):
+            file.rename(folder / name / file.name)
+    return folder
+
+
+def test_the_text_encoder_of_a_pipeline_is_named_by_its_subfolder(pipeline):
+    own = {"kind": "clip", "pretrained": str(pipeline), "subfolder": "text_encoder"}
+    settings = config.load("paper", **{"encoders.generic": own})
+    tokenizer, encoder = models.arm_text_encoder(settings, "generic-frozen", 0)
+    assert type(encoder) is CLIPTextModel and len(tokenizer) == encoder.config.vocab_size
+    (pipeline / "tokenizer" / "tokenizer.json").unlink()
+    with pytest.raises(models.MissingWeights, match=f"{pipeline}/tokenizer knows 2 words"):
+        models.arm_text_encoder(settings, "generic-frozen", 0)
+
+
+def test_a_subfolder_changes_keys_only_where_it_is_set(pipeline):
+    keys = [
+        catalogue.key(config.load("paper", **{"encoders.generic": own}), "ldm/generic-frozen-s4200")
+        for encoder in [{"kind": "clip", "pretrained": str(pipeline)}]
+        for own in (encoder, encoder | {"subfolder": None}, encoder | {"subfolder": "other"})
+    ]
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_a_subfolder_of_nothing_is_refused():
+    with pytest.raises(config.ConfigError, match=r"subfolder = 'text_encoder' .* pretrained"):
+        config.load("smoke", **{"encoders.generic.subfolder": "text_encoder"})
 
 
 def test_more_tokens_than_positions_are_refused(standins, tmp_path):

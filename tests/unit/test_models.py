@@ -99,6 +99,15 @@ def test_schedule_is_stable_diffusions():
     assert scheduler.alphas_cumprod[-1] == pytest.approx(0.0047, abs=1e-4)
 
 
+def test_a_loaded_schedule_must_be_for_the_configured_prediction(tmp_path):
+    DDIMScheduler(prediction_type="v_prediction").save_pretrained(tmp_path / "scheduler")
+    loaded = config.Unet(scheduler=str(tmp_path), prediction="epsilon")
+    with pytest.raises(config.ConfigError, match=r"'epsilon'.* is for 'v_prediction'"):
+        models.build_scheduler(loaded)
+    agreed = loaded.model_copy(update={"prediction": "v_prediction"})
+    assert models.build_scheduler(agreed).config.prediction_type == "v_prediction"
+
+
 def test_a_cxr_bert_shaped_checkpoint_loads_without_remote_code(tokenizer, tmp_path):
     """Keys as published: `bert.*`, and heads that a plain BertModel does not take."""
     bert = BertModel(
@@ -150,7 +159,7 @@ def test_a_stable_diffusion_shaped_folder_loads_through_the_same_code(tmp_path):
     mean, _ = models.image_posterior(loaded, torch.rand(1, 1, 64, 64))
     assert mean.shape == (1, 4, 8, 8)
     assert models.load_unet(tmp_path).config.cross_attention_dim == 32
-    settings = CONFIG.unet.model_copy(update={"scheduler": str(tmp_path)})
+    settings = config.Unet(scheduler=str(tmp_path), prediction="epsilon")
     assert models.build_scheduler(settings).config.steps_offset == 1
 
 
@@ -202,6 +211,19 @@ def test_missing_weights_name_the_place_and_the_command(tmp_path):
         models.load_text_encoder(tmp_path / "nowhere")
     with pytest.raises(models.MissingWeights, match=r"hf download nobody/nothing --revision 7"):
         models.load_unet("nobody/nothing", "7")
+
+
+@pytest.mark.parametrize("content", ["half", "page"])
+def test_damaged_weights_name_the_file_and_the_command(tmp_path, content):
+    models.build_unet(CONFIG.unet, 4, 16, 32).save_pretrained(tmp_path / "unet")
+    file = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2] if content == "half" else b"<!doctype html>")
+    with pytest.raises(models.MissingWeights) as caught:
+        models.load_unet(tmp_path)
+    assert f"{file} is damaged" in str(caught.value) and "\n" not in str(caught.value)
+    command = f"hf download HUB_ID --local-dir {tmp_path} --force-download"
+    assert f"`{command} --include 'unet/{file.name}'`" in str(caught.value)
 
 
 def test_an_unknown_arm_is_refused():
