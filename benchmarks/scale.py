@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -106,7 +107,7 @@ def modules() -> int:
 def paper(network: dict[str, float]) -> dict[str, Any]:
     """Estimates for the paper's run: GPU-hours, disk (GB), jobs and files."""
     sys.path.insert(0, str(ROOT))
-    from g2g_utils import catalogue, config
+    from g2g_utils import config
 
     settings = config.load("paper")
     training, evaluation = settings.training, settings.evaluation
@@ -125,8 +126,37 @@ def paper(network: dict[str, float]) -> dict[str, Any]:
         "gb_latents": PAIRS * 2 * 4 * (side // 8) ** 2 * 2 / 1e9,  # mean and deviation, fp16
         "gb_weights": weights,
         "gb_checkpoint": 4 * weights,  # weights, two moments, average
-        "jobs": len(catalogue.plan(settings)) + len(list((ROOT / "notebooks").glob("[0-9]*.py"))),
+        "jobs": jobs("paper"),
     }
+
+
+def jobs(profile: str) -> int:
+    """Jobs that Snakemake counts for a profile of which nothing is made yet."""
+    command = [sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile", "--dry-run"]
+    with tempfile.TemporaryDirectory() as build:
+        command += ["--directory", build, "--cores", "1", "--config", f"profile={profile}"]
+        environment = {**os.environ, "G2G_BUILD": build, "PYTHONPATH": str(ROOT)}
+        told = subprocess.run(
+            command, cwd=ROOT, env=environment, check=True, text=True, capture_output=True
+        )
+    (total,) = set(re.findall(r"^total\s+(\d+)$", told.stdout + told.stderr, re.MULTILINE))
+    return int(total) - 1  # without the target itself
+
+
+def run_files(build: Path) -> int:
+    """Files of the paper's run: as many a product, notebook and note as in a finished smoke run."""
+    from g2g_utils import catalogue, config, shards
+
+    smoke, settings = build / "smoke", config.load("paper")
+    if not any(smoke.glob("notebooks/*.run.json")):
+        raise SystemExit(f"no finished smoke run in {build}: ./run_all.sh smoke")
+    count = -(-PAIRS // shards.ROWS)  # shards of latents
+    for name in catalogue.plan(settings):
+        kind, _, item = name.partition("/")
+        made = sorted(smoke.glob(f"{kind}/*-*" if item else f"{kind}-*"))
+        count += max((sum(p.is_file() for p in place.rglob("*")) for place in made), default=0)
+    shared = [p for name in ("notebooks", "logs", "figures") for p in (smoke / name).rglob("*")]
+    return count + sum(p.is_file() for p in shared) + jobs("paper")  # a note of Snakemake's each
 
 
 def point_files(build: Path) -> dict[str, float]:
@@ -135,7 +165,8 @@ def point_files(build: Path) -> dict[str, float]:
     if not records:
         raise SystemExit(f"no finished point in {build}: ./run_all.sh sweep timesteps smoke")
     files = [p for record in records for p in record.parent.rglob("*") if p.is_file()]
-    count = len(files) / len(records) + 1 + 2  # its log; Snakemake's note on each of two outputs
+    count = len(files) / len(records) + 1 + 2 + 1  # its log, Snakemake's note on each of two
+    # outputs, Slurm's log
     return {
         "files": round(count, 1),
         "kb": round(sum(p.stat().st_size for p in files) / len(records) / 1e3),
@@ -187,7 +218,7 @@ def paper_table(found: dict[str, Any]) -> str:
         "|---|---|---|---|",
         *(f"| {name} | {a:,.0f} | {b:,.0f} | {c:,.2f} |" for name, a, b, c in rows),
         f"| Slurm jobs | {cost['jobs']} | 100 + 1 array of 100 | 1 array of 100 |",
-        f"| files of the points | – | {hundred} | {hundred} |",
+        f"| files | {cost['files']} | {hundred} | {hundred} |",
     ]
     return "\n".join(lines)
 
@@ -218,7 +249,7 @@ def main() -> None:
             "modules": modules(),
             "point": point_files(options.build),
             "unet": network,
-            "paper": paper(network),
+            "paper": paper(network) | {"files": run_files(options.build)},
         }
         RESULTS.write_text(json.dumps(found, indent=1) + "\n")
     render(json.loads(RESULTS.read_text()))
