@@ -4,8 +4,20 @@ set -euo pipefail
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 CALLED_FROM="$PWD"
-export G2G_BUILD="${G2G_BUILD:-$ROOT/build}"
-[[ -z ${G2G_BACKGROUNDS:-} ]] || export G2G_BACKGROUNDS="$(realpath "$G2G_BACKGROUNDS")"
+
+absolute() { # a path as seen from where this was called: jobs run elsewhere
+    case "$1" in
+    /*) echo "$1" ;;
+    *) echo "$CALLED_FROM/${1#./}" ;;
+    esac
+}
+
+G2G_BUILD="$(absolute "${G2G_BUILD:-$ROOT/build}")"
+export G2G_BUILD
+if [[ -n "${G2G_BACKGROUNDS:-}" ]]; then
+    G2G_BACKGROUNDS="$(absolute "$G2G_BACKGROUNDS")"
+    export G2G_BACKGROUNDS
+fi
 
 usage() {
     cat <<'TEXT'
@@ -22,6 +34,7 @@ Generate to Ground: phrase grounding in chest X-rays from the cross-attention of
         -j N         jobs at once (default: the number of cores, at most 8)
         --profile    where jobs run: local (default) or slurm (also --slurm); for Slurm
         --partition P, --account A    where yours wants them; what a job takes: configs/PROFILE.yaml
+                     more, such as slurm_extra: workflow/profiles/slurm/config.yaml
   ./run_all.sh sweep NAME [PROFILE] [the same options]
         run a notebook at every point of workflow/sweeps/NAME.yaml; then a table and a figure in
         build/PROFILE/sweeps/NAME. Finished points stay; failed ones run again
@@ -86,7 +99,8 @@ locked() { # one run at a time on one build folder; the lock goes with the proce
 }
 
 options() { # of everything that runs jobs; sets JOBS, RETRAIN, EXTRA; $1 is what they belong to
-    local of="$1" executor=local defaults=()
+    local of="$1" executor=local asked=""
+    unset G2G_SLURM_PARTITION G2G_SLURM_ACCOUNT
     shift
     JOBS="" RETRAIN=0 EXTRA=()
     while (($#)); do
@@ -102,7 +116,11 @@ options() { # of everything that runs jobs; sets JOBS, RETRAIN, EXTRA; $1 is wha
             ;;
         --partition | --account)
             [[ -n "${2:-}" && "$2" != -* ]] || fail "$1 needs a name"
-            defaults+=("slurm_${1#--}=$2")
+            asked="$1"
+            case "$1" in
+            --partition) export G2G_SLURM_PARTITION="$2" ;; # see workflow/launch.py
+            --account) export G2G_SLURM_ACCOUNT="$2" ;;
+            esac
             shift
             ;;
         -j | --jobs)
@@ -116,13 +134,14 @@ options() { # of everything that runs jobs; sets JOBS, RETRAIN, EXTRA; $1 is wha
         shift
     done
     EXTRA+=(--profile "$ROOT/workflow/profiles/$executor")
-    [[ "$executor" == local && ${#defaults[@]} -gt 0 ]] &&
+    [[ "$executor" == local && -n "$asked" ]] &&
         fail "--partition and --account go with --profile slurm"
     if [[ "$executor" == slurm ]]; then
         command -v sbatch >/dev/null || fail "--profile slurm: there is no sbatch on this machine"
         export HF_HUB_OFFLINE=1 # nodes often have no internet; ./run_all.sh fetch brings the models
-        ((${#defaults[@]})) && EXTRA+=(--default-resources "${defaults[@]}")
-        [[ " ${defaults[*]-} " == *" slurm_account="* ]] || EXTRA+=(--slurm-no-account)
+        [[ -n "${G2G_SLURM_ACCOUNT:-}" ]] ||
+            grep -q "^[^#]*slurm_account" "$ROOT/workflow/profiles/slurm/config.yaml" ||
+            EXTRA+=(--slurm-no-account)
         accounting || EXTRA+=(--slurm-status-command squeue)
         # Jobs are named by their build folder: what a killed run left is found and cancelled.
         G2G_SLURM_PREFIX="g2g-$(printf %s "$G2G_BUILD" | cksum | cut -d" " -f1)"
@@ -148,8 +167,8 @@ snakemake() { # Snakefile, then what Snakemake takes
     local file="$1"
     shift
     [[ " ${EXTRA[*]} " == *profiles/slurm* && -z "$JOBS" ]] || EXTRA+=(--jobs "${JOBS:-$(cores)}")
-    locked "$PYTHON" -m snakemake --snakefile "$ROOT/workflow/$file" --directory "$G2G_BUILD" \
-        "${EXTRA[@]}" "$@"
+    locked "$PYTHON" "$ROOT/workflow/engine.py" --snakefile "$ROOT/workflow/$file" \
+        --directory "$G2G_BUILD" "${EXTRA[@]}" "$@"
 }
 
 known_profile() {
@@ -181,6 +200,7 @@ sweep() {
         profile="$1"
         shift
     fi
+    [[ "$name" != *.yaml || ! -f "$name" ]] || name="$(absolute "$name")"
     known_profile "$profile"
     options "sweep $name" "$@"
     ((RETRAIN)) && fail "sweep knows no --retrain"

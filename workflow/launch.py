@@ -38,8 +38,11 @@ def become_own_array_task(arguments: list[str]) -> None:
 
 
 def resources(job: Any) -> dict[str, Any]:
-    """Snakemake's resources of a rule from its section of the profile."""
+    """Snakemake's resources of a rule, from its section of the profile and run_all.sh's options."""
     found = {"gpu": job.gpu * job.processes, "mem_mb": job.mem_mb, "runtime": job.runtime}
+    for name in ("slurm_partition", "slurm_account"):  # of the command line, over the defaults
+        if given := os.environ.get(f"G2G_{name.upper()}"):
+            found[name] = given
     if job.processes > 1:  # `mpi`: the job's own srun starts the tasks
         found |= {"tasks": job.processes, "mpi": "srun"}
         found |= {"tasks_per_gpu": 1} if job.gpu else {}

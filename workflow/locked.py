@@ -4,6 +4,7 @@ The lock belongs to the process and vanishes with it, however that ends: nothing
 command replaces this process, so that its id is the one to stop.
 """
 
+import errno
 import fcntl
 import os
 import socket
@@ -21,9 +22,8 @@ def cancel_orphans(prefix: str) -> None:
         subprocess.run(["scancel", *lost], check=True)
 
 
-def main() -> None:
-    """Take the lock or say who has it, then become the command."""
-    build = Path(sys.argv[1])
+def take(build: Path) -> int:
+    """Lock the folder and write down who has it; if another run has, say so and stop."""
     build.mkdir(parents=True, exist_ok=True)
     lock = os.open(build / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -36,10 +36,23 @@ def main() -> None:
         )
     os.ftruncate(lock, 0)
     os.write(lock, f"{os.getpid()} on {socket.gethostname()}\n".encode())
+    return lock
+
+
+def main() -> None:
+    """Take the lock or say who has it, then become the command."""
+    build = Path(sys.argv[1])
+    try:
+        lock = take(build)
+    except OSError as problem:
+        if problem.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        sys.exit(f"run_all.sh: the disk of {build} is full: make room there")
     os.set_inheritable(lock, True)
-    if prefix := os.environ.get("G2G_SLURM_PREFIX"):
+    prefix = os.environ.get("G2G_SLURM_PREFIX")
+    if prefix and "--dry-run" not in sys.argv:
         cancel_orphans(prefix)
-    else:  # Jobs watch this process and end with it (workflow/run_notebook.py).
+    elif not prefix:  # Jobs watch this process and end with it (workflow/run_notebook.py).
         os.environ["G2G_CONTROLLER"] = f"{socket.gethostname()}:{os.getpid()}"
     os.execvp(sys.argv[2], sys.argv[2:])
 

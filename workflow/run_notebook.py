@@ -3,9 +3,9 @@
     python workflow/run_notebook.py NOTEBOOK --profile smoke [-p NAME VALUE …] [--set KEY VALUE …]
 
 Writes build/PROFILE/notebooks/NAME.ipynb (also of a failed run, up to the error) and, only after
-success, NAME.metrics.json and NAME.run.json with the parameters, the figures it wrote, hashes of
-what went in and came out, and where it ran. With --folder all of that goes into that folder.
--p gives parameters of the notebook, --set other settings of the profile (grounding.timesteps).
+success, NAME.metrics.json and NAME.run.json with the run's id, parameters and settings, the figures
+it wrote, hashes of what went in and came out, and where it ran. With --folder all of that goes into
+that folder. -p gives parameters of the notebook, --set settings (grounding.timesteps).
 """
 
 import argparse
@@ -19,6 +19,7 @@ import socket
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -88,18 +89,17 @@ def _default(parameter: dict[str, Any]) -> Any:
         return parameter["default"]
 
 
-def figures(folder: Path) -> dict[Path, int]:
-    """Every file below `folder` and when it was written."""
-    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+def mark(path: Path, profile: str, world: str) -> None:
+    """Write down in the executed notebook which profile it ran under.
 
-
-def mark(path: Path, profile: str) -> None:
-    """Write down in the executed notebook which profile it ran under."""
+    world: the profile with the run's settings, which decide whether it read credentialed data.
+    """
     import nbformat
 
     if path.exists():
         notebook = nbformat.read(path, as_version=4)
-        privacy.mark(notebook, profile)
+        privacy.mark(notebook, world)
+        notebook.metadata["g2g"]["profile"] = profile
         with runs.atomic(path) as temporary:
             nbformat.write(notebook, temporary)
 
@@ -111,6 +111,66 @@ def settings_file(folder: Path, profile: str, overrides: dict[str, Any]) -> str:
     path = folder / f"{profile}.yaml"
     runs.write_json(path, profiles.tree(profile, overrides))  # JSON is YAML
     return str(path)
+
+
+@dataclass(frozen=True)
+class Files:
+    """What one run writes."""
+
+    notebook: Path  # executed
+    record: Path
+    metrics: Path
+    figures: Path  # folder, which other notebooks may share
+
+    @property
+    def error(self) -> Path:
+        """One line about a failed run."""
+        return self.notebook.with_suffix(".error")
+
+    @property
+    def written(self) -> Path:
+        """Figures that the notebook wrote so far, one a line."""
+        return self.notebook.with_suffix(".written")
+
+    def forget(self) -> None:
+        """Remove what an earlier run left."""
+        self.notebook.parent.mkdir(parents=True, exist_ok=True)
+        for old in (self.record, self.metrics, self.error, self.written):
+            old.unlink(missing_ok=True)
+
+    def drawn(self) -> list[Path]:
+        """The figures that this run wrote, each once; the list of them is removed."""
+        lines = self.written.read_text().splitlines() if self.written.exists() else []
+        self.written.unlink(missing_ok=True)
+        return [path for path in sorted(set(map(Path, lines))) if path.exists()]
+
+
+def files(config: profiles.Config, notebook: Path, folder: Path | None) -> Files:
+    """Where a run writes: into its own folder, or as one of the profile's notebooks."""
+    if folder:
+        own = (folder / name for name in ("run.json", "metrics.json", "figures"))
+        return Files(folder / notebook.name, *own)
+    executed = config.build_dir / "notebooks" / notebook.name
+    beside = (executed.with_suffix(end) for end in (".run.json", ".metrics.json"))
+    return Files(executed, *beside, config.figures_dir)
+
+
+def what_ran(
+    config: profiles.Config, notebook: Path, parameters: dict[str, Any], inputs: list[Path]
+) -> dict[str, Any]:
+    """What determines a run, and the id made of it, which its figures carry.
+
+    The id begins as `run` in findings.json: with the profile and the hash of its settings.
+    """
+    found = {notebook.name: runs.file_digest(notebook), **dict(map(product, inputs))}
+    settings = f"{config.profile}-{runs.digest(config.model_dump())}"
+    return {
+        "id": f"{settings}.{notebook.stem}.{runs.digest([parameters, found], 8)}",
+        "notebook": notebook.stem,
+        "parameters": parameters,
+        "settings": config.model_dump(mode="json"),
+        "inputs": found,
+    }
 
 
 def execute(
@@ -127,39 +187,28 @@ def execute(
     it the run is one of the profile's notebooks. inputs: records of products, for the provenance.
     """
     started, config = time.time(), profiles.load(profile, **(overrides or {}))
-    output = (folder or config.build_dir / "notebooks") / notebook.name
-    record = folder / "run.json" if folder else output.with_suffix(".run.json")
-    metrics = folder / "metrics.json" if folder else output.with_suffix(".metrics.json")
-    drawn = folder / "figures" if folder else config.figures_dir
-    error = output.with_suffix(".error")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    for old in (record, metrics, error):
-        old.unlink(missing_ok=True)
-    os.environ["G2G_METRICS"] = str(metrics)
-    if folder:
-        os.environ["G2G_FIGURES"] = str(drawn)
-    world = settings_file(output.parent, profile, overrides or {})
-    before = figures(drawn)
-    run_cells(notebook, output, {"profile": world, **parameters}, error, profile)
-    if not metrics.exists():
-        runs.write_json(metrics, {})
-    new = sorted(p for p, t in figures(drawn).items() if before.get(p) != t)
+    place = files(config, notebook, folder)
+    place.forget()
+    run = what_ran(config, notebook, {"profile": profile, **parameters}, inputs or [])
+    given = {"METRICS": place.metrics, "WRITTEN": place.written, "RUN": run["id"]}
+    given |= {"FIGURES": place.figures} if folder else {}
+    os.environ |= {f"G2G_{name}": str(value) for name, value in given.items()}
+    world = settings_file(place.notebook.parent, profile, overrides or {})
+    run_cells(notebook, place, profile, world, parameters)
+    if not place.metrics.exists():
+        runs.write_json(place.metrics, {})
+    drawn, here = place.drawn(), place.notebook.parent
+    made = [place.metrics, place.notebook, *drawn]
     fields = {
-        "notebook": notebook.stem,
-        "parameters": {"profile": profile, **parameters},
-        **({"settings": overrides} if overrides else {}),
-        "figures": [os.path.relpath(p, drawn) for p in new],
-        "metrics": runs.read_json(metrics),
-        "executed": runs.file_digest(output),
-        "inputs": {notebook.name: runs.file_digest(notebook), **dict(map(product, inputs or []))},
-        "outputs": {
-            os.path.relpath(p, output.parent): runs.file_digest(p) for p in [metrics, *new]
-        },
+        **run,
+        "figures": [os.path.relpath(path, place.figures) for path in drawn],
+        "metrics": runs.read_json(place.metrics),
+        "outputs": {os.path.relpath(path, here): runs.file_digest(path) for path in made},
         **runs.provenance(started),
         "peak_memory_mib": peak_memory(),
     }
-    runs.write_json(record, fields)
-    print(f"{notebook.stem}: {fields['wall_s']:.0f} s, {len(new)} files in {drawn}")
+    runs.write_json(place.record, fields)
+    print(f"{notebook.stem}: {fields['wall_s']:.0f} s, {len(drawn)} figures in {place.figures}")
 
 
 def product(record: Path) -> tuple[str, str]:
@@ -170,17 +219,18 @@ def product(record: Path) -> tuple[str, str]:
 
 
 def run_cells(
-    notebook: Path, output: Path, parameters: dict[str, Any], error: Path, profile: str
+    notebook: Path, place: Files, profile: str, world: str, parameters: dict[str, Any]
 ) -> None:
     """Execute with papermill; what fails leaves one line in `error` and ends this process."""
     import papermill
 
+    output = place.notebook
     try:
         prepare(notebook, output)
         papermill.execute_notebook(
             str(output),
             str(output),
-            parameters=checked(output, parameters),
+            parameters=checked(output, {"profile": world, **parameters}),
             kernel_name="python3",
             cwd=str(notebook.parent),
             progress_bar=False,
@@ -192,11 +242,11 @@ def run_cells(
         line = runs.disk_is_full(problem, output.parent) or line
         message = f"{notebook.name} failed: {line}\n  executed up to there: {output}\n"
         with contextlib.suppress(OSError):
-            error.write_text(message)
+            place.error.write_text(message)
         sys.exit(message)
     finally:
         with contextlib.suppress(OSError):
-            mark(output, profile)
+            mark(output, profile, world)
 
 
 def peak_memory() -> int:

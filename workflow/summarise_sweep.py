@@ -1,10 +1,12 @@
-"""Table (long format) and figure of a finished sweep: python summarise_sweep.py SWEEP WORLD FOLDER.
+"""Table, figure and record of a finished sweep: python summarise_sweep.py SWEEP WORLD FOLDER.
 
 summary.csv has one row a point and metric: point, the axes, metric, value. summary.png shows the
 metrics that the sweep's `figure:` names against its x axis, a line a value of its colour axis.
+summary.run.json, written last, holds the summary's id, which the figure carries, and both hashes.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -51,14 +53,25 @@ def draw(sweep: sweeps.Sweep, world: str, rows: pd.DataFrame, folder: Path) -> N
     plots.save_figure(profiles.load(world), fig, "summary", folder)
 
 
+def identity(sweep: sweeps.Sweep, world: str, folder: Path) -> str:
+    """Id of the summary: profile and hash of its settings, sweep, hash of its points' ids."""
+    records = [runs.read_json(folder / point.id / "run.json") for point in sweep.points]
+    points = [record.get("id") for record in records]
+    return f"{plots.run_id(profiles.load(world))}.{sweep.name}.{runs.digest(points, 8)}"
+
+
 def main() -> None:
-    """Write the figure, then the table: the workflow waits for the table."""
+    """Write the table, then the figure, which may fail, then the record."""
     name, world, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
     sweep = sweeps.read(name)
     rows = table(sweep, folder)
-    draw(sweep, world, rows, folder)
     with runs.atomic(folder / "summary.csv") as temporary:
         rows.to_csv(temporary, index=False)
+    id = os.environ["G2G_RUN"] = identity(sweep, world, folder)
+    draw(sweep, world, rows, folder)
+    made = {file: runs.file_digest(folder / file) for file in ("summary.csv", "summary.png")}
+    record = {"id": id, "sweep": sweep.name, "outputs": made}
+    runs.write_json(folder / "summary.run.json", record)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ ROOT = Path(workflow.basedir).parent
 sys.path[:0] = [str(ROOT), str(ROOT / "workflow")]
 
 import launch
+import records
 import sources
 import sweeps
 from g2g_utils import config as profiles
@@ -25,6 +26,7 @@ BUILD = SETTINGS.build_dir.resolve() / "sweeps"
 HERE = BUILD / SWEEP.name
 POINTS = {point.id: point for point in SWEEP.points}
 CODE = sources.fingerprint(SWEEP.notebook, "")
+SUMMARY = ("summary.csv", "summary.png", "summary.run.json")
 PYTHON = sys.executable
 
 
@@ -63,7 +65,7 @@ def waits(point):
 WAITS = {id: waits(point) for id, point in POINTS.items()}
 
 
-def records(names):
+def made(names):
     """The record of each product."""
     return [BUILD / "products" / f"{name}.json" for name in names]
 
@@ -72,7 +74,7 @@ def prerequisites(wildcards):
     """Records of the products that a product needs."""
     name, overrides = MADE[wildcards.product]
     needed = products.needs(settings(overrides), name)
-    return records(f"{n}-{key_of(n, overrides)}" for n in needed)
+    return made(f"{n}-{key_of(n, overrides)}" for n in needed)
 
 
 def overrides_of(wildcards):
@@ -90,21 +92,23 @@ def parameters_of(wildcards):
     return [word for name, value in given.items() for word in ("-p", name, json.dumps(value))]
 
 
-def forget_damaged():
-    """Drop what a crash or a full disk left unusable, and say so; those steps run again."""
-    for id in POINTS:
-        folder = HERE / id
-        if (folder / "run.json").exists() and not runs.holds(folder / "run.json", ["metrics.json"]):
-            print(f"[g2g] warning: {folder} is damaged; that point runs again", file=sys.stderr)
-            (folder / "run.json").unlink()
-    for record in filter(Path.exists, records(MADE)):
-        if not runs.leads_to_product(record):
-            print(f"[g2g] warning: {record.name}: its product is gone; it is made again", file=sys.stderr)
-            record.unlink()
+def key_of_point(point):
+    """What decides whether a point runs again: the notebook's code and the point's settings."""
+    given = settings(json.dumps(point.settings)).model_dump()
+    return records.key(runs.digest([CODE, given]), [HERE / point.id / "run.json"])
+
+
+def lost():
+    """Records that a crash or a full disk left without what they name, and why."""
+    executed = [*(HERE / id / "run.json" for id in POINTS), HERE / "summary.run.json"]
+    found = {record: records.damage(record) for record in filter(Path.exists, executed)}
+    for record in filter(Path.exists, made(MADE)):
+        found[record] = "" if runs.leads_to_product(record) else "its product is gone or damaged"
+    return {record: why for record, why in found.items() if why}
 
 
 if workflow.is_main_process:
-    forget_damaged()
+    records.forget(lost())
 
 
 def any_of(names):
@@ -124,7 +128,7 @@ localrules:
 rule all:
     input:
         [HERE / id / name for id in POINTS for name in ("metrics.json", "run.json")],
-        HERE / "summary.csv",
+        [HERE / name for name in SUMMARY],
 
 
 rule product:
@@ -134,6 +138,7 @@ rule product:
         BUILD / "products" / "{product}.json",
     params:
         name=lambda wc: MADE[wc.product][0],
+        key=lambda wc: records.key(wc.product, made([wc.product])),
         overrides=overrides_of,
         python=launch.prefix(PYTHON, SETTINGS.job("product")),
     log:
@@ -157,6 +162,7 @@ rule training:
         BUILD / "products" / "{product}.json",
     params:
         name=lambda wc: MADE[wc.product][0],
+        key=lambda wc: records.key(wc.product, made([wc.product])),
         overrides=overrides_of,
         python=launch.prefix(PYTHON, SETTINGS.job("training")),
     log:
@@ -176,12 +182,12 @@ rule training:
 
 rule point:
     input:
-        lambda wc: records(WAITS[wc.point]),
+        lambda wc: made(WAITS[wc.point]),
     output:
         metrics=HERE / "{point}" / "metrics.json",
         record=HERE / "{point}" / "run.json",
     params:
-        key=lambda wc: runs.digest([CODE, settings(json.dumps(POINTS[wc.point].settings)).model_dump()]),
+        key=lambda wc: key_of_point(POINTS[wc.point]),
         given=parameters_of,
         overrides=overrides_of,
     log:
@@ -202,9 +208,9 @@ rule summary:
     input:
         [HERE / id / "metrics.json" for id in POINTS],
     output:
-        HERE / "summary.csv",
+        [HERE / name for name in SUMMARY],
     params:
-        points=list(POINTS),
+        points=records.key(list(POINTS), [HERE / "summary.run.json"]),
         figure=SWEEP.figure,
     message:
         "summary"
@@ -221,7 +227,7 @@ onerror:
     print(f"[g2g] {len(lost)} of {len(POINTS)} points of {SWEEP.name} are not finished; the same command runs them again")
     for problem in sorted(filter(Path.exists, (HERE / id / f"{SWEEP.notebook.stem}.error" for id in lost))):
         print(problem.read_text().rstrip())
-    for keyed, record in zip(MADE, records(MADE), strict=True):
+    for keyed, record in zip(MADE, made(MADE), strict=True):
         kind = "training" if keyed.startswith("ldm/") else "product"
         if not record.exists() and (said := runs.last_line(BUILD / "logs" / kind / f"{keyed}.log")):
             print(f"{keyed}: {said}")

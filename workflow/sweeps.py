@@ -31,7 +31,8 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 SWEEPS = ROOT / "workflow" / "sweeps"
-KEYS = {"notebook", "grid", "fixed", "needs", "figure"}
+KEYS = ("notebook", "grid", "fixed", "needs", "figure")
+FIGURE = ("x", "y", "colour")
 TYPES = {"str": str, "int": int, "float": (int, float), "bool": bool}
 SLUG = 60  # characters of a point's name that come from its values
 
@@ -82,15 +83,35 @@ class Sweep:
         if self.needs is None:
             waits = yaml.safe_load((ROOT / "workflow" / "needs.yaml").read_text()) or {}
             return waits.get(self.notebook.stem, ["*"])
-        return [pattern.format(**point.parameters) for pattern in self.needs]
+        return [self.filled(pattern, point) for pattern in self.needs]
+
+    def filled(self, pattern: str, point: Point) -> str:
+        """A pattern with the point's values in the places of their {name}."""
+        try:
+            return pattern.format(**point.parameters)
+        except (KeyError, IndexError, ValueError, AttributeError, TypeError):
+            known = ", ".join(f"{{{name}}}" for name in point.parameters) or "none"
+            raise SweepError(
+                f"{self.name}.yaml: needs: {pattern!r}: a name in braces needs a value at every "
+                f"point, from grid or fixed; known here: {known}"
+            ) from None
 
     def products(self, point: Point, plan: dict[str, list[str]]) -> list[str]:
-        """Products that a point waits for; one beyond the plan (another seed) by its own name."""
+        """Products that a point waits for, also a training beyond the plan: of another seed.
+
+        What the profile loads and does not make (a released VAE) is none.
+        """
+        trains = any(name.startswith("ldm/") for name in plan)
         names: list[str] = []
         for pattern in self.patterns(point):
-            wild = any(sign in pattern for sign in "*?[")
-            names += [n for n in plan if fnmatch.fnmatch(n, pattern)] if wild else [pattern]
+            beyond = trains and pattern.startswith("ldm/") and not is_wild(pattern)
+            names += fnmatch.filter(plan, pattern) or [pattern] * beyond
         return list(dict.fromkeys(names))
+
+
+def is_wild(pattern: str) -> bool:
+    """True if a pattern stands for any number of names."""
+    return any(sign in pattern for sign in "*?[")
 
 
 def locate(name: str) -> Path:
@@ -105,22 +126,61 @@ def locate(name: str) -> Path:
 def read(name: str) -> Sweep:
     """Read and expand a sweep; what doesn't depend on the notebook or profile is checked."""
     path = locate(name)
-    content = yaml.safe_load(path.read_text())
-    if not isinstance(content, dict) or {"notebook", "grid"} - content.keys():
-        raise SweepError(f"{path.name}: needs `notebook:` and `grid:`")
-    if unknown := sorted(content.keys() - KEYS):
-        raise SweepError(f"{path.name}: unknown key {unknown[0]!r}; known: {', '.join(KEYS)}")
+    content = parse(path)
     notebook = ROOT / "notebooks" / f"{content['notebook']}.ipynb"
     if not notebook.is_file():
         known = ", ".join(sorted(p.stem for p in notebook.parent.glob("[0-9]*.ipynb")))
         raise SweepError(f"{path.name}: no notebook {content['notebook']!r}: choose one of {known}")
-    points = expand(path, content["grid"], content.get("fixed") or {})
-    figure = content.get("figure") or {}
-    axes = {name for point in points for name in point.values}
+    points = expand(path, content["grid"], mapping(path, content, "fixed"))
+    needs = content.get("needs")
+    if needs is not None and not is_texts(needs):
+        raise SweepError(f"{path.name}: needs = {needs!r}: write a list [product, …]")
+    figure = mapping(path, content, "figure")
+    check_figure(path, figure, {name for point in points for name in point.values})
+    return Sweep(path.stem, notebook, points, needs, figure)
+
+
+def parse(path: Path) -> dict[str, Any]:
+    """Content of a sweep's file, with the keys it must and may have."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise SweepError(f"{path.name}: no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict) or {"notebook", "grid"} - content.keys():
+        raise SweepError(f"{path.name}: needs `notebook:` and `grid:`")
+    if unknown := [key for key in content if key not in KEYS]:
+        raise SweepError(f"{path.name}: unknown key {unknown[0]!r}; known: {', '.join(KEYS)}")
+    return content
+
+
+def mapping(path: Path, content: dict[str, Any], key: str) -> dict[str, Any]:
+    """An optional part of a sweep that maps names to values."""
+    part = content.get(key) or {}
+    if not isinstance(part, dict) or not all(isinstance(name, str) for name in part):
+        raise SweepError(f"{path.name}: {key} = {part!r}: write {key}: {{name: value, …}}")
+    return part
+
+
+def is_texts(value: Any) -> bool:
+    """True for a list of strings."""
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def check_figure(path: Path, figure: dict[str, Any], axes: set[str]) -> None:
+    """Keys of a sweep's figure, and its axes; the metrics are known only when points have run."""
+    if unknown := [key for key in figure if key not in FIGURE]:
+        raise SweepError(
+            f"{path.name}: unknown key figure.{unknown[0]}; known: {', '.join(FIGURE)}"
+        )
     for role in ("x", "colour"):
-        if figure.get(role, next(iter(axes))) not in axes:
-            raise SweepError(f"{path.name}: figure.{role} = {figure[role]!r} is none of {axes}")
-    return Sweep(path.stem, notebook, points, content.get("needs"), figure)
+        if role in figure and figure[role] not in axes:
+            known = ", ".join(sorted(axes))
+            raise SweepError(f"{path.name}: figure.{role} = {figure[role]!r} is none of {known}")
+    wanted = figure.get("y", "")
+    if not isinstance(wanted, str) and not (wanted and is_texts(wanted)):
+        raise SweepError(
+            f"{path.name}: figure.y = {wanted!r}: write a metric or a list [metric, …]"
+        )
 
 
 def expand(path: Path, grid: Any, fixed: dict[str, Any]) -> tuple[Point, ...]:
@@ -130,6 +190,8 @@ def expand(path: Path, grid: Any, fixed: dict[str, Any]) -> tuple[Point, ...]:
         if not isinstance(part, dict) or not part:
             raise SweepError(f"{path.name}: grid: write name: [value, …], not {part!r}")
         for name, values in part.items():
+            if not isinstance(name, str):
+                raise SweepError(f"{path.name}: grid: the name {name!r} is no text: quote it")
             if not isinstance(values, list) or not values:
                 raise SweepError(f"{path.name}: grid.{name} = {values!r}: write a list [value, …]")
             if name in fixed:
@@ -137,6 +199,8 @@ def expand(path: Path, grid: Any, fixed: dict[str, Any]) -> tuple[Point, ...]:
         for values in itertools.product(*part.values()):
             point = Point(dict(zip(part, values, strict=True)), fixed)
             points.setdefault(point.id, point)
+    if not points:
+        raise SweepError(f"{path.name}: grid is empty: write name: [value, …]")
     return tuple(points.values())
 
 
@@ -151,7 +215,7 @@ def check(sweep: Sweep, world: str) -> None:
         for name, value in point.parameters.items():
             if problem := mismatch(name, value, known):
                 wrong[f"{sweep.name}.yaml: {sweep.notebook.name} {problem}"] = None
-        if problem := unusable(point, world):
+        if problem := unusable(sweep, point, world):
             wrong[f"{sweep.name}.yaml: {problem}"] = None
     if wrong:
         raise SweepError("\n".join(wrong))
@@ -189,14 +253,24 @@ def mismatch(name: str, value: Any, known: dict[str, tuple[str, Any]]) -> str:
     return f"wants {kind} for {name}, not {value!r}{hint}"
 
 
-def unusable(point: Point, world: str) -> str:
-    """Why the profile cannot take a point's settings; empty if it can."""
-    from g2g_utils import config
+def unusable(sweep: Sweep, point: Point, world: str) -> str:
+    """Why the profile cannot take a point's settings, arm or products; empty if it can."""
+    from g2g_utils import config, products
 
     try:
-        config.load(world, **point.settings)
+        settings = config.load(world, **point.settings)
     except config.ConfigError as error:
         return f"{point.values}: {error}"
+    arm, arms = point.parameters.get("arm"), settings.training.arms
+    if isinstance(arm, str) and arm and arm not in arms:
+        return f"arm = {arm!r}: choose one of {', '.join(arms)}"
+    plan = products.plan(settings)
+    for name in sweep.patterns(point):
+        try:
+            if name not in plan and not is_wild(name):
+                products.key(settings, name)
+        except config.ConfigError as error:
+            return f"needs: {error}"
     return ""
 
 

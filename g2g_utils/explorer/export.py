@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from g2g_utils import bbm, config, runs
+from g2g_utils import bbm, config, plots, runs
 from g2g_utils.explorer import maps, render
 from g2g_utils.explorer.session import Panel, Session, View, _arm_and_seed
 from g2g_utils.explorer.state import State, column_label
@@ -230,4 +230,5 @@ def static_views(session: Session, now: State, folder: Path) -> list[Path]:
         paths.append(folder / f"explorer_{name}.png")
         with runs.atomic(paths[-1]) as temporary:
             temporary.write_bytes(render.png(picture))
+        plots.wrote(paths[-1])
     return paths

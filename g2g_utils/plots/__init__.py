@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,12 @@ def use_style() -> None:
 
 
 def run_id(config: configuration.Config) -> str:
-    """Profile and hash of all its settings: what a figure or a claim was computed under."""
-    return f"{config.profile}-{runs.digest(config.model_dump())}"
+    """Id of the run at work, as in its run.json; by hand only profile and hash of all its settings.
+
+    The id of a run (workflow/run_notebook.py) begins with that, and so names what a claim in
+    findings.json was computed under.
+    """
+    return os.environ.get("G2G_RUN") or f"{config.profile}-{runs.digest(config.model_dump())}"
 
 
 def provenance(config: configuration.Config, title: str) -> dict[str, str]:
@@ -48,6 +53,13 @@ def provenance(config: configuration.Config, title: str) -> dict[str, str]:
         "Comment": f"git {commit}{' with changes' if state['dirty'] else ''}",
         "Disclaimer": "for research, not a medical device",
     }
+
+
+def wrote(path: Path) -> None:
+    """Note a figure as one of this run's, in the file named by G2G_WRITTEN; nothing without it."""
+    if listed := os.environ.get("G2G_WRITTEN"):
+        with open(listed, "a") as lines:
+            lines.write(f"{path.resolve()}\n")
 
 
 def save_figure(
@@ -66,3 +78,4 @@ def save_figure(
             bbox_inches="tight",
             metadata=provenance(config, name),
         )
+    wrote(path)

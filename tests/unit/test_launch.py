@@ -65,6 +65,16 @@ def test_resources_of_one_process_and_of_a_group(launch):
     assert launch.prefix("python", group)[2:] == ["4", "1"]
 
 
+def test_partition_and_account_of_the_command_line_leave_the_defaults(launch, monkeypatch):
+    job = SimpleNamespace(gpu=0, mem_mb=10, runtime=5, processes=1)
+    monkeypatch.setenv("G2G_SLURM_PARTITION", "gpu")
+    monkeypatch.delenv("G2G_SLURM_ACCOUNT", raising=False)
+    assert launch.resources(job)["slurm_partition"] == "gpu"
+    assert "slurm_account" not in launch.resources(job)
+    monkeypatch.setenv("G2G_SLURM_ACCOUNT", "mine")
+    assert launch.resources(job)["slurm_account"] == "mine"
+
+
 def test_a_later_task_of_an_array_becomes_its_own_job(launch, monkeypatch):
     """The first task, and a job outside of an array, go on as they are."""
     calls = {"2": zlib.compress(b"snakemake of the second").hex()}

@@ -103,8 +103,21 @@ def test_layer_labels():
     assert overlays.layer_labels(sizes) == ["down 0.1 (16×16)", "mid (4×4)"]
 
 
+def test_saved_figure_tells_the_run_that_made_it_and_the_run_its_figure(tmp_path, monkeypatch):
+    monkeypatch.setenv("G2G_BUILD", str(tmp_path))
+    monkeypatch.setenv("G2G_RUN", "smoke-0.01_data.1")
+    monkeypatch.setenv("G2G_WRITTEN", str(tmp_path / "written"))
+    plots.save_figure(load("smoke"), Figure(), "film")
+    path = load("smoke").figures_dir / "film.png"
+    with Image.open(path) as picture:
+        assert picture.text["Source"] == "run smoke-0.01_data.1"
+    assert (tmp_path / "written").read_text() == f"{path}\n"
+
+
 def test_saved_figure_tells_its_run(tmp_path, monkeypatch):
     monkeypatch.setenv("G2G_BUILD", str(tmp_path))
+    monkeypatch.delenv("G2G_RUN", raising=False)
+    monkeypatch.delenv("G2G_WRITTEN", raising=False)
     config = load("smoke")
     fig = Figure()
     overlays.show_image(fig.subplots(), IMAGE)

@@ -94,7 +94,12 @@ def spent() -> float:
 def test_everything_ran_and_a_second_call_does_nothing(done: World) -> None:
     record = json.loads((done.build / "notebooks" / "01_one.run.json").read_text())
     assert record["parameters"] == {"profile": "smoke"}
-    assert record["figures"][0].endswith("_figure.txt")
+    assert record["settings"]["data"]["source"] == "phantoms"
+    for number in ("01_one", "02_two"):  # which ran at the same time
+        other = json.loads((done.build / "notebooks" / f"{number}.run.json").read_text())
+        assert other["figures"] == [f"{number[:2]}_figure.txt"]
+        assert len(other["outputs"]) == 3 and f".{number}." in other["id"]
+    assert not list((done.build / "notebooks").glob("*.written"))
     start = spent()
     status, said = done.run("smoke")
     assert (status, done.steps(said)) == (0, []), said
@@ -120,8 +125,56 @@ def test_only_what_changed_runs_again(done: World) -> None:
     assert "02_two" in done.steps(done.run("smoke")[1])
     assert (done.build / "figures" / "02_figure.txt").exists()
 
+    (done.build / "notebooks" / "01_one.ipynb").write_text('{"cells')
+    assert done.steps(done.run("smoke", "--dry-run")[1]) == ["01_one"]
+    assert done.steps(done.run("smoke")[1]) == ["01_one"]
+
     status, said = done.run("smoke", KEY_latents="changed")
     assert done.steps(said) == ["01_one", "02_two", "latents", "ldm/a-s0"], said
+
+
+def test_a_dry_run_removes_no_record_and_cancels_no_job(done: World, tmp_path: Path) -> None:
+    shutil.copytree(done.build / "vae", tmp_path / "shipped")
+    record = done.build / "products" / "vae.json"
+    before = record.read_text()
+    record.write_text(json.dumps(json.loads(before) | {"folder": str(tmp_path / "shipped")}))
+    status, said = done.run("smoke", "--retrain", "--dry-run")
+    assert status == 0 and "to be retrained" in said and "vae" in done.steps(said), said
+    assert record.exists()
+    record.write_text(before)
+
+    tools = slurm_commands(tmp_path / "bin")
+    asked = ("--partition", "P7", "--account", "A7")
+    path = f"{tools}:{os.environ['PATH']}"
+    status, said = done.run("smoke", "--slurm", *asked, "--dry-run", PATH=path)
+    assert status == 0 and not (tools / "cancelled.txt").exists(), said
+    assert (tools / "asked.txt").read_text() == "P7 A7\n"  # what workflow/launch.py reads
+
+
+def slurm_commands(folder: Path) -> Path:
+    """A Slurm without daemons: its commands, which write down what they are asked."""
+    folder.mkdir()
+    noted = f'echo "$G2G_SLURM_PARTITION $G2G_SLURM_ACCOUNT" > {folder}/asked.txt'
+    said = {
+        "sbatch": "",
+        "squeue": 'echo "17 $G2G_SLURM_PREFIX-x"',
+        "scancel": f'echo "$@" > {folder}/cancelled.txt',
+        "scontrol": f"{noted}; echo 'AccountingStorageType = accounting_storage/none'",
+    }
+    for name, line in said.items():
+        (folder / name).write_text(f"#!/bin/sh\n{line}\n")
+        (folder / name).chmod(0o755)
+    return folder
+
+
+def test_a_relative_build_folder_is_the_callers(fresh: World) -> None:
+    fresh.write("01_one", NOTEBOOK)
+    (fresh.folder / "notebooks" / "02_two.ipynb").unlink()
+    status, said = fresh.run("smoke", G2G_BUILD="./elsewhere")
+    assert status == 0, said
+    build = fresh.folder.parent / "elsewhere"
+    assert (build / "smoke" / "notebooks" / "01_one.run.json").exists()
+    assert not (build / "elsewhere").exists() and not (build / "build").exists()
 
 
 def test_a_failing_notebook_is_kept_and_the_rest_goes_on(fresh: World) -> None:
@@ -154,6 +207,20 @@ def test_an_unknown_parameter_is_an_error(done: World) -> None:
     run = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert run.returncode == 1
     assert "no parameter 'nmber'" in run.stderr and "number" in run.stderr
+
+
+def test_the_banner_follows_the_settings_in_force(script, tmp_path: Path) -> None:
+    import nbformat
+
+    run_notebook = script("workflow/run_notebook.py")
+    path = tmp_path / "one.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1")]), path)
+    given = {"data.source": "mimic_cxr", "data.root": "/nowhere"}
+    world = run_notebook.settings_file(tmp_path, "open", given)
+    run_notebook.mark(path, "open", world)
+    marked = nbformat.read(path, as_version=4)
+    assert "Credentialed data" in marked.cells[0].source
+    assert marked.metadata["g2g"] == {"profile": "open", "credentialed": True}
 
 
 @pytest.mark.parametrize("whole_group", [True, False])

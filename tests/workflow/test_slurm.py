@@ -124,6 +124,8 @@ def test_an_array_with_a_failing_point_is_cancelled_and_resumed(
     assert world.ran() == ["3"]
     status, said = world.run(*command, **cluster)
     assert status == 0 and world.ran() == ["3"], said
+    points = [p.read_text() for p in (world.build / "sweeps").rglob("metrics.json")]
+    assert len(points) == 4 and all(json.loads(text)["offline"] == 1 for text in points)
     assert (world.build / "sweeps" / "numbers" / "summary.csv").exists()
 
 

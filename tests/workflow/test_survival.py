@@ -93,6 +93,25 @@ def test_kills_go_through_the_phases_in_order(script) -> None:
     assert spread[::2] == spread[1::2] == list(survival.PHASES)
 
 
+def test_a_phase_without_its_kill_is_reported(script) -> None:
+    survival = script("workflow/survival.py")
+    kills = [survival.Killed(phase, 1.0, False, []) for phase in ("latents", "start", "training")]
+    names = ("latents", "training", "notebook")
+    phases = {name: survival.PHASES[name] for name in names}
+    assert survival.missed(3, kills, phases) == ["notebook"]
+    assert survival.missed(6, [*kills, *kills], phases) == ["notebook"]
+    assert survival.missed(2, kills, phases) == []
+
+
+def test_a_kill_that_misses_its_phase_is_named_start(script, monkeypatch) -> None:
+    survival = script("workflow/survival.py")
+    answers = iter([False, True])  # the phase is over; then a fresh start is hit
+    monkeypatch.setattr(survival, "attempt", lambda *given: next(answers) and given[2:4])
+    environment = {**os.environ}
+    kills = survival.disturb(["true"], environment, 1, random.Random(0), None, {"summary": "words"})
+    assert kills == [("start", "")]
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 256 KiB."""
@@ -117,6 +136,19 @@ def fill(place: Path) -> None:
                 if not filler.tell():
                     return
     raise AssertionError(f"{place} never became full")
+
+
+def test_a_run_on_a_full_disk_says_so(world: World, small_disk: Path) -> None:
+    fill(small_disk)
+    status, said = world.run("smoke", G2G_BUILD=str(small_disk))
+    assert status != 0 and "Traceback" not in said, said
+    assert f"the disk of {small_disk} is full" in said.splitlines()[-1], said
+
+    (small_disk / "filler0").unlink()
+    (small_disk / ".lock").write_text("a page for the lock")
+    fill(small_disk)
+    status, said = world.run("smoke", G2G_BUILD=str(small_disk))
+    assert status != 0 and f"the disk of {small_disk} is full" in said.splitlines()[-1], said
 
 
 def test_a_full_disk_is_one_clear_line(world: World, small_disk: Path) -> None:

@@ -53,7 +53,7 @@ profile: str = "miniature"
 number: int = 1
 # %%
 import sys
-from g2g_utils import config
+from g2g_utils import config, plots
 settings = config.load(profile)
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -62,6 +62,7 @@ print(profile, number)
 print("python", sys.prefix)
 settings.figures_dir.mkdir(parents=True, exist_ok=True)
 _ = (settings.figures_dir / "01_figure.txt").write_text("a figure")
+plots.wrote(settings.figures_dir / "01_figure.txt")
 """
 
 
@@ -74,8 +75,8 @@ class World:
             shutil.copytree(ROOT / name, folder / name)
         for name in ("run_all.sh", "requirements.lock", "pyproject.toml"):
             shutil.copy(ROOT / name, folder / name)
-        (folder / "g2g_utils").mkdir()
-        for name in ("__init__.py", "config.py", "runs.py"):
+        (folder / "g2g_utils" / "plots").mkdir(parents=True)
+        for name in ("__init__.py", "config.py", "runs.py", "plots/__init__.py"):
             shutil.copy(ROOT / "g2g_utils" / name, folder / "g2g_utils" / name)
         (folder / "g2g_utils" / "products.py").write_text(PRODUCTS)
         (folder / "notebooks").mkdir()
@@ -138,16 +139,18 @@ rate: float = 0.1
 flag: bool = False
 # %%
 import os, time
-from g2g_utils import config, runs
+from matplotlib.figure import Figure
+from g2g_utils import config, plots, runs
 settings = config.load(profile)
 with open(settings.build_dir / "ran.txt", "a") as ran:
     ran.write(f"{number}\\n")
 time.sleep(float(os.environ.get("SLOW", 0)))
 assert str(number) != os.environ.get("FAIL"), "this point was made to fail"
 # %%
-settings.figures_dir.mkdir(parents=True, exist_ok=True)
-_ = (settings.figures_dir / "figure.txt").write_text("a figure")
+plots.save_figure(settings, Figure(figsize=(1, 1)), "figure")
+offline = int(os.environ.get("HF_HUB_OFFLINE", 0))
 runs.report({"double": 2 * number, "steps": settings.grounding.timesteps, "none": float("nan")})
+runs.report({"offline": offline})
 """
 
 
@@ -161,7 +164,7 @@ class SweepWorld(World):
             if path.suffix == ".py" and not target.exists():
                 shutil.copy(path, target)
             elif path.is_dir() and path.name != "__pycache__":
-                shutil.copytree(path, target)
+                shutil.copytree(path, target, dirs_exist_ok=True)
         self.write("03_point", POINT)
 
     def sweep(self, **content: object) -> None:

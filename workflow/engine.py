@@ -1,0 +1,19 @@
+"""Snakemake with the given arguments; if it fails on a full disk, the last line says so.
+
+Whatever finds no room for its files, Snakemake itself included, may end in another message.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import records
+from snakemake.cli import main
+
+if __name__ == "__main__":
+    try:
+        main()
+    except SystemExit as end:
+        if end.code and (line := records.full_disk(Path(os.environ["G2G_BUILD"]))):
+            print(line, file=sys.stderr)
+        raise
