@@ -89,3 +89,17 @@ def test_no_notebook_of_this_repository_is_refused(root):
         pytest.skip("not a git checkout")
     found = {p.name: privacy.refused(nbformat.read(p, as_version=4)) for p in paths}
     assert not any(found.values()), found
+
+
+def test_runs_on_files_write_below_the_build_folder_whatever_the_profile_is_called(
+    tmp_path, monkeypatch
+):
+    monkeypatch.delenv("G2G_FIGURES", raising=False)
+    monkeypatch.delenv("G2G_BUILD", raising=False)
+    named = tmp_path / "miniature.yaml"  # a user's own file
+    named.write_text((config.CONFIGS / "paper.yaml").read_text())
+    for profile in ("open", "paper", str(named)):
+        settings = config.load(profile)
+        assert settings.build_dir.is_relative_to(config.ROOT / "build")
+        assert settings.figures_dir.is_relative_to(settings.build_dir)
+    assert config.load("miniature").figures_dir == config.ROOT / "figures"
