@@ -367,7 +367,7 @@ def folder_of_films(root: Path, count: int, patient: str = "p") -> dict:
 def real_profile(root: Path, films: int = 40, width: int = 32, text_width: int = 32) -> dict:
     """Overrides of `open` that make it run on this machine: made-up films, tiny real folders."""
     sd = str(stable_diffusion(root / "sd", width))
-    held = folder_of_films(root / "held", 8, "h")
+    held = folder_of_films(root / "held", 4, "h")
     data = {**folder_of_films(root / "films", films), "train": films, "validation": 4, "test": 4}
     data |= {"validation_from": held, "test_from": held}
     return {
