@@ -65,7 +65,7 @@ def claim(
         high=round(gap.high, 4),
         seeds=tuple(int(seed) for seed in seeds),
         split=split,
-        run=f"{config.profile}-{runs.digest(config.model_dump())}",
+        run=runs.settings_id(config),
     )
     _keep(path(config), made)
     runs.report({f"{id}.{name}": getattr(made, name) for name in ("estimate", "low", "high")})

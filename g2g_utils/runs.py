@@ -39,6 +39,11 @@ def digest(value: Any, length: int = 12) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
+def settings_id(config: Any) -> str:
+    """Profile and hash of all its settings: what a claim or a figure was computed under."""
+    return f"{config.profile}-{digest(config.model_dump())}"
+
+
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's content, in hexadecimal."""
     with open(path, "rb") as stream:
@@ -326,17 +331,6 @@ def intact(folder: Path) -> bool:
 def _fits(path: Path, seal: str) -> bool:
     """True if a file has its recorded hash; older records know shards by their size."""
     return seal == f"{path.stat().st_size} bytes" or seal == _seal(path)
-
-
-def holds(record: Path, names: Iterable[str]) -> bool:
-    """True if a run's record can be read and each named output has the hash it recorded."""
-    found = sound_record(record, ["outputs"])
-    if found is None:
-        return False
-    try:
-        return all(file_digest(record.parent / n) == found["outputs"].get(n) for n in names)
-    except OSError:
-        return False
 
 
 def leads_to_product(record: Path) -> bool:

@@ -163,9 +163,8 @@ def what_ran(
     The id begins as `run` in findings.json: with the profile and the hash of its settings.
     """
     found = {notebook.name: runs.file_digest(notebook), **dict(map(product, inputs))}
-    settings = f"{config.profile}-{runs.digest(config.model_dump())}"
     return {
-        "id": f"{settings}.{notebook.stem}.{runs.digest([parameters, found], 8)}",
+        "id": f"{runs.settings_id(config)}.{notebook.stem}.{runs.digest([parameters, found], 8)}",
         "notebook": notebook.stem,
         "parameters": parameters,
         "settings": config.model_dump(mode="json"),

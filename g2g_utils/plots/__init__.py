@@ -39,7 +39,7 @@ def run_id(config: configuration.Config) -> str:
     The id of a run (workflow/run_notebook.py) begins with that, and so names what a claim in
     findings.json was computed under.
     """
-    return os.environ.get("G2G_RUN") or f"{config.profile}-{runs.digest(config.model_dump())}"
+    return os.environ.get("G2G_RUN") or runs.settings_id(config)
 
 
 def provenance(config: configuration.Config, title: str) -> dict[str, str]:
