@@ -31,6 +31,7 @@ from filelock import FileLock
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "numpy", "scikit-learn")
 CODE = ("g2g_utils", "workflow", "configs", "notebooks")  # folders whose new files are changes
 SUFFIXES = (".py", ".yaml", ".smk")  # of those files
+FIGURES = "figures"  # written by every run, so never a change
 
 
 def digest(value: Any, length: int = 12) -> str:
@@ -238,6 +239,7 @@ def git_state(root: Path) -> dict[str, Any]:
     """Commit and dirty flag of the working tree, or nulls outside a checkout.
 
     Dirty: a tracked file was changed, or code is there that git neither tracks nor ignores.
+    Figures do not count: a run draws them anew.
     """
 
     def git(*words: str) -> str | None:
@@ -248,10 +250,19 @@ def git_state(root: Path) -> dict[str, Any]:
         return run.stdout.strip() if run.returncode == 0 else None
 
     code = [f"{folder}/*{suffix}" for folder in CODE for suffix in SUFFIXES]
-    changed = git("status", "--porcelain", "--untracked-files=no")
+    inputs = (".", f":(exclude){FIGURES}")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", *inputs)
     added = git("ls-files", "--others", "--exclude-standard", "--", *code)
     dirty = None if changed is None else bool(changed or added)
     return {"commit": git("rev-parse", "HEAD"), "dirty": dirty}
+
+
+def processor() -> str:
+    """The processor's model where Linux tells it, else its architecture."""
+    told = Path("/proc/cpuinfo")
+    lines = told.read_text().splitlines() if told.is_file() else []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.machine())
 
 
 def provenance(started: float | None = None) -> dict[str, Any]:
@@ -261,7 +272,11 @@ def provenance(started: float | None = None) -> dict[str, Any]:
         "git": git_state(Path(__file__).resolve().parent.parent),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "python": platform.python_version(),
-        "machine": {"system": platform.platform(), "cpu_count": os.cpu_count()},
+        "machine": {
+            "system": platform.platform(),
+            "processor": processor(),
+            "cpu_count": os.cpu_count(),
+        },
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "wall_s": None if started is None else round(time.time() - started, 2),
         "peak_memory_mib": round(peak / (2**20 if platform.system() == "Darwin" else 2**10)),

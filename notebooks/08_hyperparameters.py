@@ -194,14 +194,21 @@ charts.readable(by_group)
 # %% [markdown]
 # ## Layers for every arm
 # A group that suits one arm and harms another would decide the comparison of encoders by the choice
-# of layers. The profile therefore uses one group for all arms: that with the best mean over arms.
+# of layers. The profile therefore uses one group for all arms: that with the best mean over arms
+# and seeds.
+
 
 # %%
-arms = config.training.compared
-by_arm = {a: studies.resolutions(products.model(config, a), pairs, **options)
-          for a in arms if a != arm}  # fmt: skip
-by_arm[arm] = groups[groups["seed"] == seeds[0]]
-means = {a: table.groupby("layers", sort=False)["cnr"].mean() for a, table in by_arm.items()}
+def group_means(name: str) -> pd.Series:
+    """Mean CNR of every group of layers of an arm, over its seeds and the validation pairs."""
+    trained = (products.model(config, name, seed) for seed in seeds)
+    tables = [studies.resolutions(model, pairs, **options) for model in trained]
+    return pd.concat(tables).groupby("layers", sort=False)["cnr"].mean()
+
+
+# %%
+means = {arm: groups.groupby("layers", sort=False)["cnr"].mean()}
+means |= {name: group_means(name) for name in config.training.compared if name != arm}
 of_arms = pd.DataFrame(means).assign(mean=lambda table: table.mean(axis=1))
 print(f"best over the arms: {of_arms['mean'].idxmax()}; "
       f"the profile uses: {config.grounding.layers or 'all'}")  # fmt: skip
@@ -214,7 +221,8 @@ of_arms.round(2)
 
 # %%
 test = products.evaluation_pairs(config, "test")[:confirm_pairs]
-confirmed = studies.resolutions(model, test, **options).assign(seed=seeds[0])
+parts = [studies.resolutions(models[seed], test, **options).assign(seed=seed) for seed in seeds]
+confirmed = pd.concat(parts, ignore_index=True)
 claims.append(compared("F6-layers", confirmed, "layers", chosen, "all", split="test"))
 print(claims[-1])
 

@@ -3,8 +3,8 @@
     python tools/readme.py            # from build/miniature: figures/results.json, then README.md
     python tools/readme.py --render   # only README.md, from the committed files
 
-Numbers come from results.json and findings.json in figures/, times.json, memory.json and
-layout.json in benchmarks/.
+Numbers come from results.json and findings.json in figures/, times.json and memory.json in
+benchmarks/.
 """
 
 from __future__ import annotations
@@ -110,17 +110,6 @@ def times_table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def layout_table(found: dict[str, Any]) -> str:
-    """Markdown table of the two arms in Stable Diffusion's layout, by view."""
-    names = list(found["rows"][0])[2:6]
-    head = ["layers", "arm", *(COLUMNS[name] for name in names)]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for row in found["rows"]:
-        cells = [row["view"], row["arm"], *(_cell(row[name]) for name in names)]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
 def memory_table(found: dict[str, Any]) -> str:
     """Markdown table of simulated GPU memory, with the smallest card that has room for it."""
     head = ["weights trained", "checkpointing", "samples a pass", "peak, GB", "card"]
@@ -160,7 +149,6 @@ def render(text: str, blocks: dict[str, str]) -> str:
 def blocks() -> dict[str, str]:
     """The README's tables from the committed result files."""
     return {
-        "layout": layout_table(runs.read_json(ROOT / "benchmarks" / "layout.json")),
         "memory": memory_table(runs.read_json(ROOT / "benchmarks" / "memory.json")),
         "times": times_table(runs.read_json(ROOT / "benchmarks" / "times.json")["rows"]),
         "results": results_table(runs.read_json(ROOT / "figures" / "results.json")),

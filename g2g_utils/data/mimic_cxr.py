@@ -7,7 +7,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from tqdm.auto import tqdm
 
@@ -63,12 +63,13 @@ def _zip_reader(archive: Path) -> Callable[[Report], str | None]:
         content = zipfile.ZipFile(archive)
     except zipfile.BadZipFile as error:
         raise TableError(archive, str(error), "download it again", kind="file") from error
-    names = set(content.namelist())
+    # zipped again, the folder may lie in another one or be zipped without itself
+    names = {PurePosixPath(name).parts[-3:]: name for name in content.namelist()}
 
     def from_zip(report: Report) -> str | None:
-        name = (folder_of(Path(), report[0]) / f"s{report[1]}.txt").as_posix()
+        name = names.get((folder_of(Path(), report[0]) / f"s{report[1]}.txt").parts[-3:])
         try:
-            return content.read(name).decode("utf-8", "replace") if name in names else None
+            return content.read(name).decode("utf-8", "replace") if name else None
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
             problem = f"damaged archive ({error})"
             raise TableError(archive, problem, "download it again", kind="file") from error

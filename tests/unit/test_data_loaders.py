@@ -215,12 +215,15 @@ def test_a_broken_coco_annotation_is_named(standins, tmp_path):
 # ---------------------------------------------------------------- MIMIC-CXR
 
 
-def test_reports_come_from_a_folder_or_the_published_zip(mimic, tmp_path):
+@pytest.mark.parametrize("inner", ["", "mimic-cxr-reports", "files"])
+def test_reports_come_from_a_folder_or_the_published_zip(mimic, tmp_path, inner):
     here = mimic_cxr.load(mimic)
     archive = tmp_path / mimic_cxr.REPORTS
     with zipfile.ZipFile(archive, "w") as out:
         for path in mimic.rglob("*.txt"):
-            out.write(path, path.relative_to(mimic))
+            inside = path.relative_to(mimic)
+            name = inside.relative_to("files") if inner == "files" else Path(inner) / inside
+            out.write(path, name)
             path.unlink()
     for place in (archive, tmp_path):
         assert [vars(e) for e in mimic_cxr.load(mimic, place).examples] == [

@@ -140,7 +140,7 @@ def test_a_record_leads_to_a_product_that_can_be_read(tmp_path):
     assert not runs.leads_to_product(record)
 
 
-def test_new_code_is_a_change_and_other_new_files_are_none(tmp_path):
+def test_new_code_is_a_change_and_other_new_files_and_figures_are_none(tmp_path):
     def git(*words):
         subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
 
@@ -149,8 +149,12 @@ def test_new_code_is_a_change_and_other_new_files_are_none(tmp_path):
     for path in ("g2g_utils/note.txt", "g2g_utils/build/x.py", "scratch.py"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).touch()
-    git("add", ".gitignore")
+    figure = tmp_path / "figures" / "findings.json"
+    figure.parent.mkdir()
+    figure.write_text("[]")
+    git("add", ".gitignore", "figures")
     git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "-m", "one")
+    figure.write_text("[1]")
     assert runs.git_state(tmp_path)["dirty"] is False
     (tmp_path / "g2g_utils" / "data").mkdir()
     (tmp_path / "g2g_utils" / "data" / "new.py").touch()
