@@ -11,7 +11,6 @@ cores and 12 GB; the result says how many.
 from __future__ import annotations
 
 import argparse
-import platform
 import re
 import statistics
 import sys
@@ -419,7 +418,7 @@ def measure(name: str, timesteps: int | None, quick: bool) -> dict[str, Any]:
     if not slow or left > 12 * found["capture"][0]["plain_s"]:
         say(f"{name}: growth of cost")
         found["growth"] = growth(model, slow or quick, budget / 4)
-    hardware = torch.cuda.get_device_name() if gpu else _cpu()
+    hardware = torch.cuda.get_device_name() if gpu else runs.processor()
     shape = {"channels": list(size.channels), "latent": size.latent, "tokens": model.max_length}
     shape |= {"layers": len(find_layers(model.unet)), "parameters": parameters}
     where = {"device": hardware, "threads": torch.get_num_threads(), "dtype": "float32"}
@@ -429,16 +428,6 @@ def measure(name: str, timesteps: int | None, quick: bool) -> dict[str, Any]:
 def _warm(model: models.GroundingModel) -> None:
     """One forward of a quarter of the pixels: weights are touched, kernels are chosen."""
     forward_arms(model, 1, model.latent_shape[1] // 2)["recorded"]()
-
-
-def _cpu() -> str:
-    """Model name of the processor."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor() or platform.machine()
-    match = re.search(r"model name\s*:\s*(.+)", text)
-    return match[1] if match else platform.machine()
 
 
 # -- report -------------------------------------------------------------------------------------

@@ -23,13 +23,13 @@ from torch import nn
 from g2g_utils import config, grounding, models, products, runs, studies
 
 RESULT = Path(__file__).with_name("retrained.json")
-MEASURES = ("cnr", "auc_roc", "pointing")
+MEASURES = ("cnr", "auc_roc", "pointing", "specificity")
 
 
 def scores(settings: config.Config, model: models.GroundingModel) -> Any:
     """One row a test pair under the profile's grounding options."""
     options = products.grounding_options(settings)
-    return grounding.evaluate(model, products.evaluation_pairs(settings), **options)
+    return grounding.evaluate(model, products.evaluation_pairs(settings), others=True, **options)
 
 
 @torch.no_grad()

@@ -132,7 +132,7 @@ def growth(
 
 def effects(first: pd.DataFrame, second: pd.DataFrame, resamples: int) -> dict[str, Any]:
     """Mean paired change first - second of every shared metric, with its interval."""
-    names = ("cnr", "auc_roc", "iou", "balanced_iou")
+    names = ("cnr", "specificity", "auc_roc", "iou", "balanced_iou")
     shared = [name for name in names if name in first and name in second]
     nothing = metrics.Interval(np.nan, np.nan, np.nan)
     found = {name: studies.difference(first, second, name, resamples) for name in shared}

@@ -15,7 +15,7 @@ from g2g_utils import metrics, products
 from g2g_utils.baselines import no_skill
 from g2g_utils.config import Config
 from g2g_utils.data.record import Example
-from g2g_utils.grounding import Grounding, evaluate, ground_batch
+from g2g_utils.grounding import Grounding, draw_others, evaluate, ground_batch
 from g2g_utils.studies import no_skill_rows
 from g2g_utils.text import swap_sides
 
@@ -36,11 +36,20 @@ def no_skill_maps(config: Config, image: Any, size: tuple[int, int]) -> dict[str
     return maps
 
 
-def compare(config: Config, example: Example, result: Grounding) -> pd.DataFrame:
+def other_phrase(config: Config, example: Example) -> str:
+    """A test phrase of another finding that lies elsewhere (`draw_others`); "" without boxes."""
+    pairs = [example, *products.evaluation_pairs(config)]
+    return draw_others(pairs, config.image_size)[0] if example.boxes else ""
+
+
+def compare(
+    config: Config, example: Example, result: Grounding, other: Grounding | None = None
+) -> pd.DataFrame:
     """The model's map and no-skill maps: scores where boxes are known, and likeness.
 
     likeness: correlation of each map with the model's; near 1 means that a map which knows
-    nothing of the phrase looks the same.
+    nothing of the phrase looks the same. other: the grounding of `other_phrase`, for the model's
+    specificity; that of maps which know no phrase is 0.
     """
     size = (result.heatmap.shape[-2], result.heatmap.shape[-1])
     maps = {"model": result.heatmap, **no_skill_maps(config, example.array(), size)}
@@ -48,6 +57,10 @@ def compare(config: Config, example: Example, result: Grounding) -> pd.DataFrame
     for name, heatmap in maps.items():
         found = metrics.evaluate(heatmap, example.boxes, config.image_size) if example.boxes else {}
         scores = {score: found[score] for score in SCORES if score in found}
+        if other is not None and example.boxes:
+            swapped = other.heatmap if name == "model" else heatmap
+            cnr = metrics.evaluate(swapped, example.boxes, config.image_size)["cnr"]
+            scores["specificity"] = found["cnr"] - cnr
         rows.append({"map": name, **scores, "likeness": correlation(heatmap, result.heatmap)})
     return pd.DataFrame(rows).set_index("map").round(2)
 
@@ -56,7 +69,7 @@ def beside_no_skill(
     config: Config, model: Any, pairs: Sequence[Example], **options: Any
 ) -> pd.DataFrame:
     """Metrics of the model and of maps without skill, one row a pair and method."""
-    tables = [evaluate(model, pairs, **options).assign(method="model")]
+    tables = [evaluate(model, pairs, others=True, **options).assign(method="model")]
     if config.data.source == "phantoms":
         regions = products.training_texts(config)["regions"]
         tables.append(no_skill_rows(pairs, regions, config.image_size, model.latent_shape[-1]))

@@ -48,7 +48,7 @@ class Claim:
     run: str
 
     def __str__(self) -> str:
-        number = f"{self.estimate:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
+        number = shown(self.estimate, self.low, self.high)
         return f"{self.claim}: {self.holds}, {number} ({len(self.seeds)} seeds, {self.split})"
 
 
@@ -56,13 +56,14 @@ def claim(
     config: Config, id: str, text: str, gap: Interval, seeds: Sequence[int], split: str = "test"
 ) -> Claim:
     """A claim about a paired difference (positive if it is right), kept for findings.json."""
+    estimate, low, high = (round(float(end), 4) for end in gap)
     made = Claim(
         id=id,
         claim=text,
-        holds=bool(gap.low > 0),
-        estimate=round(gap.value, 4),
-        low=round(gap.low, 4),
-        high=round(gap.high, 4),
+        holds=low > 0,
+        estimate=estimate,
+        low=low,
+        high=high,
         seeds=tuple(int(seed) for seed in seeds),
         split=split,
         run=runs.settings_id(config),
@@ -72,13 +73,19 @@ def claim(
     return made
 
 
+def shown(estimate: float, low: float, high: float) -> str:
+    """A difference with its interval: two decimals, three where it is small."""
+    places = 2 if abs(estimate) >= 0.1 else 3
+    return f"{estimate:+.{places}f} [{low:+.{places}f}, {high:+.{places}f}]"
+
+
 def verdicts(claims: Sequence[Claim]) -> str:
     """Markdown list of claims: holds, not shown, or reversed (the whole interval below zero)."""
     rows = []
     for made in claims:
         verdict = "**holds**" if made.holds else "**not shown**"
         verdict = "**reversed**" if made.high < 0 else verdict
-        number = f"{made.estimate:+.2f} [{made.low:+.2f}, {made.high:+.2f}]"
+        number = shown(made.estimate, made.low, made.high)
         rows.append(f"- {verdict}: {made.claim} — {number}, {len(made.seeds)} seeds, {made.split}")
     return "\n".join(rows)
 
@@ -94,8 +101,12 @@ def read(config: Config) -> list[dict[str, Any]]:
 
 
 def _keep(file: Path, made: Claim) -> None:
-    """Replace the entry of the same id; notebooks may write at the same time."""
+    """Replace the entry of the same id and drop those of other settings, which have no run here.
+
+    Notebooks may write at the same time.
+    """
     with runs.lock(file):
         rows = runs.read_json(file) if file.is_file() else []
-        rows = [row for row in rows if row["id"] != made.id] + [asdict(made)]
+        rows = [row for row in rows if row["id"] != made.id and row["run"] == made.run]
+        rows.append(asdict(made))
         runs.write_json(file, sorted(rows, key=lambda row: row["id"]))

@@ -6,7 +6,8 @@ averages, intervals and paired differences are all taken from the same rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -64,54 +65,100 @@ def grounded(model: Any, pairs: Sequence[Example], title: str, **options: Any) -
         )
 
 
+def compare(
+    model: Any,
+    pairs: Sequence[Example],
+    title: str,
+    by: str,
+    maps_of: Callable[[Example, Grounding], dict[Any, Tensor]],
+    score: Callable[[list[Tensor], Any, int], list[dict[str, Any]]] = batch_scores,
+    more: Callable[[Grounding], dict[str, Any]] = lambda _: {},
+    **options: Any,
+) -> pd.DataFrame:
+    """One row a pair and setting: scores of the maps that `maps_of` makes of a pair's grounding.
+
+    maps_of: from a framed pair and its grounding to setting -> map [h, w]; `by` names the column
+    of settings. more: further columns of a grounding. `specificity` is the CNR less `other_cnr`,
+    that of the same setting's map of another phrase on the same image (`draw_others`), both
+    against the own boxes; unknown where no other phrase is apart.
+    """
+
+    def scored(asked: Sequence[Example], score: Any, title: str) -> list[list[dict[str, Any]]]:
+        """Rows of every pair, one a setting."""
+        found = []
+        for example, grounding in grounded(model, asked, title, **options):
+            maps, extra = maps_of(example, grounding), more(grounding)
+            rows = score(list(maps.values()), example.boxes, model.image_size)
+            pair = identity(example) | extra
+            found.append([pair | {by: k, **row} for k, row in zip(maps, rows, strict=True)])
+        return found
+
+    own = scored(pairs, score, title)
+    swapped = under_others(pairs, model.image_size)
+    others = iter(scored([s for s in swapped if s], batch_scores, f"{title}, other phrases"))
+    for rows, stranger in zip(own, swapped, strict=True):
+        cnr = {row[by]: row["cnr"] for row in next(others)} if stranger else {}
+        for row in rows:
+            row["other_cnr"] = cnr.get(row[by], np.nan)
+            row["specificity"] = row["cnr"] - row["other_cnr"]
+    return pd.DataFrame([row for rows in own for row in rows])
+
+
+def under_others(pairs: Sequence[Example], side: int) -> list[Example | None]:
+    """Each pair's image and boxes under another pair's phrase and finding; None where none fits."""
+    finding_of = {pair.phrase: pair.finding for pair in pairs}
+    return [
+        replace(pair, phrase=other, finding=finding_of[other]) if other else None
+        for pair, other in zip(pairs, draw_others(pairs, side), strict=True)
+    ]
+
+
 def curves(model: Any, pairs: Sequence[Example], **options: Any) -> pd.DataFrame:
     """All metrics of the plain activation map and of its three merged forms (paper, eq. 5-7)."""
-    rows = []
-    for example, found in grounded(model, pairs, "bias merging", curve="mixture", **options):
-        maps = {"none": found.activation}
-        for curve in ("linear", "quadratic", "mixture"):
-            merged = bbm.merge(found.activation, found.interaction, found.confidence, curve)
-            maps[curve] = merged
-        for curve, heatmap in maps.items():
-            scores = metrics.evaluate(heatmap, example.boxes, model.image_size)
-            rows.append(
-                identity(example) | {"curve": curve, "confidence": found.confidence, **scores}
-            )
-    return pd.DataFrame(rows)
+
+    def merged(example: Example, found: Grounding) -> dict[Any, Tensor]:
+        parts = (found.activation, found.interaction, found.confidence)
+        names = ("linear", "quadratic", "mixture")
+        return {"none": found.activation} | {name: bbm.merge(*parts, name) for name in names}
+
+    def every_metric(maps: list[Tensor], boxes: Any, size: int) -> list[dict[str, Any]]:
+        return [metrics.evaluate(heatmap, boxes, size) for heatmap in maps]
+
+    def confidence(found: Grounding) -> dict[str, Any]:
+        return {"confidence": found.confidence}
+
+    options |= {"curve": "mixture"}
+    return compare(
+        model, pairs, "bias merging", "curve", merged, every_metric, confidence, **options
+    )
 
 
 def filters(model: Any, pairs: Sequence[Example], **options: Any) -> pd.DataFrame:
     """Scores under the three token filters, from one capture of every token's map."""
-    rows = []
-    for example, found in grounded(model, pairs, "filters", **options):
+
+    def filtered(example: Example, found: Grounding) -> dict[Any, Tensor]:
         chosen: dict[str, list[int]] = {
             name: select_tokens(found.phrase_tokens, name, example.finding)
             for name in ("lexical", "disease", "all")
         }
         chosen |= {"start token": [0], "end token": [found.phrase_tokens.end]}
-        maps = {name: found.select(tokens) for name, tokens in chosen.items()}
-        rows += _rows(example, "filter", maps, model.image_size)
-    return pd.DataFrame(rows)
+        return {name: found.select(tokens) for name, tokens in chosen.items()}
 
-
-def _rows(example: Example, by: str, maps: dict[Any, Tensor], size: int) -> list[dict[str, Any]]:
-    """One row a setting of a pair's maps."""
-    found = batch_scores(list(maps.values()), example.boxes, size)
-    return [identity(example) | {by: name, **row} for name, row in zip(maps, found, strict=True)]
+    return compare(model, pairs, "filters", "filter", filtered, **options)
 
 
 def layers_and_steps(model: Any, pairs: Sequence[Example], **options: Any) -> pd.DataFrame:
-    """CNR and AUC of every single (layer, timestep) map: which of them carry the signal."""
-    rows = []
-    options |= {"keep": "all", "keep_last": options["timesteps"], "layers": None}
-    for example, found in grounded(model, pairs, "layers x timesteps", **options):
-        maps = {
+    """Scores of every single (layer, timestep) map: which of them carry the signal."""
+
+    def single(example: Example, found: Grounding) -> dict[Any, Tensor]:
+        return {
             (layer, found.maps[layer].shape[-1], timestep): found.select(layers=layer, steps=[k])
             for layer in found.layers
             for k, timestep in enumerate(found.timesteps)
         }
-        rows += _rows(example, "place", maps, model.image_size)
-    table = pd.DataFrame(rows)
+
+    options |= {"keep": "all", "keep_last": options["timesteps"], "layers": None}
+    table = compare(model, pairs, "layers x timesteps", "place", single, **options)
     places = pd.DataFrame(table.pop("place").tolist(), columns=["layer", "side", "timestep"])
     return table.join(places)
 
@@ -129,39 +176,52 @@ def layer_groups(found: Grounding) -> dict[str, Layers | None]:
 
 def resolutions(model: Any, pairs: Sequence[Example], **options: Any) -> pd.DataFrame:
     """Scores of `layer_groups`."""
-    rows = []
+
+    def grouped(example: Example, found: Grounding) -> dict[Any, Tensor]:
+        return {name: found.select(layers=some) for name, some in layer_groups(found).items()}
+
     options |= {"keep": "layers", "layers": None}
-    for example, found in grounded(model, pairs, "layer groups", **options):
-        groups = layer_groups(found).items()
-        maps = {name: found.select(layers=layers) for name, layers in groups}
-        rows += _rows(example, "layers", maps, model.image_size)
-    return pd.DataFrame(rows)
+    return compare(model, pairs, "layer groups", "layers", grouped, **options)
 
 
 def step_counts(
     model: Any, pairs: Sequence[Example], counts: Sequence[int], **options: Any
 ) -> pd.DataFrame:
     """Scores against the number T of ground-truth timesteps (all kept)."""
-    rows = []
-    for count in counts:
+
+    def counted(count: int) -> pd.DataFrame:
+        def whole(example: Example, found: Grounding) -> dict[Any, Tensor]:
+            return {count: found.activation}
+
         steps = options | {"timesteps": count, "keep_last": count}
-        for example, found in grounded(model, pairs, f"T = {count}", **steps):
-            scores = quick_scores(found.activation, example.boxes, model.image_size)
-            rows.append(identity(example) | {"timesteps": count, **scores})
-    return pd.DataFrame(rows)
+        return compare(model, pairs, f"T = {count}", "timesteps", whole, **steps)
+
+    return pd.concat([counted(count) for count in counts], ignore_index=True)
 
 
 def kept_steps(
     model: Any, pairs: Sequence[Example], kept: Sequence[int], **options: Any
 ) -> pd.DataFrame:
     """Scores when only the k least noisy of T timesteps are kept, from one capture."""
-    rows = []
-    options |= {"keep": "all", "keep_last": options["timesteps"]}
-    for example, found in grounded(model, pairs, "last k", **options):
+
+    def last(example: Example, found: Grounding) -> dict[Any, Tensor]:
         total = len(found.timesteps)
-        maps = {k: found.select(steps=range(total - k, total)) for k in kept}
-        rows += _rows(example, "keep_last", maps, model.image_size)
-    return pd.DataFrame(rows)
+        return {k: found.select(steps=range(total - k, total)) for k in kept}
+
+    options |= {"keep": "all", "keep_last": options["timesteps"]}
+    return compare(model, pairs, "last k", "keep_last", last, **options)
+
+
+def step_halves(model: Any, pairs: Sequence[Example], **options: Any) -> pd.DataFrame:
+    """Scores of the noisier and of the cleaner half of the T timesteps, from one capture."""
+
+    def halves(example: Example, found: Grounding) -> dict[Any, Tensor]:
+        total = len(found.timesteps)
+        steps = {"noisier": range(total // 2), "cleaner": range(total // 2, total)}
+        return {name: found.select(steps=some) for name, some in steps.items()}
+
+    options |= {"keep": "all", "keep_last": options["timesteps"]}
+    return compare(model, pairs, "halves", "timesteps", halves, **options)
 
 
 def box_growth(

@@ -112,19 +112,24 @@ print(f"peak at (x, y) = {tuple(found['peak'])} of {image.shape[1]} × {image.sh
 # ## Is that better than knowing nothing?
 # Lungs lie where lungs lie: a map that has never seen this image or phrase can score well. So every
 # number stands beside maps without skill. *Likeness* is the correlation of each map with the
-# model's. Scores need a box, so your own image shows likeness only.
+# model's; *specificity* the contrast (CNR) that is lost when a phrase of another finding is asked
+# for on the same image: 0 for a map that does not read. Scores need a box, so your own image shows
+# likeness only.
 
 # %%
-evidence.compare(config, example, result)
+stranger = evidence.other_phrase(config, example)
+asked = grounding.ground(model, image, stranger, **options) if stranger else None
+print(f"the other phrase: {stranger!r}" if stranger else "no boxes: no scores")
+evidence.compare(config, example, result, asked)
 
 # %% [markdown]
-# The phantom shown by default was chosen for its clear map. How usual is that? The same over many
+# How usual is that? The same over many
 # test pairs, with 95 % intervals (bootstrap over patients), and how this pair ranks among them:
 
 # %%
 pairs = products.evaluation_pairs(config)[:checked_pairs]
 rows = evidence.beside_no_skill(config, model, pairs, **options)
-columns = ["cnr", "auc_roc", "pointing"]
+columns = ["cnr", "auc_roc", "pointing", "specificity"]
 studies.summary(rows, "method", columns, config.evaluation.bootstrap).map(str)
 
 # %%

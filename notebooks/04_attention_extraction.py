@@ -44,7 +44,7 @@ config = load(profile)
 import pandas as pd
 import torch
 
-from g2g_utils import attention, bbm, exports, grounding, plots, products, studies, text
+from g2g_utils import attention, bbm, evidence, exports, grounding, plots, products, studies, text
 from g2g_utils.plots import overlays
 
 plots.use_style()
@@ -53,7 +53,7 @@ plots.use_style()
 # ## The layers
 # Every block of the U-Net asks the text: queries $Q$ are places of the latent, keys $K$ and
 # values $V$ are tokens. Stable Diffusion has 16 such layers (6 down, 1 middle, 9 up) and none in
-# its deepest blocks; the miniature has fewer, and none in the middle either.
+# its deepest blocks; a profile's own, smaller U-Net has fewer.
 
 # %%
 model = products.model(config)
@@ -184,15 +184,25 @@ fig.suptitle(f"“{example.phrase}”", x=0.01, ha="left")
 plots.save_figure(config, fig, "04_attention_layers")
 
 # %% [markdown]
-# Do coarse or fine layers point at the box? The contrast-to-noise ratio of each layer's mean over
-# timesteps, for this pair only; notebook 08 asks the same of a whole data set.
+# Do coarse or fine layers point at the box? The contrast-to-noise ratio (CNR) of each layer's mean
+# over timesteps, and how much of it is lost when a phrase of another finding is asked for
+# (*specificity*: 0 for a map that does not read). For this pair only; notebook 08 asks the same of
+# a whole data set.
+
 
 # %%
-scores = {
-    label: studies.quick_scores(full.mean(content, layers=n)[0], example.boxes, config.image_size)
-    for label, n in zip(labels, full.layers, strict=True)
-}
-pd.DataFrame(scores).T.round(2)
+def of_layers(recorded, chosen: list[int]) -> pd.DataFrame:
+    """Scores of every layer's mean map of the chosen tokens."""
+    maps = [recorded.mean(chosen, layers=name)[0] for name in recorded.layers]
+    return pd.DataFrame(studies.batch_scores(maps, example.boxes, config.image_size), index=labels)
+
+
+# %%
+stranger = evidence.other_phrase(config, example)
+against, words, _ = grounding.record_image(model, image, stranger, **keep)
+own, other = of_layers(full, content), of_layers(against, words.content())
+print(f"the other phrase: {stranger!r}")
+own.assign(specificity=own["cnr"] - other["cnr"]).round(2)
 
 # %% [markdown]
 # ## The activation map

@@ -108,12 +108,13 @@ for name, some in chosen.items():
 
 # %% [markdown]
 # Which filter is better is a question for the validation split. Start and end token stand beside,
-# as the maps that a filter leaves out.
+# as the maps that a filter leaves out. *Specificity* is the contrast (CNR) lost when another phrase
+# is asked for on the same image: a map with contrast and no specificity has not read its words.
 
 # %%
 pairs = products.evaluation_pairs(config, "validation")[:filter_pairs]
 filters = studies.filters(model, pairs, **options)
-columns = ["cnr", "auc_roc", "pointing"]
+columns = ["cnr", "auc_roc", "pointing", "specificity"]
 table = studies.summary(filters, "filter", columns, config.evaluation.bootstrap)
 table.map(str)
 
@@ -170,18 +171,26 @@ for name in arms[1:]:
     rows.append(studies.filters(loaded[name], pairs, **options).assign(arm=name))
 by_arm = pd.concat(rows)
 kinds = ("lexical", "start token", "end token")
-cells = {
-    a: {
-        k: studies.interval(part[part["filter"] == k], "cnr", config.evaluation.bootstrap)
-        for k in kinds
+
+
+# %%
+def of_tokens(column: str) -> pd.DataFrame:
+    """Mean and interval of a column, arms by token groups."""
+    groups = {k: by_arm[by_arm["filter"] == k] for k in kinds}
+    summaries = {
+        k: studies.summary(part, "arm", [column], config.evaluation.bootstrap)[column]
+        for k, part in groups.items()
     }
-    for a, part in by_arm.groupby("arm", sort=False)
-}
-pd.DataFrame(cells).T.map(str)
+    return pd.DataFrame(summaries)
+
+
+# %%
+both = {name: of_tokens(name) for name in ("cnr", "specificity")}
+pd.concat(both, axis=1).map(str)
 
 # %%
 fig, ax = overlays.plt.subplots(figsize=(7, 3))
-tokens.draw_intervals(ax, cells)
+tokens.draw_intervals(ax, both["cnr"].T.to_dict())
 ax.set(ylabel="CNR", title="Contrast of content words, start and end token (validation)")
 plots.save_figure(config, fig, "05_tokens_end")
 

@@ -180,10 +180,12 @@ plots.save_figure(config, fig, "06_worked_example")
 # %% [markdown]
 # ## Over many pairs
 # One example proves nothing. The same four maps (no merging and three curves) of the same test
-# pairs, for every arm and seed; CNR judges the map, IoU and balanced IoU the mask.
+# pairs, for every arm and seed; CNR judges the map, IoU and balanced IoU the mask, and specificity
+# (the CNR lost when another phrase is asked for on the same image) whether it reads.
 
 # %%
-columns, resamples = ["cnr", "iou", "balanced_iou"], config.evaluation.bootstrap
+columns = ["cnr", "specificity", "iou", "balanced_iou"]
+resamples = config.evaluation.bootstrap
 print(f"{len(table)} rows, {table['curve'].nunique()} maps, arms {arms}, seeds {seeds}")
 main = table[table["arm"] == arms[0]]
 summary = studies.summary(main, "curve", columns, resamples)
@@ -247,11 +249,13 @@ for scale in (16.0, 1.0):
     results[scale] = rows[rows["curve"] == "mixture"].reset_index(drop=True)
 
 # %%
-change = studies.difference(results[1.0], results[16.0], "cnr", resamples)
+sides = (results[1.0], results[16.0])
+change, read = (studies.difference(*sides, c, resamples) for c in ("cnr", "specificity"))
 c16, c1 = (results[scale]["confidence"].mean() for scale in (16.0, 1.0))
 print(
     f"guidance 1 instead of 16, {len(some)} pairs: CNR {change.value:+.3f} "
-    f"[{change.low:+.3f}, {change.high:+.3f}]; mean c {c16:.3f} -> {c1:.3f}"
+    f"[{change.low:+.3f}, {change.high:+.3f}], specificity {read.value:+.3f} "
+    f"[{read.low:+.3f}, {read.high:+.3f}]; mean c {c16:.3f} -> {c1:.3f}"
 )
 fig = charts.paired_points(
     results[16.0]["cnr"],

@@ -58,8 +58,10 @@ plots.use_style()
 # %% [markdown]
 # ## What is compared, and on what
 # Every arm differs from the others in its text encoder only: the same images, U-Net, steps,
-# learning rate and noise. All are scored on the same pairs of the **test** split, which no choice
-# has touched; pairs of one image are not independent, so every interval resamples patients.
+# learning rate and noise. All are scored on the same pairs of the **test** split; choices are made
+# on the validation split. Pairs of one image are not independent, so every interval resamples
+# patients. A seed is one training of the *U-Net*: every text encoder, the rival's included, was
+# trained once.
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -148,9 +150,8 @@ arm_seeds.pivot(index="seed", columns="method", values="specificity")[list(train
 
 # %% [markdown]
 # ## The same over all layers
-# The paper averages over every cross-attention layer. Here the profile's layers make the sharper
-# map; because a choice of layers can decide a comparison of encoders, every claim below is also made
-# over all of them.
+# The paper averages over every cross-attention layer; a profile may choose some. Because a choice
+# of layers can decide a comparison of encoders, every claim below is also made over all of them.
 
 # %%
 file = "all_layers.csv" if config.grounding.layers else "pairs.csv"
@@ -198,32 +199,32 @@ print(*f1_all, sep="\n")
 
 
 # %%
-def seed_gaps(better: str, worse: str) -> pd.Series:
-    """The CNR difference of two arms in every seed, with its interval over patients."""
+def seed_gaps(better: str, worse: str, column: str) -> pd.Series:
+    """The difference of two arms in every seed, with its interval over patients."""
     gaps = {}
     for seed in seeds:
         of_seed = trained[trained["seed"] == seed]
         sides = (of_seed[of_seed["method"] == name] for name in (better, worse))
-        gaps[f"seed {seed}"] = studies.difference(*sides, "cnr", config.evaluation.bootstrap)
-    return pd.Series(gaps, name=f"{better} − {worse}")
+        gaps[f"seed {seed}"] = studies.difference(*sides, column, config.evaluation.bootstrap)
+    return pd.Series(gaps, name=f"{charts.LABELS[column]}: {better} − {worse}")
 
 
 # %%
-gaps = pd.DataFrame([seed_gaps(*pair) for pair in pairwise(arms)])
+gaps = pd.DataFrame([seed_gaps(*p, c) for p in pairwise(arms) for c in ("cnr", "specificity")])
 charts.readable(gaps)
 
 # %%
 for name, row in gaps.iterrows():
     above, values = sum(gap.low > 0 for gap in row), [gap.value for gap in row]
-    print(f"CNR {name}: above zero in {above} of {len(row)} seeds, "
+    print(f"{name}: above zero in {above} of {len(row)} seeds, "
           f"from {min(values):+.2f} to {max(values):+.2f}")  # fmt: skip
 
 # %% [markdown]
 # Control arms say *what* in the encoder helps: the same architecture, corpus and budget with random
-# weights (`random-frozen`), with masked language only (`mlm-frozen`), with masked language and the
-# global contrast of whole sentences with images (`global-frozen`). The first arm has the local
-# contrast of words with patches on top. Each is compared with the first arm, over the seeds both
-# were trained with:
+# weights (`random-frozen`), with masked language only (`mlm-frozen`), and with the global contrast
+# of whole sentences with images (`global-frozen`), which comes after and beside masked language, as
+# in the first arm. The first arm has the local contrast of words with patches on top. Each is
+# compared with the first arm, over the seeds both were trained with:
 
 # %%
 controls = [arm for arm in trainings if arm not in arms]
@@ -245,14 +246,23 @@ for arm in shuffled:
     f1 += claims_of(f"F0-{arm}", "domain-frozen", arm, measures)
     f1 += claims_of(f"F0-{arm}-no-skill", "mean box per finding", arm, measures)
     f1_all += claims_of(f"F0-{arm}-all-layers", "domain-frozen", arm, measures, **every)
-    own = everything[everything["method"] == arm]
-    print(arm, "specificity", studies.interval(own, "specificity", config.evaluation.bootstrap))
+    no_skill_claim = (f"F0-{arm}-no-skill-all-layers", "mean box per finding", arm)
+    f1_all += claims_of(*no_skill_claim, measures, **every)
 print(*[made for made in f1 + f1_all if made.id.startswith("F0")], sep="\n")
 
+# %%
+for arm in shuffled:
+    for name, kind in {"profile's layers": everything, "all layers": whole}.items():
+        own = kind[kind["method"] == arm]
+        score = studies.interval(own, "specificity", config.evaluation.bootstrap)
+        by_training = own.groupby("seed")["specificity"].mean().round(2).to_dict()
+        print(f"{arm}, {name}: specificity {score}; by seed {by_training}")
+
 # %% [markdown]
-# One training of this control can have a specificity by luck: which words get which habit of place
-# is arbitrary then, and an interval over patients doesn't see that. So a specificity counts as
-# reading only as far as it exceeds the control's *on the same layers*.
+# A training of this control can have a specificity by luck: which words get which habit of place is
+# arbitrary then, and an interval over patients doesn't see that. So a specificity counts as reading
+# only as far as it exceeds the control's *on the same layers*. (Its text encoder is the first
+# arm's: only the U-Net's captions are shuffled.)
 
 # %% [markdown]
 # ## F3: generative against discriminative
@@ -303,6 +313,12 @@ counts = by_class[shown[0]]["pairs"]
 fig = charts.classes(cnr, counts, "CNR", "CNR by class, and the three averages of the classes")
 plots.save_figure(config, fig, "07_classes")
 
+# %%
+per_class = partial(studies.per_class, column="specificity")
+by_class = {name: per_class(everything[everything["method"] == name]) for name in shown}
+read = {name: part["specificity"] for name, part in by_class.items()}
+pd.DataFrame(read).add_suffix(", specificity").round(2)
+
 # %% [markdown]
 # ## Three averages
 # *micro*: over pairs. *macro*: over classes. *paper*: classes weighted by the **square** of their
@@ -315,7 +331,9 @@ average = partial(studies.summary, compared, "method", resamples=config.evaluati
 kinds = {
     kind: average(columns=["cnr"], average=kind)["cnr"] for kind in ("micro", "macro", "paper")
 }
-charts.readable(pd.DataFrame(kinds).add_suffix(" CNR"))
+read = {kind: average(columns=["specificity"], average=kind)["specificity"] for kind in kinds}
+both = {"CNR": pd.DataFrame(kinds), "specificity": pd.DataFrame(read)}
+charts.readable(pd.concat(both, axis=1))
 
 # %% [markdown]
 # ## What it looks like
@@ -394,9 +412,10 @@ print(f"strongest row without skill: {best.idxmax()}, CNR {best.max():.3f}")
 
 # %% [markdown]
 # What this cannot tell: the intervals hold for these trained models and patients like these; with
-# few seeds, how far another training would land is known only roughly (the dots, and the table seed
-# by seed). Which layers are averaged can decide a comparison of encoders, so both tables count.
-# Phantoms have truthful, short impressions; radiographs don't.
+# few seeds, how far another training of the U-Net would land is known only roughly (the dots, and
+# the table seed by seed), and how far another training of a *text encoder* would, not at all. Which
+# layers are averaged can decide a comparison of encoders, so both tables count. Phantoms have
+# truthful, short impressions; radiographs don't.
 #
 # ## Next
 # - [08 · which settings matter](08_hyperparameters.ipynb)

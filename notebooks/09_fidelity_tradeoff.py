@@ -168,15 +168,21 @@ plots.save_figure(config, fig, "09_frechet")
 
 # %%
 evaluated = products.tables(config, "pairs.csv")
-cnr = evaluated.groupby(["arm", "seed"])["cnr"].mean()
+grounding = evaluated.groupby(["arm", "seed"])[["cnr", "specificity"]].mean()
 points = table[(table["network"] == networks[0]) & table["method"].isin(arms)].rename(
     columns={"method": "arm"}
 )
-points = points.assign(cnr=[cnr[row.arm, row.seed] for row in points.itertuples()])
+points = points.join(grounding, on=["arm", "seed"])
 points[["low", "high"]] = [tuple(cell)[1:] for cell in points["interval"]]
 related = points[["cnr", "frechet"]].corr().iloc[0, 1]
 fig = charts.fidelity_scatter(points, f"Correlation of CNR and distance: {related:+.2f}")
 plots.save_figure(config, fig, "09_tradeoff")
+
+# %%
+shown_points = points.set_index(["arm", "seed"])[["frechet", "cnr", "specificity"]]
+print(f"correlation of specificity and distance: "
+      f"{points[['specificity', 'frechet']].corr().iloc[0, 1]:+.2f}")  # fmt: skip
+shown_points.round(2)
 
 # %% [markdown]
 # ## F2: is the order reversed in fidelity?

@@ -42,6 +42,8 @@ config = load(profile)
 # ## Imports
 
 # %%
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import torch
@@ -154,8 +156,10 @@ audit.paper_gaps()
 # Our class means, averaged with MS-CXR's counts in the three ways:
 
 # %%
-ours = audit.reweighted(everything, audit.MS_CXR_COUNTS, "cnr")
-ours.round(2)
+counts = audit.MS_CXR_COUNTS
+ours = audit.reweighted(everything, counts, "cnr")
+read = audit.reweighted(everything, counts, "specificity")
+pd.concat({"CNR": ours, "specificity": read}, axis=1).round(2)
 
 # %%
 spread = (ours.max(axis=1) - ours.min(axis=1)).sort_values()
@@ -200,7 +204,8 @@ scored = {}
 for arm in config.training.compared[:2]:
     own = products.model(config, arm)
     some = pairs[:audited_pairs]
-    both = [grounding.evaluate(own, some, compat=c, **options) for c in ("published", None)]
+    score = partial(grounding.evaluate, own, some, others=True, **options)
+    both = [score(compat=compat) for compat in ("published", None)]
     effects[f"first piece only ({arm})"] = audit.effects(*both, resamples)
     lost = audit.lost_tokens(own, some)
     print(f"{arm}: {lost:.0%} of the content words' tokens are left out")

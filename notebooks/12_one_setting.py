@@ -75,7 +75,8 @@ print(
 # asked for on the same image. It is zero for a map that does not read.
 
 # %%
-table = grounding.evaluate(model, pairs, others=True, seed=seed, **options)
+others = grounding.draw_others(pairs, config.image_size)  # the same for every seed
+table = grounding.evaluate(model, pairs, others=others, seed=seed, **options)
 columns = ["cnr", "auc_roc", "pointing", "threshold_iou", "balanced_iou", "specificity"]
 scores = {c: studies.interval(table, c, config.evaluation.bootstrap) for c in columns}
 for name, score in scores.items():

@@ -26,6 +26,8 @@ COLUMNS = {
     "balanced_iou": "balanced IoU",
     "threshold_iou": "threshold IoU",
     "all_layers_cnr": "CNR, all layers",
+    "all_layers_auc_roc": "AUC, all layers",
+    "all_layers_pointing": "Top-1, all layers",
     "all_layers_specificity": "specificity, all layers",
 }
 
@@ -38,19 +40,21 @@ def results(settings: config.Config) -> dict[str, Any]:
     if settings.grounding.layers:
         keys = ["arm", "seed", "image_id", "phrase", "finding"]
         whole = products.tables(settings, "all_layers.csv").set_index(keys)
-        whole = whole[["cnr", "specificity"]].add_prefix("all_layers_").reset_index()
+        whole = whole[["cnr", "auc_roc", "pointing", "specificity"]]
+        whole = whole.add_prefix("all_layers_").reset_index()
         arms = arms.merge(whole, on=keys, validate="one_to_one")
     folder = products.ensure(settings, "baselines")
-    parts = {
-        f"{arm} ({'control' if settings.training.arms[arm].control else 'ours'})": table
-        for arm, table in arms.groupby("arm", sort=False)
+    no_skill, discriminative = (pd.read_csv(folder / f"{n}.csv") for n in ("no_skill", "biovil"))
+    everything = studies.methods(arms, no_skill, discriminative)
+    n, first = settings.evaluation.bootstrap, arms["arm"].iloc[0]
+    names = {"its map of another phrase": f"map of another phrase ({first})"} | {
+        arm: f"{arm} ({'control' if settings.training.arms[arm].control else 'ours'})"
+        for arm in arms["arm"].unique()
     }
-    parts["BioViL-like cosine map"] = pd.read_csv(folder / "biovil.csv")
-    parts |= dict(iter(pd.read_csv(folder / "no_skill.csv").groupby("method", sort=False)))
-    n = settings.evaluation.bootstrap
     rows = [
-        {"method": name} | {c: list(studies.interval(part, c, n)) for c in COLUMNS if c in part}
-        for name, part in parts.items()
+        {"method": names.get(name, name)}
+        | {c: list(studies.interval(part, c, n)) for c in COLUMNS if part[c].notna().any()}
+        for name, part in everything.groupby("method", sort=False)
     ]
     return {
         "split": "test",
@@ -91,11 +95,12 @@ def findings_table(rows: list[dict[str, Any]]) -> str:
     """Markdown tables of claims; those about control arms are folded away."""
     lines = {False: [], True: []}
     for row in rows:
-        number = f"{row['estimate']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
+        number = findings.shown(row["estimate"], row["low"], row["high"])
         verdict = "yes" if row["holds"] else "**no**"
         control = "control" in row["id"] or "shuffled" in row["id"]
-        lines[control].append(f"| {row['id']} | {row['claim']} | {verdict} | {number} |")
-    head = ["| | claim | holds | estimate |", "|---|---|---|---|"]
+        cells = (row["id"], row["claim"], verdict, number, len(row["seeds"]), row["split"])
+        lines[control].append("| " + " | ".join(map(str, cells)) + " |")
+    head = ["| | claim | holds | estimate | seeds | split |", "|---|---|---|---|---|---|"]
     main, more = ("\n".join([*head, *part]) for part in lines.values())
     if not lines[True]:
         return main

@@ -15,7 +15,7 @@ import jsonschema
 import nbformat
 import pytest
 
-from g2g_utils import config, findings
+from g2g_utils import config, findings, runs
 
 ROOT = Path(__file__).resolve().parents[2]
 spec = importlib.util.spec_from_file_location("g2g_notebooks", ROOT / "tools" / "notebooks.py")
@@ -38,6 +38,7 @@ def test_findings_of_the_smoke_run_follow_the_schema():
     jsonschema.validate(rows, findings.SCHEMA)
     assert {row["id"].split("-")[0] for row in rows} >= {"F1", "F2", "F3", "F4", "F5", "F6"}
     assert all(row["holds"] == (row["low"] > 0) for row in rows)
+    assert {row["run"] for row in rows} == {runs.settings_id(config.load("smoke"))}
 
 
 def digits(cell) -> re.Match | None:

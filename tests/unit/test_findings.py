@@ -7,7 +7,7 @@ import jsonschema
 import pytest
 
 from g2g_utils import config as configuration
-from g2g_utils import findings
+from g2g_utils import findings, runs
 from g2g_utils.config import Config
 from g2g_utils.metrics import Interval
 
@@ -52,6 +52,32 @@ def test_the_file_follows_the_schema_and_keeps_one_entry_an_id(config: Config) -
     assert [(row["id"], row["estimate"]) for row in rows] == [("F1", 0.3), ("F2", 0.2)]
     assert findings.read(config) == rows
     assert rows[0]["run"].startswith("smoke-")
+
+
+def test_findings_of_other_settings_are_dropped(config: Config) -> None:
+    gap = Interval(0.3, 0.1, 0.5)
+    findings.claim(config, "F1-old", "a > b", gap, [0])
+    changed = configuration.load("smoke", **{"training.steps": 11})
+    findings.path(changed).parent.mkdir(parents=True, exist_ok=True)
+    findings.path(changed).write_text(findings.path(config).read_text())
+    findings.claim(changed, "F1-new", "a > b", gap, [0])
+    assert [row["id"] for row in findings.read(changed)] == ["F1-new"]
+
+
+def test_what_is_rounded_to_zero_does_not_hold(config: Config) -> None:
+    made = findings.claim(config, "F1", "a > b", Interval(0.1, 0.00003, 0.2), [0])
+    assert made.low == 0 and not made.holds
+
+
+def test_the_committed_findings_are_of_the_shipped_settings() -> None:
+    rows = json.loads((configuration.ROOT / "figures" / "findings.json").read_text())
+    jsonschema.validate(rows, findings.SCHEMA)
+    assert {row["run"] for row in rows} == {runs.settings_id(configuration.load("miniature"))}
+    assert {row["id"][:2] for row in rows} == {f"F{number}" for number in range(7)}
+    assert len({row["id"] for row in rows}) == len(rows)
+    for row in rows:
+        assert row["holds"] == (row["low"] > 0) and row["low"] <= row["estimate"] <= row["high"]
+        assert len(row["seeds"]) >= 3 and row["split"] == "test", row["id"]
 
 
 def test_the_schema_refuses_what_is_no_finding() -> None:

@@ -9,8 +9,9 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from peft import LoraConfig
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
-from g2g_utils import bbm, grounding
+from g2g_utils import bbm, grounding, studies
 from g2g_utils.attention import CrossAttentionRecorder, find_layers
+from g2g_utils.data.record import Example
 from g2g_utils.grounding import evaluate, ground, ground_batch, spread, text_bias
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] small left right effusion edema opacity in the lung ."
@@ -283,6 +284,50 @@ def test_evaluate(model, images):
     assert table.cnr[1] == pytest.approx(one.metrics["cnr"], abs=1e-4)
     large = evaluate(model, examples(images), size=64, progress=False, **FAST)
     assert np.allclose(large.mask_fraction, table.mask_fraction, atol=0.1)
+
+
+def test_the_other_phrase_is_of_another_finding_elsewhere():
+    places = {"a": (0, 0, 10, 10), "b": (1, 0, 10, 10), "c": (20, 20, 9, 9), "d": (0, 20, 9, 9)}
+    kinds = {"a": "Edema", "b": "Pneumonia", "c": "Edema", "d": "Pneumonia"}
+    pairs = [
+        SimpleNamespace(phrase=name, finding=kinds[name], boxes=[box])
+        for name, box in places.items()
+    ]
+    allowed = {"a": {"d"}, "b": {"c"}, "c": {"b", "d"}, "d": {"a", "c"}}  # a and b overlap
+    seen = {name: set() for name in places}
+    for seed in range(20):
+        drawn = grounding.draw_others(pairs, 32, seed)
+        assert drawn == grounding.draw_others(pairs, 32, seed)
+        for name, other in zip(places, drawn, strict=True):
+            seen[name].add(other)
+    assert seen == allowed
+    assert grounding.draw_others(pairs[:2], 32) == ["", ""]
+
+
+def test_studies_score_as_evaluate_does(model, images):
+    pairs = [Example(**vars(example)) for example in examples(images)]
+    options = FAST | {"filter": "lexical", "layers": None}
+    expected = evaluate(model, pairs, others=True, progress=False, **options)
+    for study, by, setting in (
+        (studies.filters, "filter", "lexical"),
+        (studies.resolutions, "layers", "all"),
+        (studies.curves, "curve", "none"),
+    ):
+        rows = study(model, pairs, **options)
+        own = rows[rows[by] == setting]
+        assert list(own["image_id"]) == list(expected["image_id"])
+        for name in ("cnr", "auc_roc", "specificity"):
+            assert np.allclose(own[name], expected[name], atol=5e-3), (by, name)
+
+
+def test_halves_of_the_steps_are_those_of_the_last_k(model, images):
+    pairs = [Example(**vars(example)) for example in examples(images)]
+    options = FAST | {"timesteps": 4}
+    halves = studies.step_halves(model, pairs, **options)
+    last = studies.kept_steps(model, pairs, [2], **options)
+    cleaner = halves[halves["timesteps"] == "cleaner"]
+    assert np.allclose(cleaner["cnr"], last["cnr"])
+    assert not np.allclose(cleaner["cnr"], halves[halves["timesteps"] == "noisier"]["cnr"])
 
 
 def test_views_are_what_separate_captures_would_give(model, images):
