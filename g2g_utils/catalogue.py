@@ -18,6 +18,7 @@ TABLES = (".csv", ".csv.gz", ".json", ".json.gz")
 _OPTIONAL = ("subfolder", "lora_rank")  # settings of encoders and arms that are often absent
 _OF_TEXT = ("steps", "text_learning_rate", "attention_lr_scale", "dropout")  # of no foundation
 RECIPE = 1  # raise when a recipe below changes what it makes
+SCORES = 2  # raise when evaluations or baselines score otherwise, or more
 
 
 def plan(config: Config) -> dict[str, list[str]]:
@@ -84,6 +85,7 @@ def parameters(config: Config, name: str) -> dict[str, Any]:
     if kind in ("evaluation", "fidelity", "baselines"):
         section = config.fidelity if kind == "fidelity" else config.evaluation
         own = {kind: section.model_dump(), "data": config.data.model_dump(), "name": name}
+        own |= {} if kind == "fidelity" else {"scores": SCORES}
         maps = {"grounding": config.grounding.model_dump()} if kind == "evaluation" else {}
         loaded = _biovil(config) if kind == "baselines" else _loaded_parts(config, name)
         return base | own | maps | loaded

@@ -119,7 +119,7 @@ print(f"peak at (x, y) = {tuple(found['peak'])} of {image.shape[1]} × {image.sh
 # %%
 stranger = evidence.other_phrase(config, example)
 asked = grounding.ground(model, image, stranger, **options) if stranger else None
-print(f"the other phrase: {stranger!r}" if stranger else "no boxes: no scores")
+print(f"the other phrase: {stranger!r}" if stranger else "no other phrase: no specificity")
 evidence.compare(config, example, result, asked)
 
 # %% [markdown]

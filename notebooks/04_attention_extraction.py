@@ -198,11 +198,12 @@ def of_layers(recorded, chosen: list[int]) -> pd.DataFrame:
 
 
 # %%
-stranger = evidence.other_phrase(config, example)
-against, words, _ = grounding.record_image(model, image, stranger, **keep)
-own, other = of_layers(full, content), of_layers(against, words.content())
-print(f"the other phrase: {stranger!r}")
-own.assign(specificity=own["cnr"] - other["cnr"]).round(2)
+stranger, scores = evidence.other_phrase(config, example), of_layers(full, content)
+if stranger:
+    against, words, _ = grounding.record_image(model, image, stranger, **keep)
+    scores["specificity"] = scores["cnr"] - of_layers(against, words.content())["cnr"]
+print(f"the other phrase: {stranger!r}" if stranger else "no other phrase lies apart here")
+scores.round(2)
 
 # %% [markdown]
 # ## The activation map
