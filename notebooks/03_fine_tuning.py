@@ -250,8 +250,8 @@ print(f"after {started} steps EMA and raw weights differ by {gap:.2%}")
 # %% [markdown]
 # ## The finished runs
 # Every arm of the comparison trains from the same start, on the same pairs in the same order with
-# the same noise; only the text states differ. Losses are close, and that is the point: a U-Net
-# can draw well without reading well, so the loss does not tell which arm grounds.
+# the same noise; only the text states differ. A U-Net can draw well without reading well, so the
+# loss need not tell which arm grounds: compare the spread printed below with notebook 07's.
 
 # %%
 logs = live.finished_logs(config)

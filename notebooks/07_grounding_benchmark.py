@@ -285,6 +285,8 @@ print(*f3, sep="\n")
 prior, swapped = "mean box per finding", "its map of another phrase"
 f0 = claims_of("F0-prior", "domain-frozen", prior, measures)
 f0 += claims_of("F0-prior-all-layers", "domain-frozen", prior, measures, **every)
+for blind in ("random", "centre prior", "mean box"):
+    f0 += claims_of(f"F0-{blind.replace(' ', '-')}", "domain-frozen", blind, ["cnr"])
 f0 += claims_of("F0-other-phrase", "domain-frozen", swapped, ["cnr"])
 f0 += claims_of("F0-other-phrase-all-layers", "domain-frozen", swapped, ["cnr"], **every)
 print(*f0, sep="\n")

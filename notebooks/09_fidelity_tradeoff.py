@@ -226,8 +226,7 @@ Markdown(
 #
 # - The networks are small and know this world only; another network may order the arms differently,
 #   which is why there are two.
-# - Distances fall as training goes on, so arms can only be compared at equal steps, as here; equal
-#   steps do not make them equally far from convergence.
+# - Arms are compared at equal steps; that does not make them equally far from convergence.
 # - The distance is biased upwards for few images. All rows use the same number.
 # - Intervals are over images, at these seeds; the dots show how far another training lands.
 # - Guidance and sampler steps are the same for every arm, but need not suit each equally.
