@@ -102,8 +102,8 @@ print("degenerate cases:", rows["note"].value_counts().to_dict() or "none")
 # box per finding` reads one thing only, the class: it has a specificity of its own, and an arm that
 # does not exceed it has learned no more than where such findings usually lie. `its map of another
 # phrase` is the first arm's map, asked the wrong question. The `BioViL-like` row is the
-# discriminative rival: cosines between words and image patches, from contrastive training of the
-# same text encoder on the same pairs.
+# discriminative rival: cosines between words and image patches, smoothed as BioViL's authors do,
+# from contrastive training of the same text encoder on the same pairs.
 
 # %%
 folder = products.ensure(config, "baselines")
