@@ -84,8 +84,8 @@ def parameters(config: Config, name: str) -> dict[str, Any]:
         return base | {"steps": config.fidelity.classifier_steps}
     if kind in ("evaluation", "fidelity", "baselines"):
         section = config.fidelity if kind == "fidelity" else config.evaluation
-        own = {kind: section.model_dump(), "data": config.data.model_dump(), "name": name}
-        own |= {} if kind == "fidelity" else {"scores": SCORES}
+        own: dict[str, Any] = {kind: section.model_dump(), "data": config.data.model_dump()}
+        own |= {"name": name} | ({} if kind == "fidelity" else {"scores": SCORES})
         maps = {"grounding": config.grounding.model_dump()} if kind == "evaluation" else {}
         loaded = _biovil(config) if kind == "baselines" else _loaded_parts(config, name)
         return base | own | maps | loaded

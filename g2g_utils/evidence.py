@@ -59,8 +59,8 @@ def compare(
         scores = {score: found[score] for score in SCORES if score in found}
         if other is not None and example.boxes:
             swapped = other.heatmap if name == "model" else heatmap
-            cnr = metrics.evaluate(swapped, example.boxes, config.image_size)["cnr"]
-            scores["specificity"] = found["cnr"] - cnr
+            lost = metrics.evaluate(swapped, example.boxes, config.image_size)["cnr"]
+            scores["specificity"] = float(found["cnr"]) - float(lost)
         rows.append({"map": name, **scores, "likeness": correlation(heatmap, result.heatmap)})
     return pd.DataFrame(rows).set_index("map").round(2)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -117,9 +117,11 @@ def curves(model: Any, pairs: Sequence[Example], **options: Any) -> pd.DataFrame
     """All metrics of the plain activation map and of its three merged forms (paper, eq. 5-7)."""
 
     def merged(example: Example, found: Grounding) -> dict[Any, Tensor]:
-        parts = (found.activation, found.interaction, found.confidence)
-        names = ("linear", "quadratic", "mixture")
-        return {"none": found.activation} | {name: bbm.merge(*parts, name) for name in names}
+        maps: dict[Any, Tensor] = {"none": found.activation}
+        assert found.interaction is not None and found.confidence is not None
+        for curve in get_args(bbm.Curve):
+            maps[curve] = bbm.merge(found.activation, found.interaction, found.confidence, curve)
+        return maps
 
     def every_metric(maps: list[Tensor], boxes: Any, size: int) -> list[dict[str, Any]]:
         return [metrics.evaluate(heatmap, boxes, size) for heatmap in maps]

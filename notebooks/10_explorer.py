@@ -102,11 +102,14 @@ attention
 display(Image(filename=str(paths[2])))
 
 # %% [markdown] tags=["notebook-only"]
-# Which layers would ground this one phrase by themselves? One image decides nothing (notebook 08
-# has the whole validation set), but it shows how to look.
+# Which layers would ground this one phrase by themselves? *Specificity* is the contrast (CNR) lost
+# when a phrase of another finding is asked for on the same image: 0 for a map that does not read.
+# One image decides nothing (notebook 08 has the whole validation set), but it shows how to look.
 
 # %% tags=["notebook-only"]
-scores = study.by_resolution(session, start)
+stranger = study.other_phrase(session, start)
+print(f"the other phrase: {stranger!r}" if stranger else "no other phrase: no specificity")
+scores = study.by_resolution(session, start, stranger)
 scores
 
 # %% [markdown] tags=["notebook-only"]

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pandas as pd
 
+from g2g_utils import evidence
 from g2g_utils.explorer import maps, state
 from g2g_utils.explorer.session import Panel, Picture, Session
 from g2g_utils.explorer.state import State
@@ -52,15 +53,38 @@ def total_attention(panel: Panel) -> float:
     return sum(float(panel.token_means[c]) * capture.weight(c) for c in range(capture.columns))
 
 
-def by_resolution(session: Session, now: State) -> pd.DataFrame:
-    """Scores of the state's view by the layers used: of one resolution, all, the profile's."""
+def other_phrase(session: Session, now: State) -> str:
+    """A test phrase of another finding that lies elsewhere; "" without one, or without boxes."""
+    picture = session.pictures[now.image]
+    if now.region is None:
+        return ""
+    region = picture.regions[now.region]
+    example = replace(
+        picture.rows[0],
+        image=picture.image,
+        phrase=region.phrase,
+        finding=region.finding,
+        boxes=region.boxes,
+    )
+    return evidence.other_phrase(session.config, example)
+
+
+def by_resolution(session: Session, now: State, other: str = "") -> pd.DataFrame:
+    """Scores of the state's view by the layers used: of one resolution, all, the profile's.
+
+    other: `other_phrase`, for specificity: the CNR that is lost when it is asked for instead.
+    """
     capture = session.capture(now)
     every = replace(now, layers=(0, len(capture.layers) - 1))
     choices = {f"{s}×{s}": replace(every, sizes=(s,)) for s in maps.resolutions(capture)}
     rows = {}
     for name, chosen in (choices | {"all layers": every, "the profile's": now}).items():
-        panel = session.view(chosen).panels[0]
+        asked = replace(chosen, compare="phrase", other_phrase=other) if other else chosen
+        panel, *against = session.view(asked).panels
         rows[name] = {"layers": len(panel.selection.layers), **panel.metrics}
+        for stranger in against:
+            lost = float(panel.metrics["cnr"]) - float(stranger.metrics["cnr"])
+            rows[name]["specificity"] = lost
     table = pd.DataFrame(rows).T.drop(columns=["note", "abs_cnr"], errors="ignore")
     return table.astype(float).round(3).rename_axis(index="layers used")
 

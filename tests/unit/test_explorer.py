@@ -547,6 +547,12 @@ def test_tables_of_the_notebook(opened, start):
     scores = study.by_resolution(opened, start)
     assert list(scores.index) == ["16×16", "8×8", "all layers", "the profile's"]
     assert study.best(scores, "cnr") in scores.index
+    assert "specificity" not in scores
+    read = study.by_resolution(opened, start, "edema")
+    assert read["cnr"].equals(scores["cnr"]) and (read["specificity"] != 0).any()
+    swapped = study.by_resolution(opened, replace(start, phrase="edema"))
+    gap = (scores["cnr"] - swapped["cnr"]).tolist()
+    assert read["specificity"].tolist() == pytest.approx(gap, abs=2e-3)
     assert study.starting_state(opened).phrase == PHRASE
     assert study.starting_state(opened, 1).phrase == "edema"
 
