@@ -254,10 +254,10 @@ print(
 # ## What we learned
 
 # %%
-best = max(scores, key=lambda label: scores[label]["cnr"])
+best = scores["cnr"].idxmax()
 print(f"by hand and recorded agree: {torch.allclose(recorded, ours, atol=1e-5)}")
 print(
-    f"best single layer here: {best}, CNR {scores[best]['cnr']:.2f}; "
+    f"best single layer here: {best}, CNR {scores.loc[best, 'cnr']:.2f}; "
     f"the profile's layers together {result.metrics['cnr']:.2f}"
 )
 whole, stream = held["everything (keep='all')"], held["running sums (keep='mean')"]
