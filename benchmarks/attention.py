@@ -47,15 +47,15 @@ class Size:
     width: int  # of the text states
     heads: int
     layers_per_block: int = 2
-    top: str = "CrossAttnDownBlock2D"  # kind of the lowest-resolution block
+    middle: bool = True  # cross-attention in the middle block
     steps: tuple[int, int] = (10, 50)  # T on a CPU, on a GPU
     seconds: float = 120  # for the comparison with the baseline
 
 
 SIZES = {
-    "miniature": Size(16, (32, 48, 48), 64, 2, 1, steps=(50, 50), seconds=60),
-    "medium": Size(32, (128, 256, 384, 384), 256, 8, top="DownBlock2D", seconds=120),
-    "sd": Size(64, (320, 640, 1280, 1280), 768, 8, top="DownBlock2D", steps=(1, 50), seconds=180),
+    "miniature": Size(16, (32, 48, 48), 64, 2, 1, middle=False, steps=(50, 50), seconds=60),
+    "medium": Size(32, (128, 256, 384, 384), 256, 8, seconds=120),
+    "sd": Size(64, (320, 640, 1280, 1280), 768, 8, steps=(1, 50), seconds=180),
 }
 
 
@@ -69,7 +69,7 @@ def build_unet(size: Size, channels: Sequence[int] | None = None) -> UNet2DCondi
     attention would otherwise be flat, and maps could not be compared.
     """
     levels, widths = len(size.channels), tuple(channels or size.channels)
-    down = ("CrossAttnDownBlock2D",) * (levels - 1) + (size.top,)
+    down = ("CrossAttnDownBlock2D",) * (levels - 1) + ("DownBlock2D",)
     with models.initialised(0):
         unet = UNet2DConditionModel(
             sample_size=size.latent,
@@ -79,6 +79,7 @@ def build_unet(size: Size, channels: Sequence[int] | None = None) -> UNet2DCondi
             attention_head_dim=size.heads,
             norm_num_groups=32 if widths[0] % 32 == 0 and widths[-1] > 48 else 8,
             down_block_types=down,
+            mid_block_type="UNetMidBlock2DCrossAttn" if size.middle else "UNetMidBlock2D",
             up_block_types=tuple(name.replace("Down", "Up") for name in reversed(down)),
         ).eval()
     with torch.no_grad():

@@ -43,8 +43,13 @@ def farthest(first: nn.Module, second: nn.Module) -> dict[str, float]:
 def compare(arm: str, seed: int) -> dict[str, Any]:
     """Train the arm again, load the shipped one, compare metrics and weights."""
     begin, settings, name = time.time(), config.load("miniature"), f"ldm/{arm}-s{seed}"
+    if settings.training.arms[arm].learnable:
+        raise SystemExit(f"{arm}: its text encoder is trained too; choose a frozen arm")
     if products.find(settings, name) != settings.weights_dir / name:
-        raise SystemExit(f"{name} of these settings is not shipped in {settings.weights_dir}")
+        place = settings.weights_dir / name
+        raise SystemExit(
+            f"not shipped, or build/ has its own {name}: {place} would not be compared"
+        )
     published = products.model(settings, arm, seed)
     folder = settings.build_dir / "retrained" / f"{arm}-s{seed}-{products.key(settings, name)}"
     products.fine_tune(settings, arm, seed, folder)

@@ -87,11 +87,14 @@ def weights_title(weights: pd.DataFrame) -> str:
 
 
 def reweighted(table: pd.DataFrame, counts: pd.Series, column: str) -> pd.DataFrame:
-    """Every method's class means of a column, averaged in three ways with given class counts."""
+    """Every method's class means of a column, averaged in three ways with given class counts.
+
+    Classes of which a method knows nothing are left out of its average; NaN without any.
+    """
     means = table.groupby(["method", "finding"], sort=False)[column].mean().unstack()
     weights = class_weights(counts.reindex(means.columns).fillna(0))
     weights["macro"] = 1 / means.shape[1]  # classes absent from the counts still are classes
-    return means.fillna(0) @ weights
+    return means.fillna(0) @ weights / (means.notna().astype(float) @ weights)
 
 
 def beside_paper(table: pd.DataFrame, counts: pd.Series) -> pd.DataFrame:

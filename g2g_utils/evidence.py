@@ -20,6 +20,7 @@ from g2g_utils.studies import no_skill_rows
 from g2g_utils.text import swap_sides
 
 SCORES = ("cnr", "auc_roc", "pointing", "iou")
+CANDIDATES = 64  # pairs among which another phrase is drawn
 NO_SIDE = "small right apical pneumothorax"  # compared with phrases that name no side
 
 
@@ -37,9 +38,14 @@ def no_skill_maps(config: Config, image: Any, size: tuple[int, int]) -> dict[str
 
 
 def other_phrase(config: Config, example: Example) -> str:
-    """A test phrase of another finding that lies elsewhere (`draw_others`); "" without boxes."""
-    pairs = [example, *products.evaluation_pairs(config)]
-    return draw_others(pairs, config.image_size)[0] if example.boxes else ""
+    """A test phrase of another finding that lies elsewhere (`draw_others`); "" without boxes.
+
+    One of the first `CANDIDATES` pairs: films are opened for the frame of their boxes.
+    """
+    if not example.boxes:
+        return ""
+    pairs = products.evaluation_pairs(config)[:CANDIDATES]
+    return draw_others([example, *pairs], config.image_size)[0]
 
 
 def compare(
@@ -69,7 +75,8 @@ def beside_no_skill(
     config: Config, model: Any, pairs: Sequence[Example], **options: Any
 ) -> pd.DataFrame:
     """Metrics of the model and of maps without skill, one row a pair and method."""
-    tables = [evaluate(model, pairs, others=True, **options).assign(method="model")]
+    others = draw_others(pairs, config.image_size)  # the same for every seed and for the priors
+    tables = [evaluate(model, pairs, others=others, **options).assign(method="model")]
     if config.data.source == "phantoms":
         regions = products.training_texts(config)["regions"]
         tables.append(no_skill_rows(pairs, regions, config.image_size, model.latent_shape[-1]))

@@ -349,7 +349,7 @@ def evaluate(
 
 
 def draw_others(examples: Sequence[Any], side: int, seed: int = 0) -> list[str]:
-    """For each example the phrase of one of another finding elsewhere (IoU of boxes < 0.1).
+    """For each example another phrase, of another finding elsewhere (IoU of boxes < 0.1).
 
     Boxes are in a frame of `side` pixels. Drawn with a generator from `seed`; "" where there is
     none. Overlap is measured on a 64 x 64 grid.
@@ -359,10 +359,11 @@ def draw_others(examples: Sequence[Any], side: int, seed: int = 0) -> list[str]:
     masks = torch.stack(grid).float()  # n pixels
     both, area = masks @ masks.T, masks.sum(1)
     apart = (both < 0.1 * (area[:, None] + area[None] - both)).numpy()
-    findings = np.array([e.finding for e in examples])
+    findings, phrases = (np.array([getattr(e, n) for e in examples]) for n in ("finding", "phrase"))
     drawn, rng = [], np.random.default_rng(seed)
     for i in range(len(examples)):
-        candidates = np.flatnonzero(apart[i] & (findings != findings[i]))
+        differs = (findings != findings[i]) & (phrases != phrases[i])
+        candidates = np.flatnonzero(apart[i] & differs)
         drawn.append(examples[rng.choice(candidates)].phrase if len(candidates) else "")
     return drawn
 

@@ -350,7 +350,9 @@ def _build_evaluation(config: Config, item: str, folder: Path) -> dict[str, Any]
         merged = _in_parts(
             folder / "parts" / "merged",
             count,
-            lambda rows: studies.curves(grounded, pairs[:count][rows], **options),
+            lambda rows: studies.curves(
+                grounded, pairs[:count][rows], others=others[:count][rows], **options
+            ),
         )
         _write_table(folder / "curves.csv", merged)
     shutil.rmtree(folder / "parts")

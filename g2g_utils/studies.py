@@ -73,14 +73,16 @@ def compare(
     maps_of: Callable[[Example, Grounding], dict[Any, Tensor]],
     score: Callable[[list[Tensor], Any, int], list[dict[str, Any]]] = batch_scores,
     more: Callable[[Grounding], dict[str, Any]] = lambda _: {},
+    others: Sequence[str] | None = None,
     **options: Any,
 ) -> pd.DataFrame:
     """One row a pair and setting: scores of the maps that `maps_of` makes of a pair's grounding.
 
     maps_of: from a framed pair and its grounding to setting -> map [h, w]; `by` names the column
     of settings. more: further columns of a grounding. `specificity` is the CNR less `other_cnr`,
-    that of the same setting's map of another phrase on the same image (`draw_others`), both
-    against the own boxes; unknown where no other phrase is apart.
+    that of the same setting's map of another phrase on the same image, both against the own boxes;
+    unknown where no other phrase is apart. others: these phrases ("" for none), by default
+    `draw_others` among the pairs; under a filter by disease with the finding of their own pair.
     """
 
     def scored(asked: Sequence[Example], score: Any, title: str) -> list[list[dict[str, Any]]]:
@@ -94,22 +96,23 @@ def compare(
         return found
 
     own = scored(pairs, score, title)
-    swapped = under_others(pairs, model.image_size)
-    others = iter(scored([s for s in swapped if s], batch_scores, f"{title}, other phrases"))
+    drawn = draw_others(pairs, model.image_size) if others is None else others
+    swapped = under_others(pairs, drawn)
+    against = iter(scored([s for s in swapped if s], batch_scores, f"{title}, other phrases"))
     for rows, stranger in zip(own, swapped, strict=True):
-        cnr = {row[by]: row["cnr"] for row in next(others)} if stranger else {}
+        cnr = {row[by]: row["cnr"] for row in next(against)} if stranger else {}
         for row in rows:
             row["other_cnr"] = cnr.get(row[by], np.nan)
             row["specificity"] = row["cnr"] - row["other_cnr"]
     return pd.DataFrame([row for rows in own for row in rows])
 
 
-def under_others(pairs: Sequence[Example], side: int) -> list[Example | None]:
-    """Each pair's image and boxes under another pair's phrase and finding; None where none fits."""
+def under_others(pairs: Sequence[Example], others: Sequence[str]) -> list[Example | None]:
+    """Each pair's image and boxes under another phrase and its finding; None where it is ""."""
     finding_of = {pair.phrase: pair.finding for pair in pairs}
     return [
-        replace(pair, phrase=other, finding=finding_of[other]) if other else None
-        for pair, other in zip(pairs, draw_others(pairs, side), strict=True)
+        replace(pair, phrase=other, finding=finding_of.get(other)) if other else None
+        for pair, other in zip(pairs, others, strict=True)
     ]
 
 
@@ -215,13 +218,19 @@ def kept_steps(
 
 
 def step_halves(model: Any, pairs: Sequence[Example], **options: Any) -> pd.DataFrame:
-    """Scores of the noisier and of the cleaner half of the T timesteps, from one capture."""
+    """Scores of the noisier and of the cleaner half of T >= 2 timesteps, from one capture.
+
+    Where T is odd the middle one is in neither.
+    """
 
     def halves(example: Example, found: Grounding) -> dict[Any, Tensor]:
         total = len(found.timesteps)
-        steps = {"noisier": range(total // 2), "cleaner": range(total // 2, total)}
+        half = total // 2
+        steps = {"noisier half": range(half), "cleaner half": range(total - half, total)}
         return {name: found.select(steps=some) for name, some in steps.items()}
 
+    if options["timesteps"] < 2:
+        raise ValueError("one timestep has no halves: use timesteps=2 or more")
     options |= {"keep": "all", "keep_last": options["timesteps"]}
     return compare(model, pairs, "halves", "timesteps", halves, **options)
 

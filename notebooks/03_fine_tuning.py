@@ -251,7 +251,8 @@ print(f"after {started} steps EMA and raw weights differ by {gap:.2%}")
 # ## The finished runs
 # Every arm of the comparison trains from the same start, on the same pairs in the same order with
 # the same noise; only the text states differ. A U-Net can draw well without reading well, so the
-# loss need not tell which arm grounds: compare the spread printed below with notebook 07's.
+# loss need not tell which arm grounds: the figure's title says how far apart the last losses are,
+# notebook 07 how far apart the groundings.
 
 # %%
 logs = live.finished_logs(config)

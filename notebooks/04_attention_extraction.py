@@ -53,7 +53,7 @@ plots.use_style()
 # ## The layers
 # Every block of the U-Net asks the text: queries $Q$ are places of the latent, keys $K$ and
 # values $V$ are tokens. Stable Diffusion has 16 such layers (6 down, 1 middle, 9 up) and none in
-# its deepest blocks; a profile's own, smaller U-Net has fewer.
+# its deepest down and up blocks; a profile's own, smaller U-Net has fewer.
 
 # %%
 model = products.model(config)

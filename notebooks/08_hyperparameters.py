@@ -73,10 +73,9 @@ print(f"{arm}, seeds {seeds}, latents {models[seeds[0]].latent_shape}")
 
 
 # %%
-def of_seeds(study, some=pairs, *more, **settings) -> pd.DataFrame:
+def of_seeds(study, some=pairs, *more) -> pd.DataFrame:
     """The rows of a study under every training seed."""
-    chosen = options | settings
-    tables = [study(models[seed], some, *more, **chosen).assign(seed=seed) for seed in seeds]
+    tables = [study(models[seed], some, *more, **options).assign(seed=seed) for seed in seeds]
     return pd.concat(tables, ignore_index=True)
 
 
@@ -145,7 +144,7 @@ charts.readable(by_count)
 tested = of_seeds(studies.step_counts, test, [enough, max(counts)])
 claims.append(compared("F6-steps-suffice", tested, "timesteps", enough, max(counts), margin))
 print(claims[-1])
-title = f"Validation; {claims[-1]}"
+title = f"Curves: validation. Test: {claims[-1]}"
 fig = charts.lines({arm: by_count}, columns, "number T of timesteps", title, log=True)
 plots.save_figure(config, fig, "08_timesteps")
 
@@ -170,7 +169,7 @@ plots.save_figure(config, fig, "08_last_k")
 
 # %%
 halves = of_seeds(studies.step_halves, test)
-claims.append(compared("F6-cleaner-steps", halves, "timesteps", "cleaner", "noisier"))
+claims.append(compared("F6-cleaner-steps", halves, "timesteps", "cleaner half", "noisier half"))
 print(claims[-1])
 charts.readable(studies.summary(halves, "timesteps", columns, resamples))
 
@@ -197,10 +196,11 @@ plots.save_figure(config, fig, "08_layers_timesteps")
 # %%
 read = single.groupby(["layer", "timestep"], sort=False)["specificity"].mean().unstack()
 read = read.loc[mean.index, mean.columns]
-top = read.stack().idxmax()
-title = f"The best reader is at t = {top[1]} in {names[read.index.get_loc(top[0])]}"
-fig = charts.field(read.set_axis(names), "mean specificity of the single map", title)
-plots.save_figure(config, fig, "08_layers_timesteps_specificity")
+if read.notna().any(axis=None):
+    top = read.stack().idxmax()
+    title = f"The best reader is at t = {top[1]} in {names[read.index.get_loc(top[0])]}"
+    fig = charts.field(read.set_axis(names), "mean specificity of the single map", title)
+    plots.save_figure(config, fig, "08_layers_timesteps_specificity")
 
 # %% [markdown]
 # ## Groups of layers

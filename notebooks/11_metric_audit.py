@@ -217,7 +217,7 @@ for arm in config.training.compared[:2]:
 
 # %%
 empty = everything["note"].fillna("").str.contains("empty mask") & everything["seed"].notna()
-zeroed = everything[everything["seed"].notna()].copy()
+zeroed = everything[everything["seed"].notna()].drop(columns="specificity")
 zeroed.loc[empty[zeroed.index], ["cnr", "auc_roc", "iou", "balanced_iou"]] = 0.0
 arm_rows = everything[everything["seed"].notna()]
 effects["empty masks score 0"] = audit.effects(zeroed, arm_rows, resamples)

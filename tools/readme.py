@@ -53,7 +53,11 @@ def results(settings: config.Config) -> dict[str, Any]:
     }
     rows = [
         {"method": names.get(name, name)}
-        | {c: list(studies.interval(part, c, n)) for c in COLUMNS if part[c].notna().any()}
+        | {
+            c: list(studies.interval(part, c, n))
+            for c in COLUMNS
+            if c in part and part[c].notna().any()
+        }
         for name, part in everything.groupby("method", sort=False)
     ]
     return {

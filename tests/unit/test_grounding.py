@@ -325,9 +325,9 @@ def test_halves_of_the_steps_are_those_of_the_last_k(model, images):
     options = FAST | {"timesteps": 4}
     halves = studies.step_halves(model, pairs, **options)
     last = studies.kept_steps(model, pairs, [2], **options)
-    cleaner = halves[halves["timesteps"] == "cleaner"]
+    cleaner = halves[halves["timesteps"] == "cleaner half"]
     assert np.allclose(cleaner["cnr"], last["cnr"])
-    assert not np.allclose(cleaner["cnr"], halves[halves["timesteps"] == "noisier"]["cnr"])
+    assert not np.allclose(cleaner["cnr"], halves[halves["timesteps"] == "noisier half"]["cnr"])
 
 
 def test_views_are_what_separate_captures_would_give(model, images):
