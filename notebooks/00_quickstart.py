@@ -123,10 +123,10 @@ print(f"the other phrase: {stranger!r}" if stranger else "no other phrase: no sp
 evidence.compare(config, example, result, asked)
 
 # %% [markdown]
-# The phantom shown by default is the miniature's first test pair whose finding covers a tenth of the
-# film and lies on a named side: a rule that knows nothing of the map. How usual is what it shows?
-# The same over many test pairs, with 95 % intervals (bootstrap over patients), and how this pair
-# ranks among them:
+# The phantom shown by default is the miniature's first test pair whose finding covers a tenth of
+# the film and lies on a named side: a rule that knows nothing of the map. How usual is what it
+# shows? The same over many test pairs, with 95 % intervals (bootstrap over patients), and how this
+# pair ranks among them:
 
 # %%
 pairs = products.evaluation_pairs(config)[:checked_pairs]
