@@ -84,8 +84,9 @@ def film_of(image: Path) -> np.ndarray:
 def chosen_example(config: Config, image_path: str, phrase: str, pair: int) -> Example:
     """What a notebook's parameters ask for: the user's image and phrase, or a test pair.
 
-    A phrase other than the pair's own drops its boxes, which belong to the own phrase. Relative
-    paths start at the working directory, else at the repository's root.
+    pair: its number; -1: the first that `is_plain`, else the first of all. A phrase other than the
+    pair's own drops its boxes, which belong to the own phrase. Relative paths start at the working
+    directory, else at the repository's root.
     """
     from g2g_utils import products, text
 
@@ -96,14 +97,32 @@ def chosen_example(config: Config, image_path: str, phrase: str, pair: int) -> E
             raise ValueError(f"no phrase for {image_path}: set the parameter `phrase` too")
         return example_of_file(config, path, phrase)
     pairs = products.evaluation_pairs(config)
-    if not 0 <= pair < len(pairs):
+    if not -1 <= pair < len(pairs):
         raise ValueError(f"pair={pair}: the test split has pairs 0 to {len(pairs) - 1}")
-    example = pairs[pair].framed(config.image_size)
+    if pair == -1:
+        framed = (
+            p.framed(config.image_size) for p in pairs if text.swap_sides(p.phrase) != p.phrase
+        )
+        plain = (p for p in framed if is_plain(p.phrase, p.boxes, config.image_size))
+        example = next(plain, None) or pairs[0].framed(config.image_size)
+    else:
+        example = pairs[pair].framed(config.image_size)
     if phrase and phrase != example.phrase:
         text.check_phrase(phrase, _filter(config))
         pixels, name, subject = example.array(), example.image_id, example.subject_id
         return Example(pixels, phrase, None, (), name, subject, example.split)
     return example
+
+
+def is_plain(phrase: str, boxes: Any, side: int) -> bool:
+    """Whether a phrase names a side and its boxes [x, y, w, h] cover a tenth of a side² film.
+
+    A rule to choose an example by: it knows nothing of how well the finding is grounded.
+    """
+    from g2g_utils import text
+
+    covered = sum(w * h for _, _, w, h in boxes)
+    return text.swap_sides(phrase) != phrase and covered >= side**2 / 10
 
 
 def figures_folder(config: Config, image_path: str) -> Path:

@@ -27,7 +27,7 @@
 
 # %% tags=["parameters"]
 profile: str = "miniature"
-pair: int = 11  # which image–phrase pair of the test split
+pair: int = -1  # number of a test pair; -1: the first large finding on a named side
 layer_index: int = -3  # which layer is looked at by hand
 timestep: int = 401  # at which noise level
 seed: int = 0

@@ -26,7 +26,7 @@
 
 # %% tags=["parameters"]
 profile: str = "miniature"
-pair: int = 11  # which image–phrase pair of the test split is looked at
+pair: int = -1  # number of a test pair; -1: the first large finding on a named side
 mass_pairs: int = 24  # pairs over which attention is added up
 filter_pairs: int = 48  # pairs on which filters are compared (validation split)
 seed: int = 0

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pandas as pd
 
-from g2g_utils import evidence
+from g2g_utils import evidence, exports
 from g2g_utils.explorer import maps, state
 from g2g_utils.explorer.session import Panel, Picture, Session
 from g2g_utils.explorer.state import State
@@ -26,10 +26,8 @@ def starting_state(session: Session, picture: int = -1) -> State:
 
 def _is_plain(picture: Picture) -> bool:
     """Whether a picture's first finding names a side and covers a tenth of the film."""
-    if not picture.regions or not state.names_side(picture.phrase):
-        return False
-    covered = sum(w * h for _, _, w, h in picture.regions[0].boxes)
-    return covered >= 0.1 * picture.size**2
+    first = next(iter(picture.regions), None)
+    return first is not None and exports.is_plain(picture.phrase, first.boxes, picture.size)
 
 
 def token_table(panel: Panel) -> pd.DataFrame:

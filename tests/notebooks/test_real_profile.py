@@ -40,8 +40,7 @@ def execute(notebook: str, profile: Path) -> None:
             continue
         shell.run_cell(cell.source, silent=True).raise_error()
         if "parameters" in cell.metadata.get("tags", []):
-            chosen = f"profile, pair = {str(profile)!r}, 0"  # its test split has few pairs
-            shell.run_cell(chosen, silent=True).raise_error()
+            shell.run_cell(f"profile = {str(profile)!r}", silent=True).raise_error()
     InteractiveShell.clear_instance()
     matplotlib.pyplot.close("all")
 

@@ -173,6 +173,16 @@ def test_notebook_choice(config):
     assert other.boxes == () and np.array_equal(other.array(), own.array())
     with pytest.raises(ValueError, match="pair=99: the test split has pairs 0 to"):
         exports.chosen_example(config, "", "", 99)
+    plain = exports.chosen_example(config, "", "", -1)
+    fitting = [
+        pair.phrase
+        for pair in (p.framed(config.image_size) for p in products.evaluation_pairs(config))
+        if exports.is_plain(pair.phrase, pair.boxes, config.image_size)
+    ]
+    assert plain.phrase == (fitting[0] if fitting else products.evaluation_pairs(config)[0].phrase)
+    assert exports.is_plain("left effusion", [(0, 0, 10, 10)], 31)
+    assert not exports.is_plain("left effusion", [(0, 0, 10, 10)], 32)
+    assert not exports.is_plain("effusion", [(0, 0, 32, 32)], 32)
     with pytest.raises(ValueError, match="set the parameter `phrase` too"):
         exports.chosen_example(config, "film.png", "", 0)
 
