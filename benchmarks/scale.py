@@ -28,7 +28,6 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PAGE = ROOT / "benchmarks" / "scale.json", ROOT / "docs" / "scale.md"
 PAIRS = 162_651  # training pairs of the paper
 PEAK = 312.0  # TFLOP/s of an A100 in half precision, by its data sheet
-PROCESSES = 8  # of a training, as in the paper
 SHARE = 0.3  # of that peak which training is assumed to reach
 POINT = "12_one_setting"
 
@@ -111,7 +110,7 @@ def paper(network: dict[str, float]) -> dict[str, Any]:
 
     settings = config.load("paper")
     training, evaluation = settings.training, settings.evaluation
-    samples = training.steps * training.batch_size * training.accumulate * PROCESSES
+    samples = training.steps * training.batch_size * training.accumulate
     forward, weights = network["tflop_forward"], network["parameters"] * 4 / 1e9
     hours = 3600 * PEAK * SHARE
     side = settings.image_size

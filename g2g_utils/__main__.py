@@ -40,7 +40,6 @@ def _parser() -> argparse.ArgumentParser:
         "costs", parents=[common], help="costs, and what is missing on disk"
     )
     costs.add_argument("--step-seconds", type=float, help="measured seconds of a training pass")
-    costs.add_argument("--processes", type=int, default=1, help="GPUs of one fine-tuning")
     costs.set_defaults(run=_costs)
     ground = commands.add_parser("ground", parents=[common], help="find a phrase in an image")
     ground.add_argument("image", type=Path)
@@ -80,7 +79,7 @@ def _plan(config: configuration.Config, options: argparse.Namespace) -> int:
 def _costs(config: configuration.Config, options: argparse.Namespace) -> int:
     from g2g_utils import costs
 
-    print(costs.sheet(config, options.step_seconds, options.processes))
+    print(costs.sheet(config, options.step_seconds))
     return 0
 
 

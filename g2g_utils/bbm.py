@@ -110,8 +110,11 @@ def confidence(image_bias: Tensor, text_bias: Tensor) -> float:
     """Merging confidence c in [0, 1]: structural similarity of the mean biases, negatives cut off.
 
     Both [H, W], already averaged over timesteps, layers and tokens; compared as 8-bit images by
-    truncation, with scikit-image's defaults. Raises ValueError for maps smaller than its window.
+    truncation, with scikit-image's defaults. Raises ValueError for maps smaller than its window
+    and for NaN or infinity in them.
     """
+    if not (torch.isfinite(image_bias).all() and torch.isfinite(text_bias).all()):
+        raise ValueError("bias maps have NaN or infinite values: look for the cause upstream")
     first, second = (
         (minmax(bias.float()) * 255).to(torch.uint8).cpu().numpy()
         for bias in (image_bias, text_bias)
@@ -128,8 +131,13 @@ def merge(
 
     linear: (1-c)A + cM; quadratic: (1-c)^2 A + 2c(1-c) A*M + c^2 M; mixture: (1-c)^2 A +
     c(1-c)(A + M + A*M) + c^2 M, which the published code runs and which equals linear plus
-    c(1-c) A*M, so it can exceed 1. A is min-max scaled here, the result is not.
+    c(1-c) A*M, so it can exceed 1. A is min-max scaled here, the result is not. Raises ValueError
+    for maps of different sizes and a confidence outside [0, 1].
     """
+    if activation.shape != interaction.shape:
+        raise ValueError(f"maps of {tuple(activation.shape)} and {tuple(interaction.shape)}")
+    if not 0 <= confidence <= 1:
+        raise ValueError(f"confidence {confidence}: need a number from 0 to 1")
     a, m, c = minmax(activation.float()), interaction.float(), confidence
     if curve == "linear":
         return (1 - c) * a + c * m

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from g2g_utils import runs
+from g2g_utils import runs, tagger
 from g2g_utils.config import ROOT, Config, ConfigError, Section
 
 TABLES = (".csv", ".csv.gz", ".json", ".json.gz")
@@ -86,7 +86,10 @@ def parameters(config: Config, name: str) -> dict[str, Any]:
         section = config.fidelity if kind == "fidelity" else config.evaluation
         own: dict[str, Any] = {kind: section.model_dump(), "data": config.data.model_dump()}
         own |= {"name": name} | ({} if kind == "fidelity" else {"scores": SCORES})
-        maps = {"grounding": config.grounding.model_dump()} if kind == "evaluation" else {}
+        maps: dict[str, Any] = (
+            {"grounding": config.grounding.model_dump()} if kind == "evaluation" else {}
+        )
+        maps |= {} if kind == "fidelity" else {"tagger": tagger.name()}
         loaded = _biovil(config) if kind == "baselines" else _loaded_parts(config, name)
         return base | own | maps | loaded
     training = config.training.model_dump(exclude={"arms", "seeds", "live_steps", "log_every"})
@@ -149,7 +152,9 @@ def _biovil(config: Config) -> dict[str, Any]:
     """BioViL's image branch, where the profile names one, and whether it is there."""
     if config.biovil is None:
         return {}
-    return {"biovil": str(config.biovil), "there": (ROOT / config.biovil.expanduser()).is_file()}
+    there = (ROOT / config.biovil.expanduser()).is_file()
+    texts = {"encoder": _dump(config.encoders["domain"]), "text": config.text.max_length}
+    return {"biovil": str(config.biovil), "there": there} | texts
 
 
 def _loaded_parts(config: Config, name: str) -> dict[str, Any]:

@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
@@ -63,6 +70,20 @@ class Data(Section):
             raise ValueError(f"source {self.source!r} needs root, the folder of its files")
         return self
 
+    @field_validator("world")
+    @classmethod
+    def _world_exists(cls, world: dict[str, Any]) -> dict[str, Any]:
+        from dataclasses import fields
+
+        from g2g_utils.data.phantom_scene import World
+
+        known = [field.name for field in fields(World)]
+        if unknown := [name for name in world if name not in known]:
+            raise ValueError(f"world has no {', '.join(unknown)}: choose from {', '.join(known)}")
+        if world:
+            World(**world)
+        return world
+
 
 class Vae(Section):
     """Latent autoencoder: a hub id / folder to load, or sizes and budget to train one."""
@@ -72,17 +93,17 @@ class Vae(Section):
     channels: tuple[int, ...] = (24, 48)
     latent_channels: int = 4
     unshuffle: int = 2  # pixel-unshuffle factor in front of the encoder; 1 for Stable Diffusion
-    steps: int = 1500
-    batch_size: int = 32
-    learning_rate: float = 2.0e-3
-    kl_weight: float = 1.0e-6
+    steps: int = Field(1500, gt=0)
+    batch_size: int = Field(32, gt=0)
+    learning_rate: float = Field(2.0e-3, gt=0)
+    kl_weight: float = Field(1.0e-6, ge=0)
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
 
 
 class Text(Section):
     """What the U-Net sees of a phrase."""
 
-    max_length: int = 77
+    max_length: int = Field(77, gt=2)  # tokens, start and end among them
     zero_padding: bool = False  # zero the states at padding positions (miniature arms: all alike)
 
 
@@ -97,10 +118,10 @@ class Encoder(Section):
     width: int = 64
     layers: int = 3
     heads: int = 4
-    mlm_steps: int = 0  # masked-language modelling alone, first
-    steps: int = 0  # then the full objective
-    batch_size: int = 64
-    learning_rate: float = 1.0e-3
+    mlm_steps: int = Field(0, ge=0)  # masked-language modelling alone, first
+    steps: int = Field(0, ge=0)  # then the full objective
+    batch_size: int = Field(64, gt=1)  # a contrast needs two
+    learning_rate: float = Field(1.0e-3, gt=0)
 
     @model_validator(mode="after")
     def _subfolder_of_something(self) -> Encoder:
@@ -158,20 +179,27 @@ class Training(Section):
     seeds: tuple[int, ...]
     steps: int = Field(gt=0)
     batch_size: int = Field(gt=0)
-    accumulate: int = 1
-    learning_rate: float = 5.0e-5
-    text_learning_rate: float = 5.0e-5  # learnable arms
-    attention_lr_scale: float = 1.0  # factor on the learning rate of cross-attention weights
-    warmup: int = 1000
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    ema: float = 0.9999
+    accumulate: int = Field(1, gt=0)
+    learning_rate: float = Field(5.0e-5, gt=0)
+    text_learning_rate: float = Field(5.0e-5, gt=0)  # learnable arms
+    attention_lr_scale: float = Field(1.0, gt=0)  # factor on cross-attention's learning rate
+    warmup: int = Field(1000, ge=0)
+    weight_decay: float = Field(0.01, ge=0)
+    clip: float = Field(1.0, gt=0)
+    ema: float = Field(0.9999, ge=0, lt=1)
     dropout: float = Field(0.3, ge=0, le=1)  # probability of replacing the text by the empty prompt
     timestep_density: Literal["uniform", "linear"] = "uniform"  # linear: density grows with t
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
-    checkpoint_every: int = 500
-    log_every: int = 10
-    live_steps: int = 100  # length of the fine-tuning that notebook 03 runs before your eyes
+    checkpoint_every: int = Field(500, gt=0)
+    log_every: int = Field(10, gt=0)
+    live_steps: int = Field(100, gt=0)  # of the fine-tuning that notebook 03 runs before your eyes
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_differ(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if not seeds or len(set(seeds)) < len(seeds):
+            raise ValueError(f"seeds = {list(seeds)}: write at least one, each once")
+        return seeds
 
     @property
     def compared(self) -> list[str]:
@@ -202,7 +230,7 @@ class Grounding(Section):
     curve: Literal["linear", "quadratic", "mixture"] | None = "mixture"
     text_guidance: float = 16.0
     sampling: Literal["gt", "gt_first", "cfg", "text"] = "gt"  # what the U-Net sees (appendix A)
-    batch_size: int = 64  # U-Net rows per forward
+    batch_size: int = Field(64, gt=0)  # U-Net rows per forward
 
     @model_validator(mode="after")
     def _kept_steps_exist(self) -> Grounding:
@@ -218,7 +246,7 @@ class Evaluation(Section):
 
     pairs: int = Field(gt=0)  # test image-phrase pairs evaluated
     validation_pairs: int = Field(gt=0)
-    bootstrap: int = 1000  # resamples of patients for the 95 % intervals
+    bootstrap: int = Field(1000, gt=0)  # resamples of patients for the 95 % intervals
     bias_pairs: int = Field(gt=0)  # pairs for the Bimodal Bias Merging rows (twice the cost)
 
 
@@ -226,10 +254,10 @@ class Fidelity(Section):
     """Image quality of samples (paper, FID section)."""
 
     samples: int = Field(gt=0)
-    steps: int = 25
+    steps: int = Field(25, gt=0)
     guidance: float = 4.0
-    batch_size: int = 64
-    classifier_steps: int = 600  # phantom-finding classifier whose features measure distance
+    batch_size: int = Field(64, gt=0)
+    classifier_steps: int = Field(600, gt=0)  # of the classifier whose features measure distance
 
 
 class Resources(Section):
@@ -301,13 +329,15 @@ class Config(Section):
 
     @property
     def figures_dir(self) -> Path:
-        """`figures/` (the committed ones) for the miniature on phantoms, else below `build_dir`.
+        """`figures/` (the committed ones) for the miniature on phantoms alone, else in `build_dir`.
 
         A point of a sweep has its own: the folder that G2G_FIGURES names.
         """
         if own := os.environ.get("G2G_FIGURES"):
             return Path(own)
-        committed = self.profile == "miniature" and self.data.source == "phantoms"
+        data = self.data
+        films = data.validation_from or data.test_from or data.world.get("backgrounds")
+        committed = self.profile == "miniature" and data.source == "phantoms" and not films
         return ROOT / "figures" if committed else self.build_dir / "figures"
 
     @property

@@ -39,7 +39,7 @@ class Costs:
 
     runs: int
     updates: int  # optimiser steps a run
-    samples: int  # of an update, over all processes
+    samples: int  # of an update, shared by all processes
     parameters: int  # of the U-Net
     trained: int  # of them
     latents: int  # bytes on disk at most
@@ -67,7 +67,7 @@ def _gb(count: float) -> str:
     return f"{count / 1e9:.1f} GB"
 
 
-def costs(config: Config, step_seconds: float | None = None, processes: int = 1) -> Costs:
+def costs(config: Config, step_seconds: float | None = None) -> Costs:
     """Costs of fine-tuning all arms and seeds of a profile.
 
     step_seconds: measured wall seconds of one forward and backward pass of `training.batch_size`
@@ -79,11 +79,11 @@ def costs(config: Config, step_seconds: float | None = None, processes: int = 1)
     total = sum(shape.numel() for _, shape in unet)
     trained = _lora_size(unet, adaptation.lora_rank) if adaptation.lora_rank else total
     side = config.image_size // REDUCTION
-    passes = runs * options.steps * options.accumulate * processes
+    passes = runs * options.steps * options.accumulate
     return Costs(
         runs=runs,
         updates=options.steps,
-        samples=options.batch_size * options.accumulate * processes,
+        samples=options.batch_size * options.accumulate,
         parameters=total,
         trained=trained,
         latents=config.data.train * 2 * CHANNELS * side**2 * HALF,
@@ -205,7 +205,7 @@ def _absent(source: str, revision: str | None, file: str) -> str:
     return ""
 
 
-def sheet(config: Config, step_seconds: float | None = None, processes: int = 1) -> str:
+def sheet(config: Config, step_seconds: float | None = None) -> str:
     """Products and their state, costs, and what is missing, for a dry run."""
     plan = catalogue.plan(config)
     made = [name for name in plan if catalogue.find(config, name) is not None]
@@ -216,7 +216,7 @@ def sheet(config: Config, step_seconds: float | None = None, processes: int = 1)
         for name, needs in plan.items()
     ]
     if config.unet.pretrained:
-        lines += ["costs:", *(f"  {x}" for x in costs(config, step_seconds, processes).lines())]
+        lines += ["costs:", *(f"  {x}" for x in costs(config, step_seconds).lines())]
     absent = missing(config)
     lines += ["missing on disk:" if absent else "missing on disk: nothing that was looked for"]
     return "\n".join([*lines, *(f"  {item}" for item in absent)])

@@ -17,7 +17,7 @@ from g2g_utils.config import Config
 from g2g_utils.data.record import Example
 from g2g_utils.grounding import Grounding, draw_others, evaluate, ground_batch
 from g2g_utils.studies import no_skill_rows
-from g2g_utils.text import swap_sides
+from g2g_utils.text import side_of, swap_sides
 
 SCORES = ("cnr", "auc_roc", "pointing", "iou")
 CANDIDATES = 64  # pairs among which another phrase is drawn
@@ -106,11 +106,14 @@ def side_shift(model: Any, pairs: Sequence[Example], **options: Any) -> pd.DataF
     """For pairs that name one side: how much heat moves there, compared with the swapped phrase.
 
     Columns: identity, side, share of heat on that side under the own and the swapped phrase, and
-    their difference `shift`, positive where the model follows the word.
+    their difference `shift`, positive where the model follows the word. Raises ValueError for a
+    phrase that names no side, or both.
     """
     rows = []
     for example in tqdm(pairs, desc="swapping sides", mininterval=2):
-        side = "left" if "left" in example.phrase.lower().split() else "right"
+        side = side_of(example.phrase)
+        if side is None:
+            raise ValueError(f"{example.phrase!r} names no one side: choose by `one_sided`")
         image = example.framed(model.image_size).array()
         phrases = [example.phrase, swap_sides(example.phrase)]
         own, swapped = ground_batch(model, [image] * 2, phrases, **options)
@@ -122,12 +125,7 @@ def side_shift(model: Any, pairs: Sequence[Example], **options: Any) -> pd.DataF
 
 def one_sided(pairs: Sequence[Example]) -> list[Example]:
     """Pairs whose phrase names exactly one side, as a word of its own."""
-    found = []
-    for pair in pairs:
-        words = pair.phrase.lower().replace("-", " ").split()
-        if ("left" in words) != ("right" in words):
-            found.append(pair)
-    return found
+    return [pair for pair in pairs if side_of(pair.phrase)]
 
 
 @torch.no_grad()
@@ -139,4 +137,4 @@ def reconstruction_psnr(model: Any, images: Any) -> Tensor:
     pixels = torch.as_tensor(np.asarray(images)).float()[:, None]
     mean, _ = model.image_posterior(pixels)
     error = (model.decode(mean) - pixels.to(mean.device)).square().mean((1, 2, 3))
-    return -10 * torch.log10(error)
+    return -10 * torch.log10(error).cpu()

@@ -62,7 +62,7 @@ def train_classifier(
         return F.binary_cross_entropy_with_logits(logits, target[ids])
 
     groups = [{"params": list(classifier.parameters()), "lr": 2.0e-3}]
-    options = Options(steps, warmup=max(1, steps // 20), checkpoint_every=200)
+    options = Options(steps, warmup=max(1, steps // 20), checkpoint_every=200, cpu=True)
     fit("finding classifier", {"classifier": classifier}, groups, loss, folder, options)
     classifier.eval()
     with torch.no_grad():

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from g2g_utils import bbm, metrics
 from g2g_utils.attention import CrossAttentionRecorder, Keep, Layers, matches, upsample
 from g2g_utils.masks import gmm_mask
-from g2g_utils.text import Filter, PhraseTokens, select_tokens, stack, tokenize
+from g2g_utils.text import Filter, PhraseError, PhraseTokens, select_tokens, stack, tokenize
 
 Sampling = Literal["gt", "gt_first", "cfg", "text"]
 Bias = dict[str, Tensor]  # layer -> T h w, native resolution, float16
@@ -135,6 +135,8 @@ class Grounding:
     ) -> Tensor:
         """Scaled mean map [H, W] of chosen tokens, layers and kept steps (what `keep` allows)."""
         chosen = list(self.tokens if tokens is None else tokens)
+        _need_some("tokens", chosen, len(self.token_maps))
+        _need_some("steps", steps, self.keep_last)
         size = (self.token_maps.shape[-2], self.token_maps.shape[-1])
         if layers is None and steps is None:
             return bbm.minmax(self.token_maps[chosen].mean(0))
@@ -149,6 +151,12 @@ class Grounding:
             kept = maps if steps is None else maps[list(steps)]
             found.append(upsample(kept[:, chosen].mean((0, 1)), size))
         return bbm.minmax(torch.stack(found).mean(0))
+
+
+def _need_some(name: str, chosen: Sequence[int] | None, number: int) -> None:
+    """Refuse an empty choice, and one beyond what there is (negative numbers would wrap)."""
+    if chosen is not None and not (len(chosen) and 0 <= min(chosen) and max(chosen) < number):
+        raise ValueError(f"{name}={list(chosen)}: choose from 0 to {number - 1}, at least one")
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,7 +233,8 @@ def text_bias(
     if isinstance(words, str):
         words = tokenize(model.tokenizer, words, model.max_length)
     chosen = list(select_tokens(words) if tokens is None else tokens)
-    key = (_fingerprint(model), words.text, tuple(chosen), timesteps, text_guidance, seed)
+    padding = (model.max_length, getattr(model, "zero_padding", False))
+    key = (_fingerprint(model), padding, words.text, tuple(chosen), timesteps, text_guidance, seed)
     if key not in _cache:
         recorder = record_text(
             model,
@@ -386,6 +395,9 @@ def _prepare(
     side = model.image_size
     if pixels.ndim != 3 or pixels.shape[0] not in (1, 3) or tuple(pixels.shape[1:]) != (side, side):
         raise ValueError(f"image {tuple(pixels.shape)}: need [1 or 3, {side}, {side}] in [0, 1]")
+    low, high = (float(end) for end in pixels.aminmax())
+    if not -0.01 <= low <= high <= 1.01:  # resampling may overshoot a little
+        raise ValueError(f"image has values from {low:g} to {high:g}: scale it to [0, 1]")
     words = tokenize(model.tokenizer, phrase, model.max_length)
     chosen = select_tokens(
         words,
@@ -412,9 +424,11 @@ def _ground(model: Any, pairs: Sequence[_Pair], options: Options) -> Iterator[Gr
         start = _start(model, pairs, options)
         guidance = options.guidance if options.guided else 1.0
         times = _denoise(model, start, states, options.timesteps, guidance, contexts)
-        if biases is not None:
-            biases.add(early)
-            biases.add(late)
+        if biases is not None:  # the image's expectation needs the image: always ground truth
+            truth = replace(options, sampling="gt")
+            _ground_truth(
+                model, pairs, states, truth, *_recorders(model, truth, len(pairs)), biases
+            )
     token_maps = _token_maps(late).cpu()
     for b, pair in enumerate(pairs):
         merging = biases.merging(b) if biases is not None else (None, None)
@@ -640,7 +654,7 @@ def _scores(
         try:
             row = (example.image, phrase, example.finding, None, None)
             pairs[i] = _prepare(model, *row, options)
-        except ValueError as error:
+        except PhraseError as error:
             rows[i] = [row | {"note": str(error)} for row in rows[i]]
     found = _ground(model, list(pairs.values()), options) if pairs else iter(())
     for i, g in zip(pairs, found, strict=True):
@@ -729,10 +743,14 @@ def _empty_states(model: Any) -> Tensor:
 
 
 def _fingerprint(model: Any) -> tuple[Any, ...]:
-    """Identity of a model's weights: changes when U-Net or text encoder are trained or swapped."""
+    """Identity of a model's weights: changes when U-Net or text encoder are trained or swapped.
+
+    Writes through `.data` (an EMA's `copy_to`) raise no version, so what attends to text is summed.
+    """
     parts: list[Any] = [repr(sorted(model.scheduler.config.items(), key=str))]
     for module in (model.unet, model.text_encoder):
-        weights = list(module.parameters())
-        sums = sum(float(w.detach().sum()) for w in weights[-2:])
-        parts += [id(module), sum(w._version for w in weights), sums]
+        named = list(module.named_parameters())
+        read = [w for n, w in named if "attn2.to_" in n] or [w for _, w in named]
+        sums = torch.stack([w.detach().double().sum() for w in [*read, named[-1][1]]])
+        parts += [id(module), sum(w._version for _, w in named), tuple(sums.tolist())]
     return tuple(parts)

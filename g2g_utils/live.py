@@ -36,8 +36,8 @@ def validation_losses(
 ) -> pd.DataFrame:
     """Loss of several U-Nets on the validation films, under the own and a stranger's caption.
 
-    Rows are films; columns (U-Net, caption). All see the same `draws` noises a film; the stranger
-    is the next film.
+    Rows are films, by patient; columns (U-Net, caption). All see the same `draws` noises a film;
+    the stranger is the next film.
     """
     films = sources.examples(config, "validation")
     images = torch.from_numpy(np.stack([f.load(config.image_size) for f in films]))[:, None]
@@ -45,10 +45,12 @@ def validation_losses(
     own = model.encode_phrases([film.phrase for film in films])
     found: dict[tuple[str, str], Tensor] = {}
     for name, unet in unets.items():
+        unet.to(model.device)
         for kind, states in zip(CAPTIONS, (own, own.roll(1, 0)), strict=True):
             parts = [_losses(model, unet, latents, states, seed, k, draws) for k in range(draws)]
-            found[name, kind] = torch.stack(parts).mean(0)
-    return pd.DataFrame({key: value.numpy() for key, value in found.items()})
+            found[name, kind] = torch.stack(parts).mean(0).cpu()
+    patients = pd.Index([film.subject_id for film in films], name="subject_id")
+    return pd.DataFrame({key: value.numpy() for key, value in found.items()}, index=patients)
 
 
 def _losses(
@@ -63,8 +65,8 @@ def _losses(
     """Squared error [b] of a U-Net's prediction at the k-th of `draws` noise levels."""
     scheduler = model.scheduler
     level = int((k + 0.5) / draws * scheduler.config.num_train_timesteps)
-    noise = torch.randn(latents.shape, generator=seeded(seed, 31, k))
-    timesteps = torch.full((len(latents),), level)
+    noise = torch.randn(latents.shape, generator=seeded(seed, 31, k)).to(latents)
+    timesteps = torch.full((len(latents),), level, device=latents.device)
     noised = scheduler.add_noise(latents, noise, timesteps)
     velocity = scheduler.config.prediction_type == "v_prediction"
     target = scheduler.get_velocity(latents, noise, timesteps) if velocity else noise
@@ -73,17 +75,27 @@ def _losses(
 
 
 def penalty(losses: pd.DataFrame, resamples: int) -> metrics.Interval:
-    """How much a U-Net's loss grows under a stranger's caption (95 % interval)."""
+    """How much a U-Net's loss grows under a stranger's caption (95 % interval over patients)."""
     own, stranger = (losses[kind] for kind in CAPTIONS)
-    return metrics.paired(stranger, own, n=resamples)
+    return metrics.paired(stranger, own, groups=losses.index, n=resamples)
 
 
 def distance(shadow: Sequence[Tensor], module: dict[str, Tensor]) -> float:
-    """Relative distance of averaged and raw weights of a checkpoint's trained U-Net."""
-    raw = [value for name, value in module.items() if name.startswith("unet.")]
-    flat, other = (torch.cat([w.flatten().float() for w in part]) for part in (shadow, raw))
-    size = min(len(flat), len(other))
-    return float((flat[:size] - other[:size]).norm() / other[:size].norm())
+    """Relative distance of averaged and raw weights of a checkpoint's trained U-Net.
+
+    shadow: the averaged ones in the module's order, of all weights or of adapters alone; those of a
+    text encoder that learned along follow and are left out. Raises ValueError where they don't fit.
+    """
+    unet = {name: value for name, value in module.items() if name.startswith("unet.")}
+    raw = [value for name, value in unet.items() if "lora_" in name] or list(unet.values())
+    if [w.shape for w in shadow[: len(raw)]] != [w.shape for w in raw]:
+        raise ValueError("averaged and raw weights are not of the same U-Net")
+    pairs = list(zip(shadow, raw, strict=False))
+    gap, size = (
+        sum(float(x.float().square().sum()) for x in part)
+        for part in ([a - b for a, b in pairs], [b for _, b in pairs])
+    )
+    return float((gap / size) ** 0.5)
 
 
 def finished_logs(config: Config) -> dict[str, pd.DataFrame]:

@@ -44,6 +44,7 @@ class Options:
     checkpoint_every: int = 500
     log_every: int = 10
     tensorboard: bool = True
+    cpu: bool = False  # stay on the CPU: small modules, whose data nothing moves
 
 
 def seeded(*numbers: int) -> torch.Generator:
@@ -77,6 +78,7 @@ def fit(
     """
     AcceleratorState._reset_state(True)  # one process may train several models, one after another
     accelerator = Accelerator(
+        cpu=options.cpu,
         mixed_precision=options.mixed_precision,
         gradient_accumulation_steps=options.accumulate,
         log_with="tensorboard" if options.tensorboard else None,

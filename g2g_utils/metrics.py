@@ -48,11 +48,12 @@ def rasterise(
     A pixel belongs to a box that holds its centre, so whole-number boxes are exact slices. With
     `source_size` the boxes are in pixels of that frame and are scaled as numbers.
     compat="published": the boxes are drawn in the source frame and the boolean picture is resized,
-    as the published code does: every touched pixel counts, so boxes grow.
+    as the published code does: every touched pixel counts, so boxes grow. Raises ValueError for
+    boxes that are not four finite numbers each, or of negative size.
     """
     high, wide = _pair(size)
     source = _pair(source_size or size)
-    array = torch.as_tensor(np.asarray(boxes, dtype=float).reshape(-1, 4))
+    array = _checked(boxes)
     if compat == "published":
         drawn = _draw(array, source)[None, None].double()
         return F.interpolate(drawn, (high, wide), mode="bilinear", antialias=True)[0, 0] > 0
@@ -60,6 +61,19 @@ def rasterise(
         raise ValueError(f'compat={compat!r}: None or "published"')
     scale = torch.tensor([wide / source[1], high / source[0]] * 2, dtype=array.dtype)
     return _draw(array * scale, (high, wide))
+
+
+def _checked(boxes: Boxes) -> Tensor:
+    """Boxes as a float64 tensor [n, 4]; raises ValueError for what is no box."""
+    array = np.asarray(boxes, dtype=float)
+    if array.size and (array.shape[-1] != 4 or array.ndim > 2):
+        raise ValueError(f"boxes of shape {array.shape}: write one [x, y, width, height] a box")
+    array = array.reshape(-1, 4)
+    bad = ~np.isfinite(array).all(1) | (array[:, 2:] < 0).any(1)
+    if bad.any():
+        first = int(np.flatnonzero(bad)[0])
+        raise ValueError(f"box {first} is {array[first].tolist()}: need finite x, y and w, h >= 0")
+    return torch.as_tensor(array)
 
 
 def _draw(boxes: Tensor, size: tuple[int, int]) -> Tensor:
@@ -156,7 +170,7 @@ def evaluate(
     """
     frame, target = _pair(size), rasterise(boxes, size)
     _finite(heatmap)
-    small = gmm_mask(heatmap, seed) if mask is None else mask
+    small = gmm_mask(heatmap, seed) if mask is None else torch.as_tensor(mask) != 0
     heat = resize(minmax(heatmap.detach().cpu().double()), frame)
     large = resize(small.detach().cpu().double(), frame).round().bool()
     scores: dict[str, Any] = {
@@ -202,7 +216,7 @@ def averages(table: pd.DataFrame, by: str = "finding") -> pd.DataFrame:
     means and the counts. Raises KeyError where the class column is missing.
     """
     numeric = table.select_dtypes("number").drop(columns=by, errors="ignore")
-    groups = numeric.groupby(table[by])
+    groups = numeric.groupby(table[by], dropna=False)  # samples without a class are a class
     return class_averages(groups.mean(), groups.count())
 
 
@@ -318,6 +332,9 @@ def _flat(heatmap: object, target: object) -> tuple[Tensor, Tensor, bool]:
 
 
 def _masks(mask: object, target: object) -> tuple[Tensor, Tensor, bool]:
+    values = torch.as_tensor(mask)
+    if values.is_floating_point() and not ((values == 0) | (values == 1)).all():
+        raise ValueError("a mask has the values 0 and 1 (or False, True): threshold the map first")
     flat, goal, single = _flat(torch.as_tensor(mask).bool(), target)
     return flat.bool(), goal, single
 

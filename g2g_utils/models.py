@@ -120,7 +120,7 @@ class GroundingModel:
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Latents noised to `timesteps` [b] by the forward diffusion process."""
-        return self.scheduler.add_noise(latents, noise, timesteps.to(latents.device))
+        return self.scheduler.add_noise(latents, noise.to(latents), timesteps.to(latents.device))
 
 
 def weights_digest(module: torch.nn.Module) -> str:

@@ -61,6 +61,7 @@ def train_vae(images: Tensor, config: Vae, folder: Path, seed: int) -> dict[str,
         ema=0.99,
         checkpoint_every=250,
         mixed_precision=config.mixed_precision,
+        cpu=True,
     )
     groups = [{"params": list(vae.parameters()), "lr": config.learning_rate}]
     ema = fit("VAE", {"vae": vae}, groups, loss, folder, options, averaged="vae")
@@ -240,7 +241,7 @@ def pretrain_encoder(
         batch = models.tokenize(tokenizer, captions, max_length)
         loss = _encoder_loss(config, images, batch, tokenizer, seed)
         groups = [{"params": list(modules.parameters()), "lr": config.learning_rate}]
-        options = Options(total, warmup=max(1, total // 20), checkpoint_every=200)
+        options = Options(total, warmup=max(1, total // 20), checkpoint_every=200, cpu=True)
         fit(f"text encoder ({config.objective})", {"all": modules}, groups, loss, folder, options)
     modules.eval()
     encoder.save_pretrained(folder)

@@ -63,16 +63,17 @@ def refused(notebook: Any) -> list[str]:
     executed = any(cell.outputs for cell in code)
     if executed and named and credentialed(named[-1]):  # the last: injected by papermill
         reasons.append(f"was executed under {named[-1]!r}, which reads credentialed data")
-    if any(PATIENT.search(text) for cell in code for text in _shown(cell)):
+    texts = [text for cell in code for text in _shown(cell)]
+    if any(map(PATIENT.search, [*texts, str(notebook.metadata.get("widgets", ""))])):
         reasons.append("shows the path of a MIMIC-CXR patient")
     return reasons
 
 
 def _shown(cell: Any) -> list[str]:
-    """All text that a code cell shows."""
+    """All text that a code cell shows, errors included."""
     parts = []
     for output in cell.outputs:
-        parts.append(output.get("text", ""))
+        parts += [output.get("text", ""), output.get("evalue", ""), *output.get("traceback", [])]
         data = output.get("data", {})
         parts += [value for kind, value in data.items() if kind.startswith(KINDS)]
     return ["".join(part) if isinstance(part, list) else str(part) for part in parts]

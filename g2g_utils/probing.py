@@ -18,12 +18,7 @@ from g2g_utils.baselines.biovil import BioViL
 from g2g_utils.bbm import minmax as minmax
 from g2g_utils.data.record import Example
 from g2g_utils.pretraining import sentence_state
-
-
-def side_of(phrase: str) -> str | None:
-    """The one side that a phrase names, else None."""
-    words = set(phrase.lower().replace("-", " ").split()) & {"left", "right"}
-    return words.pop() if len(words) == 1 else None
+from g2g_utils.text import side_of as side_of
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ averages, intervals and paired differences are all taken from the same rows.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, get_args
@@ -21,7 +22,7 @@ from g2g_utils.attention import Layers, block_of
 from g2g_utils.baselines import biovil, no_skill
 from g2g_utils.data.record import Example
 from g2g_utils.grounding import Grounding, draw_others, ground_batch
-from g2g_utils.text import select_tokens
+from g2g_utils.text import Filter, PhraseError, check_phrase, select_tokens
 
 BATCH = 16  # pairs handed to the grounding engine at once
 
@@ -82,10 +83,17 @@ def compare(
     of settings. more: further columns of a grounding. `specificity` is the CNR less `other_cnr`,
     that of the same setting's map of another phrase on the same image, both against the own boxes;
     unknown where no other phrase is apart. others: these phrases ("" for none), by default
-    `draw_others` among the pairs; under a filter by disease with the finding of their own pair.
+    `draw_others` among the pairs. They name another finding, so that a filter by disease gives way
+    to the lexical one, as in `grounding.evaluate`. Pairs whose phrase can't be grounded are left
+    out, with a warning that names the first.
     """
+    drawn = draw_others(pairs, model.image_size) if others is None else others
+    pairs, drawn = _groundable(pairs, drawn, **options)
+    lexical = options | ({"filter": "lexical"} if options.get("filter") == "disease" else {})
 
-    def scored(asked: Sequence[Example], score: Any, title: str) -> list[list[dict[str, Any]]]:
+    def scored(
+        asked: Sequence[Example], score: Any, title: str, options: dict[str, Any]
+    ) -> list[list[dict[str, Any]]]:
         """Rows of every pair, one a setting."""
         found = []
         for example, grounding in grounded(model, asked, title, **options):
@@ -95,16 +103,38 @@ def compare(
             found.append([pair | {by: k, **row} for k, row in zip(maps, rows, strict=True)])
         return found
 
-    own = scored(pairs, score, title)
-    drawn = draw_others(pairs, model.image_size) if others is None else others
+    own = scored(pairs, score, title, options)
     swapped = under_others(pairs, drawn)
-    against = iter(scored([s for s in swapped if s], batch_scores, f"{title}, other phrases"))
+    strangers = [stranger for stranger in swapped if stranger]
+    against = iter(scored(strangers, batch_scores, f"{title}, other phrases", lexical))
     for rows, stranger in zip(own, swapped, strict=True):
         cnr = {row[by]: row["cnr"] for row in next(against)} if stranger else {}
         for row in rows:
             row["other_cnr"] = cnr.get(row[by], np.nan)
             row["specificity"] = row["cnr"] - row["other_cnr"]
     return pd.DataFrame([row for rows in own for row in rows])
+
+
+def _groundable(
+    pairs: Sequence[Example], others: Sequence[str], **options: Any
+) -> tuple[list[Example], list[str]]:
+    """The pairs whose phrase can be grounded, and their other phrases ("" where those can't)."""
+    asked: Filter = options.get("filter", "lexical")
+
+    def problem(phrase: str, filter: Filter) -> str:
+        try:
+            check_phrase(phrase, filter, options.get("spacy_model"))
+        except PhraseError as error:
+            return str(error)
+        return ""
+
+    problems = [problem(p.phrase, "lexical" if asked == "lexical" else "all") for p in pairs]
+    if wrong := [text for text in problems if text]:
+        warnings.warn(f"{len(wrong)} of {len(pairs)} pairs left out: {wrong[0]}", stacklevel=3)
+    kept = [i for i, text in enumerate(problems) if not text]
+    other: Filter = "all" if asked == "all" else "lexical"
+    known = ["" if not others[i] or problem(others[i], other) else others[i] for i in kept]
+    return [pairs[i] for i in kept], known
 
 
 def under_others(pairs: Sequence[Example], others: Sequence[str]) -> list[Example | None]:
@@ -142,9 +172,10 @@ def filters(model: Any, pairs: Sequence[Example], **options: Any) -> pd.DataFram
     """Scores under the three token filters, from one capture of every token's map."""
 
     def filtered(example: Example, found: Grounding) -> dict[Any, Tensor]:
+        known: list[Filter] = ["disease"] if example.finding else []
+        names: list[Filter] = ["lexical", *known, "all"]
         chosen: dict[str, list[int]] = {
-            name: select_tokens(found.phrase_tokens, name, example.finding)
-            for name in ("lexical", "disease", "all")
+            name: select_tokens(found.phrase_tokens, name, example.finding) for name in names
         }
         chosen |= {"start token": [0], "end token": [found.phrase_tokens.end]}
         return {name: found.select(tokens) for name, tokens in chosen.items()}
@@ -341,7 +372,7 @@ def interval(
 ) -> metrics.Interval:
     """Mean of a column, first over seeds within a pair, with its interval over patients."""
     keys = ["image_id", "subject_id", "phrase", "finding"]
-    means = part.groupby(keys, sort=False)[column].mean()
+    means = part.groupby(keys, sort=False, dropna=False)[column].mean()
     pairs = means.reset_index().dropna(subset=[column])
     if pairs.empty:
         return metrics.Interval(np.nan, np.nan, np.nan)
@@ -372,7 +403,9 @@ def difference(
     NaN where no pair has a number on both sides.
     """
     keys = ["image_id", "subject_id", "phrase", "finding"]
-    means = [table.groupby(keys, sort=False)[column].mean() for table in (first, second)]
+    means = [
+        table.groupby(keys, sort=False, dropna=False)[column].mean() for table in (first, second)
+    ]
     gap = (means[0] - means[1]).dropna().reset_index()
     if gap.empty:
         return metrics.Interval(np.nan, np.nan, np.nan)
@@ -406,9 +439,10 @@ def ranked(part: pd.DataFrame, column: str, shares: Sequence[float]) -> pd.DataF
 def per_class(table: pd.DataFrame, column: str) -> pd.DataFrame:
     """Class means of a column with counts, then the three averages (micro, macro, paper)."""
     keys = ["image_id", "phrase", "finding"]
-    pairs = table.groupby(keys, sort=False)[column].mean().reset_index()
-    means = pairs.groupby("finding")[[column]].mean()
-    counts = pairs.groupby("finding")[[column]].count()
+    pairs = table.groupby(keys, sort=False, dropna=False)[column].mean().reset_index()
+    classes = pairs.groupby("finding", dropna=False)[[column]]
+    means = classes.mean()
+    counts = classes.count()
     averages = metrics.class_averages(means, counts)
     averages.index = [f"{name} average" for name in averages.index]
     table = pd.concat([means, averages])

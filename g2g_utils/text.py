@@ -6,17 +6,15 @@
 
 from __future__ import annotations
 
-import os
 import re
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from g2g_utils import tagger
 from g2g_utils.data.record import FINDINGS
 
 Filter = Literal["lexical", "disease", "all"]
@@ -55,11 +53,13 @@ def named_findings(report: str) -> list[str]:
 CONTENT_TAGS = frozenset({"ADJ", "NOUN", "VERB", "PROPN", "NUM"})
 # Location words and negations that spaCy's English stop words wrongly hold.
 KEPT_STOP_WORDS = frozenset("both bottom top side full part above below no not".split())
-SCISPACY_MODELS = ("en_core_sci_sm", "en_core_sci_md", "en_core_sci_lg", "en_core_sci_scibert")
-MODEL_VARIABLE = "G2G_SPACY_MODEL"
 
 # Numbers with a decimal sign, else runs of letters and digits; "x-ray" and "left/right" are two.
 _WORD = re.compile(r"\d+(?:[.,]\d+)+|[^\W_]+(?:['’][^\W_]+)*")
+
+
+class PhraseError(ValueError):
+    """A phrase that cannot be grounded: empty, or without words that its filter keeps."""
 
 
 @dataclass(frozen=True)
@@ -122,11 +122,11 @@ class PhraseTokens:
 def tokenize(tokenizer: Any, phrase: str, max_length: int) -> PhraseTokens:
     """Words, tokens and what was cut off of a phrase, padded to `max_length` tokens.
 
-    tokenizer: any fast tokenizer (BERT word pieces, CLIP byte pairs, ...). Raises ValueError for
+    tokenizer: any fast tokenizer (BERT word pieces, CLIP byte pairs, ...). Raises PhraseError for
     a phrase without any word and TypeError for a slow tokenizer, which has no offsets.
     """
     if not _WORD.search(phrase):
-        raise ValueError(f"empty phrase {phrase!r}: write at least one word")
+        raise PhraseError(f"empty phrase {phrase!r}: write at least one word")
     if not getattr(tokenizer, "is_fast", False):
         raise TypeError(f"{type(tokenizer).__name__} gives no offsets: load it with use_fast=True")
     encoded = tokenizer(
@@ -164,23 +164,38 @@ def check_phrase(phrase: str, filter: Filter = "lexical", spacy_model: Any = Non
     """
     matches = list(_WORD.finditer(phrase))
     if not matches:
-        raise ValueError(f"empty phrase {phrase!r}: write at least one word")
+        raise PhraseError(f"empty phrase {phrase!r}: write at least one word")
     if filter == "all":
         return
     words = tuple(Word(m.group(), *m.span(), ()) for m in matches)
     nothing = torch.empty(1, 0)
     bare = PhraseTokens(phrase, nothing, nothing, (), words, 0, 0, (), ())
     if not content_words(bare, spacy_model):
-        raise ValueError(
+        raise PhraseError(
             f"phrase {phrase!r} has function words only: name what to look for, for example "
             "'left pleural effusion'"
         )
 
 
+_SIDE = re.compile(r"\b(?:left|right)\b", re.IGNORECASE)
+
+
+def side_of(phrase: str) -> str | None:
+    """The one side, "left" or "right", that a phrase names as a word; None for both or neither."""
+    sides = {side.lower() for side in _SIDE.findall(phrase)}
+    return sides.pop() if len(sides) == 1 else None
+
+
 def swap_sides(phrase: str) -> str:
     """The phrase with every "left" as "right" and the other way round; as it is without either."""
-    other = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
-    return re.sub(r"\b(left|right|Left|Right)\b", lambda m: other[m.group()], phrase)
+
+    def other(match: re.Match[str]) -> str:
+        side = match.group()
+        swapped = "right" if side.lower() == "left" else "left"
+        cased = swapped.upper() if side.isupper() else swapped
+        return cased.capitalize() if side.istitle() else cased
+
+    return _SIDE.sub(other, phrase)
 
 
 def _words(phrase: str, spans: Sequence[Sequence[int]]) -> Iterable[Word]:
@@ -206,7 +221,7 @@ def select_tokens(
     else all), "all" (all but start, end and padding). explicit: token positions or words instead.
     spacy_model: pipeline, package or folder; default: environment variable, installed scispaCy,
     else stop words. compat="published": only the first piece of each word, and the disease filter
-    matches substrings. Raises ValueError where nothing is left, naming the phrase and the fix.
+    matches substrings. Raises PhraseError where nothing is left, naming the phrase and the fix.
     """
     if compat not in (None, "published"):
         raise ValueError(f'compat={compat!r}: None or "published"')
@@ -227,7 +242,7 @@ def select_tokens(
     if compat == "published":
         chosen = sorted({w.tokens[0] for w in words})
     if not chosen:
-        raise ValueError(
+        raise PhraseError(
             f"no content words in {phrase.text!r}: add some or ground with filter='all'"
         )
     return chosen
@@ -235,7 +250,7 @@ def select_tokens(
 
 def content_words(phrase: PhraseTokens, spacy_model: Any = None) -> list[Word]:
     """Content words by part of speech: adjectives, nouns, verbs, proper nouns and numbers."""
-    nlp = _tagger(spacy_model)
+    nlp = tagger.load(spacy_model)
     document = nlp(phrase.text)
     keep = _is_content if nlp.meta.get("g2g_fallback") else _has_content_tag
     if keep is _has_content_tag and not any(token.pos_ for token in document):
@@ -247,8 +262,9 @@ def content_words(phrase: PhraseTokens, spacy_model: Any = None) -> list[Word]:
 def disease_words(phrase: PhraseTokens, finding: str | None, substring: bool = False) -> list[Word]:
     """Words that name the finding's class; whole words, or as substrings (published)."""
     if finding not in VOCABULARY:
+        error = PhraseError if finding is None else ValueError  # one row's gap, or a wrong name
         known = ", ".join(VOCABULARY)
-        raise ValueError(f"filter='disease' needs a finding, got {finding!r}: one of {known}")
+        raise error(f"filter='disease' needs a finding, got {finding!r}: one of {known}")
     names = VOCABULARY[finding]
     if substring:
         return [w for w in phrase.words if any(name in w.text.lower() for name in names)]
@@ -268,38 +284,6 @@ def _explicit(phrase: PhraseTokens, chosen: Sequence[int | str]) -> list[int]:
     if not found:
         raise ValueError(f"no tokens chosen of {phrase.text!r}")
     return sorted(set(found))
-
-
-def _tagger(model: Any) -> Any:
-    """The asked pipeline, else the environment's, else an installed scispaCy, else stop words."""
-    if model is not None and not isinstance(model, str | os.PathLike):
-        return model
-    asked = model or os.environ.get(MODEL_VARIABLE)
-    return _load_spacy(os.fspath(asked) if asked else None)
-
-
-@lru_cache(maxsize=4)
-def _load_spacy(asked: str | None) -> Any:
-    """A spaCy pipeline by package or folder; the documented fallback where none is installed."""
-    import spacy
-
-    if asked:
-        try:
-            return spacy.load(asked)
-        except OSError as error:
-            raise OSError(f"no spaCy pipeline at {asked!r} ({MODEL_VARIABLE}): {error}") from error
-    for name in SCISPACY_MODELS:
-        if spacy.util.is_package(name):
-            return spacy.load(name)
-    warnings.warn(
-        "no scispaCy model installed: content words are chosen by stop words, not by part of "
-        "speech. Install one with `pip install https://s3-us-west-2.amazonaws.com/ai2-s2-scispacy/"
-        f"releases/v0.5.4/en_core_sci_sm-0.5.4.tar.gz` or point {MODEL_VARIABLE} to a pipeline.",
-        stacklevel=5,
-    )
-    nlp = spacy.blank("en")
-    nlp.meta["g2g_fallback"] = True
-    return nlp
 
 
 def _has_content_tag(token: Any) -> bool:

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from g2g_utils import models, runs, shards
-from g2g_utils.config import Arm, Training
+from g2g_utils.config import Arm, ConfigError, Training
 from g2g_utils.loop import Modules, Options, fit, seeded, trainable
 
 PREPROCESSING = 1  # raise when the way from an image file to the VAE's input changes
@@ -101,6 +101,22 @@ def batch_indices(step: int, batch_size: int, n: int, seed: int) -> Tensor:
         for epoch in (positions // n).unique().tolist()
     }
     return torch.stack([orders[int(p) // n][int(p) % n] for p in positions])
+
+
+def accumulation(options: Training, processes: int) -> int:
+    """Micro-steps of an update in each of several processes.
+
+    Together they always see the update's batch_size x accumulate samples: a training gives the same
+    result by one process or many. Raises ConfigError where these samples cannot be shared.
+    """
+    samples = options.batch_size * options.accumulate
+    steps = max(1, options.accumulate // processes)
+    if samples % (steps * processes):
+        raise ConfigError(
+            f"{samples} samples of an update (training.batch_size x accumulate) cannot be shared "
+            f"by {processes} processes: use a divisor of {samples}"
+        )
+    return steps
 
 
 def share(indices: Tensor, accelerator: Accelerator) -> Tensor:
@@ -205,10 +221,11 @@ def _batch(
     accelerator: Accelerator,
 ) -> tuple[Tensor, Noise, Tensor]:
     """This process's samples of a step: their ids, their noise, their latents on the device."""
-    size = options.batch_size * accelerator.num_processes
+    steps = accumulation(options, accelerator.num_processes)
+    size = options.batch_size * options.accumulate // steps
     ids = share(batch_indices(step, size, len(pairs), seed), accelerator)
     count = scheduler.config.num_train_timesteps
-    update = step // options.accumulate  # accumulated or at once: the same noise
+    update = step // steps  # accumulated, shared or at once: the same noise
     noise = draw(ids, update, pairs.mean.shape[1:], count, options, seed)
     latents = pairs.mean[ids] + pairs.std[ids] * noise.posterior
     return ids, noise, latents.to(accelerator.device)
@@ -229,7 +246,7 @@ def _fit(
         warmup=options.warmup,
         clip=options.clip,
         ema=options.ema,
-        accumulate=options.accumulate,
+        accumulate=accumulation(options, runs.processes()),
         mixed_precision=options.mixed_precision,
         checkpoint_every=options.checkpoint_every,
         log_every=options.log_every,

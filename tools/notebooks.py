@@ -182,10 +182,10 @@ def unguarded(path: Path) -> list[str]:
 
 
 def output_text(cell: NotebookNode) -> str:
-    """All text that a code cell shows."""
+    """All text that a code cell shows, errors included."""
     parts = []
     for output in cell.outputs:
-        parts.append(output.get("text", ""))
+        parts += [output.get("text", ""), output.get("evalue", ""), *output.get("traceback", [])]
         parts += [v for k, v in output.get("data", {}).items() if k.startswith("text/")]
     return "\n".join(part if isinstance(part, str) else "".join(part) for part in parts)
 

@@ -34,10 +34,14 @@ def half(source: Path, target: Path) -> None:
 
 def ship(source: Path, target: Path) -> None:
     """Copy one product: weights in float16, everything else as it is, run.json last."""
-    shutil.rmtree(target, ignore_errors=True)
+    with runs.atomic(target) as temporary:
+        _ship(source, temporary)
+
+
+def _ship(source: Path, target: Path) -> None:
     for path in sorted(source.rglob("*")):
         place = target / path.relative_to(source)
-        unwanted = path.name in ("run.json", "key") or path.name.startswith((".", "events"))
+        unwanted = path.name == "run.json" or path.name.startswith((".", "events"))
         if path.is_dir() or unwanted:
             continue
         place.parent.mkdir(parents=True, exist_ok=True)

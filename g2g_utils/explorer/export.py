@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from g2g_utils import bbm, config, plots, runs
+from g2g_utils import bbm, config, plots, products, runs
 from g2g_utils.explorer import maps, render
-from g2g_utils.explorer.session import Panel, Session, View, _arm_and_seed
+from g2g_utils.explorer.session import Panel, Session, View
 from g2g_utils.explorer.state import State, column_label
 
 
@@ -129,7 +129,7 @@ def code(session: Session, view: View, letter: str = "A") -> str:
     """Imports and three lines that give a panel's heat map again."""
     panel = view.panels["AB".index(letter)]
     call = _ground_call if _is_last(panel) else _explorer_call
-    arm, seed = _arm_and_seed(session.config, panel.model)
+    arm, seed = products.arm_and_seed(session.config, panel.model)
     image = view.picture.code
     module = "transforms" if image.startswith("transforms") else "sources"
     return "\n".join(
@@ -209,7 +209,7 @@ def static_views(session: Session, now: State, folder: Path) -> list[Path]:
     """
     from dataclasses import replace
 
-    from g2g_utils.explorer.state import swap
+    from g2g_utils.explorer.state import names_side, swap
 
     folder.mkdir(parents=True, exist_ok=True)
     view = session.view(now)
@@ -221,10 +221,8 @@ def static_views(session: Session, now: State, folder: Path) -> list[Path]:
         "tokens": render.token_view(shared),
         "layers_timesteps": render.grid_view(every),
     }
-    try:
+    if names_side(now.phrase):
         pictures["swapped"] = render.main_view(session.view(swap(now)))
-    except ValueError:
-        pass
     paths = []
     for name, picture in pictures.items():
         paths.append(folder / f"explorer_{name}.png")

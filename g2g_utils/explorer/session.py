@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from g2g_utils import bbm, metrics, products
+from g2g_utils import bbm, metrics, products, tagger
 from g2g_utils.baselines import no_skill
 from g2g_utils.config import Config
 from g2g_utils.data import sources
@@ -31,7 +29,6 @@ from g2g_utils.explorer.cache import Cache
 from g2g_utils.explorer.maps import Capture, Progress, Selection
 from g2g_utils.explorer.state import Chip, State
 from g2g_utils.masks import gmm_mask
-from g2g_utils.text import PhraseTokens, Word, content_words
 
 MODELS = 2  # models in memory at a time
 UPLOADS = 8  # uploaded pictures remembered
@@ -130,14 +127,14 @@ class Session:
 
     def __init__(self, config: Config, memory: int = 2**28, device: str | None = None) -> None:
         self.config = config
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device  # None: what suits the profile
         self.captures = Cache(memory)
         self.models = available_models(config)
         self._loaded: OrderedDict[str, Any] = OrderedDict()
         examples = sources.examples(config, "test")
         self.pictures = {p.key: p for p in pictures(examples, config.image_size)}
         self._panels: OrderedDict[Any, Panel] = OrderedDict()
-        self.note = tagger_note()
+        self.note = tagger.NOTE if tagger.name() == tagger.STOP_WORDS else ""
         self._scores: dict[Any, dict[str, float | str]] = {}
 
     # -- starting points and actions: state -> state --------------------------------------------
@@ -197,7 +194,7 @@ class Session:
         if key not in self._loaded:
             if progress:
                 progress(f"loading {key}", 0, 1)
-            arm, seed = _arm_and_seed(self.config, key)
+            arm, seed = products.arm_and_seed(self.config, key)
             self._loaded[key] = products.model(self.config, arm, seed, self.device)
             while len(self._loaded) > MODELS:
                 self._loaded.popitem(last=False)
@@ -348,20 +345,6 @@ def available_models(config: Config) -> list[str]:
         return [first, *more]
     ready = [n for n in trained if n != first and products.find(config, f"ldm/{n}")]
     return [first, *ready]
-
-
-def tagger_note() -> str:
-    """What to know about how content words are chosen here: "" where a tagger is installed."""
-    words = (Word("effusion", 0, 8, (1,)),)
-    phrase = PhraseTokens("effusion", torch.empty(0), torch.empty(0), (), words, 0, 2, (), ())
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        content_words(phrase)
-    return str(caught[0].message).split(". ")[0] if caught else ""
-
-
-def _arm_and_seed(config: Config, key: str) -> tuple[str, int]:
-    return products.arm_and_seed(config, key)
 
 
 def pictures(examples: Iterable[Example], size: int) -> list[Picture]:

@@ -84,6 +84,9 @@ def test_confidence_is_similarity_without_negatives():
     assert 0 <= bbm.confidence(a, torch.rand(16, 16)) < 1
     with pytest.raises(ValueError, match="smaller"):
         bbm.confidence(torch.rand(4, 4), torch.rand(4, 4))
+    for bias in ((a, a * float("nan")), (a / 0, a)):
+        with pytest.raises(ValueError, match="NaN or infinite"):
+            bbm.confidence(*bias)
 
 
 @pytest.mark.parametrize("curve", ["linear", "quadratic", "mixture"])
@@ -100,6 +103,11 @@ def test_mixture_adds_the_overlap_to_the_linear_curve():
     assert torch.allclose(mixture, linear + 0.24 * a * m, atol=1e-6)
     with pytest.raises(ValueError, match="cubic"):
         bbm.merge(a, m, 0.5, "cubic")
+    for c in (-0.1, 1.5, float("nan")):
+        with pytest.raises(ValueError, match="confidence"):
+            bbm.merge(a, m, c)
+    with pytest.raises(ValueError, match=r"\(8, 8\) and \(8,\)"):
+        bbm.merge(a, m[0], 0.5)
 
 
 def test_minmax_of_each_map_and_of_a_constant():

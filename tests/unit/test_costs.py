@@ -14,7 +14,7 @@ def standins(script):
 
 def test_costs_of_the_paper_follow_from_its_settings():
     settings = config.load("paper")
-    found = costs.costs(settings, step_seconds=2.0, processes=8)
+    found = costs.costs(settings, step_seconds=2.0)
     assert found.runs == 9 and found.samples == 256
     assert found.parameters == found.trained == 859_520_964  # Stable Diffusion 1.5's U-Net
     assert found.gpu_hours == pytest.approx(9 * 30000 * 8 * 2 / 3600)

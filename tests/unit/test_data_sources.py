@@ -253,7 +253,7 @@ def test_profiles_hold_the_settings_of_the_paper():
     t, g = config.training, config.grounding
     assert (t.steps, t.learning_rate, t.warmup, t.dropout) == (30000, 5e-5, 1000, 0.3)
     assert (t.seeds, t.weight_decay, t.clip) == ((4200, 1759, 6357), 0.01, 1.0)
-    assert t.batch_size * t.accumulate * 8 == 256 and config.text.max_length == 77
+    assert t.batch_size * t.accumulate == 256 and config.text.max_length == 77
     assert (g.timesteps, g.keep_last, g.text_guidance) == (65, 45, 16.0)
     assert config.image_size == configuration.load("open").image_size == 512
 

@@ -29,7 +29,7 @@ def two(out: Path, batch: int) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, script):
-    """One process with batch 4, two with 2 each, one that accumulates twice 2."""
+    """One process with batch 4, two that share it, one that accumulates twice 2."""
     folder, main = tmp_path_factory.mktemp("runs"), script("tests/unit/distributed.py").main
 
     def alone(name: str, batch: int, accumulate: int) -> list[dict]:
@@ -38,7 +38,7 @@ def runs(tmp_path_factory, script):
 
     return {
         "one": alone("one", 4, 1),
-        "two": two(folder / "two", 2),
+        "two": two(folder / "two", 4),
         "accumulated": alone("accumulated", 2, 2),
     }
 

@@ -9,7 +9,7 @@ import torch
 from g2g_utils import evidence, live, probing, tokens
 from g2g_utils.data.record import Example
 from g2g_utils.data.transforms import restore_box, transform_box
-from g2g_utils.text import PhraseTokens, Word, check_phrase, swap_sides
+from g2g_utils.text import PhraseTokens, Word, check_phrase, side_of, swap_sides
 
 
 def example(phrase: str) -> Example:
@@ -20,6 +20,7 @@ def test_sides_are_swapped_as_words():
     phrase = "Left-sided effusion, right lung; leftover"
     assert swap_sides(phrase) == "Right-sided effusion, left lung; leftover"
     assert swap_sides(swap_sides(phrase)) == phrase
+    assert swap_sides("LEFT effusion, Right") == "RIGHT effusion, Left"
     assert evidence.contrary("cardiomegaly") == evidence.NO_SIDE
 
 
@@ -27,7 +28,25 @@ def test_one_sided_pairs():
     phrases = ["left-sided edema", "left and right edema", "edema", "opacity in the right lung"]
     found = evidence.one_sided([example(p) for p in phrases])
     assert [p.phrase for p in found] == [phrases[0], phrases[3]]
-    assert [probing.side_of(p) for p in phrases] == ["left", None, None, "right"]
+    assert [side_of(p) for p in phrases] == ["left", None, None, "right"]
+    assert side_of("LEFT, small") == "left" and side_of("leftover") is None
+
+
+def test_side_shift_is_positive_where_the_model_follows_the_word(monkeypatch):
+    def follows(model, images, phrases, **options):
+        heat = torch.ones(2, 4, 4)
+        for row, phrase in zip(heat, phrases, strict=True):
+            row[:, slice(0, 2) if "right" in phrase.lower() else slice(2, 4)] = 3.0
+        return [SimpleNamespace(heatmap=row) for row in heat]
+
+    monkeypatch.setattr(evidence, "ground_batch", follows)
+    phrases = ["left effusion", "left-sided effusion", "LEFT edema", "Opacity, right."]
+    model = SimpleNamespace(image_size=8)
+    found = evidence.side_shift(model, [example(p) for p in phrases])
+    assert found["side"].tolist() == ["left", "left", "left", "right"]
+    assert found["shift"].tolist() == pytest.approx([0.5] * 4)
+    with pytest.raises(ValueError, match="'edema' names no one side"):
+        evidence.side_shift(model, [example("edema")])
 
 
 def test_patient_right_is_image_left():
@@ -84,6 +103,10 @@ def test_distance_of_averaged_weights():
     raw = {"unet.a": torch.tensor([3.0, 4.0]), "text_encoder.b": torch.tensor([9.0])}
     assert live.distance([torch.tensor([3.0, 4.0])], raw) == 0
     assert live.distance([torch.tensor([3.0, 4.5])], raw) == pytest.approx(0.1)
+    adapted = raw | {"unet.lora_A.c": torch.tensor([1.0])}
+    assert live.distance([torch.tensor([1.0])], adapted) == 0  # of adapters alone
+    with pytest.raises(ValueError, match="not of the same U-Net"):
+        live.distance([torch.tensor([1.0])], raw)
 
 
 def test_drawn_noise_follows_the_profile():

@@ -197,6 +197,26 @@ def test_text_bias_is_remembered_per_phrase_seed_and_guidance(model, forwards):
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
+def test_writes_that_raise_no_version_make_a_new_text_bias(model):
+    grounding.clear_cache()
+    first = text_bias(model, "edema", timesteps=2)
+    key = next(w for n, w in model.unet.named_parameters() if ".attn2.to_k." in n)
+    before = key.data.clone()
+    key.data.mul_(3)  # as EMAModel.copy_to writes
+    other = text_bias(model, "edema", timesteps=2)
+    key.data.copy_(before)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_the_image_bias_sees_the_image_whatever_is_sampled(model, images):
+    options = FAST | {"sampling": "text", "curve": "mixture"}
+    a, b = (ground(model, image, "edema", **options) for image in images[:2])
+    assert torch.allclose(a.activation, b.activation, atol=1e-4)  # from noise alone
+    assert not torch.allclose(a.interaction, b.interaction, atol=1e-4)
+    truth = ground(model, images[0], "edema", timesteps=5, keep_last=3, curve="mixture")
+    assert torch.allclose(a.interaction, truth.interaction, atol=1e-4)
+
+
 @pytest.mark.parametrize("sampling", ["gt", "gt_first", "cfg", "text"])
 def test_sampling_inputs(model, images, forwards, sampling):
     a, b = ground_batch(model, images[:2], ["edema"] * 2, sampling=sampling, **FAST)
@@ -219,7 +239,10 @@ def test_choice_of_layers_and_kept_maps(model, images):
     assert (whole.select(layers=8) - coarse.activation).abs().max() < 5e-3
     assert (layers.select(layers=8) - coarse.activation).abs().max() < 5e-3
     assert (whole.heatmap - layers.heatmap).abs().max() < 5e-3
-    assert whole.select(tokens=[2], steps=[-1]).shape == (16, 16)
+    assert whole.select(tokens=[2], steps=[2]).shape == (16, 16)
+    for wrong in ({"steps": []}, {"tokens": []}, {"steps": range(-1, 2)}, {"tokens": [99]}):
+        with pytest.raises(ValueError, match="choose from 0 to"):
+            whole.select(**wrong)
     with pytest.raises(ValueError, match="keep='all' has"):
         layers.select(steps=[0])
 
@@ -229,6 +252,9 @@ def test_explicit_tokens_one_step_and_bad_input(model, images):
     assert one.tokens == (2, 4) and one.keep_last == 1
     with pytest.raises(ValueError, match=r"need \[1 or 3, 32, 32\]"):
         ground(model, images[0, 0, :16], "edema")
+    for wrong in (images[0] * 255, images[0] * 2 - 1, images[0] * float("nan")):
+        with pytest.raises(ValueError, match=r"scale it to \[0, 1\]"):
+            ground(model, wrong, "edema", **FAST)
     with pytest.raises(ValueError, match="keep_last=9"):
         ground(model, images[0], "edema", timesteps=5, keep_last=9)
     with pytest.raises(TypeError, match="steps_of"):

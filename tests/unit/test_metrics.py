@@ -241,3 +241,28 @@ def test_bootstrap_of_other_averages_and_pairs():
         bootstrap([1.0], average="macro")
     with pytest.raises(ValueError, match="2 labels for 3"):
         bootstrap([1, 2, 3], ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("boxes", "words"),
+    [
+        ([[1, 2, 3, 4, 0, 0.9]], "write one"),
+        ([[0, 0, 4, 4], [1, 1, float("nan"), 2]], "box 1"),
+        ([[5, 5, -2, 3]], "box 0"),
+    ],
+)
+def test_what_is_no_box_is_refused(boxes, words):
+    with pytest.raises(ValueError, match=words):
+        metrics.rasterise(boxes, 16)
+
+
+def test_masks_are_boolean_however_written():
+    heat = torch.rand(8, 8, generator=torch.Generator().manual_seed(0))
+    mask, boxes = heat > 0.6, [[4, 4, 8, 9]]
+    found = [
+        metrics.evaluate(heat, boxes, 20, mask=m)
+        for m in (mask, mask.to(torch.uint8) * 255, mask.float())
+    ]
+    assert found[0] == found[1] == found[2]
+    with pytest.raises(ValueError, match="threshold the map first"):
+        metrics.iou(heat, mask)

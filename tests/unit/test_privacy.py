@@ -50,6 +50,17 @@ def test_radiographs_of_the_users_own_are_refused(monkeypatch):
     assert privacy.refused(other) == []
 
 
+def test_paths_of_patients_in_errors_and_widgets_are_refused():
+    path = "files/p10/p10000032/s50414267/02aa804e.jpg"
+    failed = notebook()
+    error = nbformat.v4.new_output("error", ename="OSError", evalue="no file", traceback=[path])
+    failed.cells[-1].outputs = [error]
+    assert privacy.refused(failed) == ["shows the path of a MIMIC-CXR patient"]
+    widget = notebook()
+    widget.metadata["widgets"] = {"state": {"value": path}}
+    assert privacy.refused(widget) == ["shows the path of a MIMIC-CXR patient"]
+
+
 def test_a_run_past_the_workflow_is_refused_too(tmp_path):
     """papermill by hand leaves no mark: the injected parameter and patients' paths tell."""
     made = notebook()
@@ -101,5 +112,9 @@ def test_runs_on_files_write_below_the_build_folder_whatever_the_profile_is_call
     for profile in ("open", "paper", str(named)):
         settings = config.load(profile)
         assert settings.build_dir.is_relative_to(config.ROOT / "build")
+        assert settings.figures_dir.is_relative_to(settings.build_dir)
+    own = {"source": "folder", "root": str(tmp_path)}
+    for films in ({"data.test_from": own}, {"data.validation_from": own}):
+        settings = config.load("miniature", **films)
         assert settings.figures_dir.is_relative_to(settings.build_dir)
     assert config.load("miniature").figures_dir == config.ROOT / "figures"

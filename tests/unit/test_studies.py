@@ -38,6 +38,16 @@ def test_difference_leaves_out_pairs_that_one_side_lacks() -> None:
     assert gap.value == pytest.approx(2.0)
 
 
+def test_rows_without_a_finding_count() -> None:
+    some = rows([0.0] * 3 + [1.0] * 7).assign(finding=["Edema"] * 3 + [None] * 7)
+    assert studies.interval(some, "cnr", 50).value == pytest.approx(0.7)
+    assert studies.per_class(some, "cnr").loc["micro average", "cnr"] == pytest.approx(0.7)
+    assert metrics.averages(some[["finding", "cnr"]]).loc["micro", "cnr"] == pytest.approx(0.7)
+    nameless = some.assign(finding=None)
+    assert studies.interval(nameless, "cnr", 50).value == pytest.approx(0.7)
+    assert studies.difference(nameless, nameless, "cnr", 50).value == 0
+
+
 def test_summary_says_how_many_pairs_and_marks_unknown_columns() -> None:
     table = pd.concat(
         [rows([1.0, 3.0], method="a", seed=0), rows([np.nan, np.nan], method="b", seed=0)]

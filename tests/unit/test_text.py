@@ -15,7 +15,7 @@ from tokenizers import (
 )
 from transformers import BertTokenizerFast, CLIPTokenizerFast, PreTrainedTokenizerFast
 
-from g2g_utils import text
+from g2g_utils import tagger, text
 from g2g_utils.text import select_tokens, tokenize
 
 PHRASE = "Small left-sided pleural effusion/atelectasis, 2.5 cm; LEFT effusion"
@@ -159,8 +159,9 @@ def test_slow_tokenizers_are_refused():
 
 
 def test_fallback_keeps_location_and_negation(tokenizer, monkeypatch):
-    monkeypatch.delenv(text.MODEL_VARIABLE, raising=False)
-    text._load_spacy.cache_clear()
+    monkeypatch.delenv(tagger.MODEL_VARIABLE, raising=False)
+    assert tagger.name() == tagger.STOP_WORDS
+    tagger._loaded.cache_clear()
     phrase = tokenize(tokenizer, "There is no effusion in both of the lower lobes", 60)
     with pytest.warns(UserWarning, match="pip install"):
         chosen = select_tokens(phrase)
@@ -183,11 +184,12 @@ def test_part_of_speech_filter_of_a_saved_pipeline(bert, tmp_path, monkeypatch):
     for word, tag in {"left": "ADJ", "effusion": "NOUN", "of": "ADP", "no": "DET"}.items():
         ruler.add([[{"LOWER": word}]], {"POS": tag})
     nlp.to_disk(tmp_path / "tagger")
-    monkeypatch.setenv(text.MODEL_VARIABLE, str(tmp_path / "tagger"))
+    monkeypatch.setenv(tagger.MODEL_VARIABLE, str(tmp_path / "tagger"))
+    assert tagger.name().startswith(str(tmp_path / "tagger")) and '"lang"' in tagger.name()
     phrase = tokenize(bert, "No effusion of left-sided", 12)
     assert texts(phrase, select_tokens(phrase)) == ["effusion", "left"]
     assert select_tokens(phrase, spacy_model=nlp) == select_tokens(phrase)
-    monkeypatch.setenv(text.MODEL_VARIABLE, str(tmp_path / "nowhere"))
+    monkeypatch.setenv(tagger.MODEL_VARIABLE, str(tmp_path / "nowhere"))
     with pytest.raises(OSError, match="nowhere"):
         select_tokens(phrase)
     with pytest.raises(ValueError, match="no parts of speech"):

@@ -81,6 +81,14 @@ def test_two_processes_see_different_halves_of_the_same_batch():
         training.share(ids, Processes(4, 0))
 
 
+def test_processes_share_an_update_whatever_their_number():
+    options = CONFIG.training.model_copy(update={"batch_size": 4, "accumulate": 6})
+    for processes, steps in {1: 6, 2: 3, 3: 2, 6: 1, 12: 1}.items():
+        assert training.accumulation(options, processes) == steps
+    with pytest.raises(config.ConfigError, match=r"24 samples .*5 processes"):
+        training.accumulation(options, 5)
+
+
 def test_noise_depends_on_sample_and_step_alone():
     shape = torch.Size((4, 8, 8))
     whole = training.draw(torch.tensor([3, 5, 7]), 11, shape, 1000, CONFIG.training, 0)
