@@ -74,19 +74,26 @@ def claim(
 
 
 def shown(estimate: float, low: float, high: float) -> str:
-    """A difference with its interval: two decimals, three where it is small."""
+    """A difference with its interval: two decimals, more where it is small or a bound near zero."""
     places = 2 if abs(estimate) >= 0.1 else 3
+    while places < 6 and any(end and not round(end, places) for end in (low, high)):
+        places += 1
     return f"{estimate:+.{places}f} [{low:+.{places}f}, {high:+.{places}f}]"
+
+
+def verdict(row: Claim) -> str:
+    """Holds, not shown (the interval meets zero), or reversed (all of it lies below)."""
+    return "holds" if row.holds else "reversed" if row.high < 0 else "not shown"
 
 
 def verdicts(claims: Sequence[Claim]) -> str:
     """Markdown list of claims: holds, not shown, or reversed (the whole interval below zero)."""
     rows = []
     for made in claims:
-        verdict = "**holds**" if made.holds else "**not shown**"
-        verdict = "**reversed**" if made.high < 0 else verdict
         number = shown(made.estimate, made.low, made.high)
-        rows.append(f"- {verdict}: {made.claim} — {number}, {len(made.seeds)} seeds, {made.split}")
+        rows.append(
+            f"- **{verdict(made)}**: {made.claim} — {number}, {len(made.seeds)} seeds, {made.split}"
+        )
     return "\n".join(rows)
 
 

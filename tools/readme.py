@@ -18,6 +18,7 @@ from g2g_utils import config, findings, products, runs, studies
 
 ROOT = Path(__file__).resolve().parents[1]
 CARDS = (16, 24, 40, 48, 80)  # GB of GPU memory
+ALL = "all_layers_"
 COLUMNS = {
     "cnr": "CNR",
     "auc_roc": "AUC",
@@ -25,11 +26,8 @@ COLUMNS = {
     "specificity": "phrase specificity",
     "balanced_iou": "balanced IoU",
     "threshold_iou": "threshold IoU",
-    "all_layers_cnr": "CNR, all layers",
-    "all_layers_auc_roc": "AUC, all layers",
-    "all_layers_pointing": "Top-1, all layers",
-    "all_layers_specificity": "specificity, all layers",
 }
+ALL_COLUMNS = {f"{ALL}{name}": COLUMNS[name] for name in list(COLUMNS)[:4]}
 
 
 def results(settings: config.Config) -> dict[str, Any]:
@@ -41,21 +39,21 @@ def results(settings: config.Config) -> dict[str, Any]:
         keys = ["arm", "seed", "image_id", "phrase", "finding"]
         whole = products.tables(settings, "all_layers.csv").set_index(keys)
         whole = whole[["cnr", "auc_roc", "pointing", "specificity"]]
-        whole = whole.add_prefix("all_layers_").reset_index()
+        whole = whole.add_prefix(ALL).reset_index()
         arms = arms.merge(whole, on=keys, validate="one_to_one")
     folder = products.ensure(settings, "baselines")
     no_skill, discriminative = (pd.read_csv(folder / f"{n}.csv") for n in ("no_skill", "biovil"))
     everything = studies.methods(arms, no_skill, discriminative)
     n, first = settings.evaluation.bootstrap, arms["arm"].iloc[0]
     names = {"its map of another phrase": f"map of another phrase ({first})"} | {
-        arm: f"{arm} ({'control' if settings.training.arms[arm].control else 'ours'})"
+        arm: f"{arm} ({'control' if settings.training.arms[arm].control else 'arm'})"
         for arm in arms["arm"].unique()
     }
     rows = [
         {"method": names.get(name, name)}
         | {
             c: list(studies.interval(part, c, n))
-            for c in COLUMNS
+            for c in COLUMNS | ALL_COLUMNS
             if c in part and part[c].notna().any()
         }
         for name, part in everything.groupby("method", sort=False)
@@ -67,17 +65,13 @@ def results(settings: config.Config) -> dict[str, Any]:
         "seeds": sorted(int(s) for s in arms["seed"].unique()),
         "trainings": {k: int(v) for k, v in arms.groupby("arm")["seed"].nunique().items()},
         "average": "micro",
+        "layers": settings.grounding.layers,
         "rows": rows,
     }
 
 
 def results_table(found: dict[str, Any]) -> str:
-    """Markdown table: one row a method, mean with its 95 % interval."""
-    head = ["", *COLUMNS.values()]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for row in found["rows"]:
-        cells = [_cell(row.get(column)) for column in COLUMNS]
-        lines.append("| " + " | ".join([row["method"], *cells]) + " |")
+    """Markdown tables, over the profile's layers and over all: one row a method, with intervals."""
     seeds = ", ".join(map(str, found["seeds"]))
     fewer = [f"{arm} {n}" for arm, n in found["trainings"].items() if n < len(found["seeds"])]
     seeds += f" (trainings of {', '.join(fewer)})" if fewer else ""
@@ -85,31 +79,55 @@ def results_table(found: dict[str, Any]) -> str:
         f"Test split, {found['pairs']} image-phrase pairs of {found['patients']} patients, seeds "
         f"{seeds}, plain activation map, micro average, 95 % bootstrap interval over patients."
     )
-    return "\n".join([*lines, "", note])
+    layers = " ".join(found["layers"] or ["all"])
+    whole = [row for row in found["rows"] if set(ALL_COLUMNS) & set(row)]
+    if not whole:
+        return f"{_table(found['rows'], COLUMNS)}\n\n{note}"
+    return (
+        f"Over the U-Net's layers `{layers}` (`up`: its decoder), chosen on validation:\n\n"
+        f"{_table(found['rows'], COLUMNS)}\n\nOver all cross-attention layers, as in the paper:\n\n"
+        f"{_table(whole, ALL_COLUMNS)}\n\n{note}"
+    )
+
+
+def _table(rows: list[dict[str, Any]], columns: dict[str, str]) -> str:
+    """Markdown table of rows with a `method` and intervals."""
+    head = ["", *columns.values()]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for row in rows:
+        cells = [_cell(row.get(column)) for column in columns]
+        lines.append("| " + " | ".join([row["method"], *cells]) + " |")
+    return "\n".join(lines)
 
 
 def _cell(interval: list[float] | None) -> str:
     if interval is None or interval[0] is None:
         return "-"
-    value, low, high = interval
+    value, low, high = (round(number, 2) + 0.0 for number in interval)  # no -0.00
     return f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def findings_table(rows: list[dict[str, Any]]) -> str:
-    """Markdown tables of claims; those about control arms are folded away."""
-    lines = {False: [], True: []}
+    """Markdown tables of claims; those over all layers and about controls are folded away."""
+    parts: dict[str, list[str]] = {"": [], "over all layers": [], "beside the control arms": []}
+    held = dict.fromkeys(parts, 0)
     for row in rows:
         number = findings.shown(row["estimate"], row["low"], row["high"])
-        verdict = "yes" if row["holds"] else "**no**"
+        verdict = findings.verdict(findings.Claim(**row))
         control = "control" in row["id"] or "shuffled" in row["id"]
+        kind = "over all layers" if "all-layers" in row["id"] else ""
+        kind = "beside the control arms" if control else kind
         cells = (row["id"], row["claim"], verdict, number, len(row["seeds"]), row["split"])
-        lines[control].append("| " + " | ".join(map(str, cells)) + " |")
-    head = ["| | claim | holds | estimate | seeds | split |", "|---|---|---|---|---|---|"]
-    main, more = ("\n".join([*head, *part]) for part in lines.values())
-    if not lines[True]:
-        return main
-    title = f"<summary>Beside the control arms: {len(lines[True])} more</summary>"
-    return f"{main}\n\n<details>\n{title}\n\n{more}\n\n</details>"
+        parts[kind].append("| " + " | ".join(map(str, cells)) + " |")
+        held[kind] += row["holds"]
+    head = ["| | claim | verdict | estimate | seeds | split |", "|---|---|---|---|---|---|"]
+    shown = []
+    for kind, lines in parts.items():
+        table = "\n".join([*head, *lines])
+        title = f"<summary>{len(lines)} more {kind}: {held[kind]} hold</summary>"
+        folded = f"<details>\n{title}\n\n{table}\n\n</details>"
+        shown += [folded if kind else table] if lines else []
+    return "\n\n".join(shown)
 
 
 def times_table(rows: list[dict[str, Any]]) -> str:
