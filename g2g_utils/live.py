@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -110,15 +111,10 @@ def finished_logs(config: Config) -> dict[str, pd.DataFrame]:
 
 def draw_logs(ax: Any, logs: dict[str, pd.DataFrame], smooth: int = 15) -> None:
     """Smoothed losses: one colour an arm, one line a seed."""
-    arms = list(dict.fromkeys(name.rpartition("-s")[0] for name in logs))
-    colours = dict(zip(arms, ("#b5367a", "#2a788e", "#fb8761", "#51127c", "#7ad151"), strict=False))
-    for name, log in logs.items():
-        arm, _, seed = name.rpartition("-s")
+    arms = [name.rpartition("-s")[0] for name in logs]
+    colours = dict(zip(dict.fromkeys(arms), plt.colormaps["tab10"](range(10)), strict=False))
+    for k, (arm, log) in enumerate(zip(arms, logs.values(), strict=True)):
         mean = log["loss"].rolling(smooth, min_periods=1).mean()
-        label = (
-            arm
-            if seed == next(n for n in logs if n.startswith(arm + "-s"))[len(arm) + 2 :]
-            else None
-        )
-        ax.plot(log["step"], mean, color=colours.get(arm, "0.5"), lw=1, alpha=0.8, label=label)
-    ax.legend()
+        label = arm if arm not in arms[:k] else None
+        ax.plot(log["step"], mean, color=colours[arm], lw=1, alpha=0.8, label=label)
+    ax.legend(ncols=2)

@@ -8,17 +8,16 @@ from itertools import groupby
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from g2g_utils import models, text
+from g2g_utils import models, studies, text
 from g2g_utils.baselines.biovil import BioViL
-from g2g_utils.bbm import minmax as minmax
 from g2g_utils.data.record import Example
 from g2g_utils.pretraining import sentence_state
-from g2g_utils.text import side_of as side_of
 
 
 @torch.no_grad()
@@ -99,3 +98,19 @@ def mark_groups(ax: Any, labels: Sequence[str], *, names: bool = True) -> None:
         if names:
             ax.text(-1, (start + stop - 1) / 2, label, ha="right", va="center", fontsize=7)
         start = stop
+
+
+def side_costs(baseline: BioViL, pairs: Sequence[Example], side: int) -> pd.DataFrame:
+    """CNR of the cosine map of pairs that name one side, and what swapping that side costs.
+
+    Columns: image_id, subject_id, cnr, cost (CNR of the own phrase less that of the swapped one,
+    both against the own boxes in a frame of `side` pixels).
+    """
+    rows = []
+    for pair in (pair.framed(side) for pair in pairs if text.side_of(pair.phrase)):
+        phrases = (pair.phrase, text.swap_sides(pair.phrase))
+        maps = [baseline.heatmap(pair.array(), phrase) for phrase in phrases]
+        own, swapped = (row["cnr"] for row in studies.batch_scores(maps, pair.boxes, side))
+        identity = {"image_id": pair.image_id, "subject_id": pair.subject_id}
+        rows.append(identity | {"cnr": own, "cost": own - swapped})
+    return pd.DataFrame(rows, columns=["image_id", "subject_id", "cnr", "cost"])

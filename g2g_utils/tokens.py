@@ -19,6 +19,7 @@ from g2g_utils.studies import grounded, identity
 from g2g_utils.text import PhraseTokens
 
 GROUPS = ("content", "other words", "start", "end", "padding")
+UNIFORM = "padding if even"  # padding's share of the positions
 COLOURS = ("#b5367a", "#e8a2c4", "#fb8761", "#51127c", "#c9c9c9")
 
 
@@ -43,6 +44,7 @@ def attention_mass(model: Any, pairs: Sequence[Example], **options: Any) -> pd.D
     """Share of all attention that each token group holds, one row a pair; rows add up to 1.
 
     Mean over places, layers and timesteps of ground-truth sampling; every layer counts alike.
+    UNIFORM is what padding would hold if every position held the same.
     """
     steps = {k: options[k] for k in ("timesteps", "seed", "batch_size") if k in options}
     rows = []
@@ -52,7 +54,8 @@ def attention_mass(model: Any, pairs: Sequence[Example], **options: Any) -> pd.D
         layers = [recorder.native_tokens(name)[0].mean((0, 2, 3)) for name in recorder.layers]
         mass = torch.stack(layers).mean(0)  # tokens
         shares = {g: float(mass[where].sum()) for g, where in group_positions(phrase).items()}
-        rows.append(identity(example) | shares)
+        even = len(phrase.padding) / len(mass)
+        rows.append(identity(example) | shares | {UNIFORM: even})
     return pd.DataFrame(rows)
 
 
@@ -68,11 +71,13 @@ def side_word_shares(model: Any, pairs: Sequence[Example], **options: Any) -> pd
 
 
 def draw_shares(ax: Any, shares: pd.DataFrame) -> None:
-    """Stacked horizontal bars: rows of `shares` with the columns GROUPS."""
+    """Stacked horizontal bars: rows of `shares` with the columns GROUPS; UNIFORM from the right."""
     left = np.zeros(len(shares))
     for group, colour in zip(GROUPS, COLOURS, strict=True):
         ax.barh(shares.index, shares[group], left=left, color=colour, label=group)
         left += shares[group].to_numpy()
+    if UNIFORM in shares:
+        ax.vlines(1 - shares[UNIFORM], *np.add([[-0.4], [0.4]], np.arange(len(shares))), color="k")
     ax.set(xlim=(0, 1), xlabel="share of attention")
     ax.invert_yaxis()
     ax.legend(ncols=len(GROUPS), loc="upper left", bbox_to_anchor=(0, -0.35), fontsize=8)

@@ -15,9 +15,9 @@
 # # 00 · Where in this radiograph is what the phrase describes?
 #
 # ## Question
-# A latent diffusion model that was trained to *draw* chest films from impressions has to know
-# which word belongs where. Can we read that knowledge from its cross-attention and turn it into a
-# heat map for any phrase, without ever training on a box?
+# A latent diffusion model that was trained to *draw* chest films from impressions may have learned
+# which word belongs where. Can we read that from its cross-attention and turn it into a heat map
+# for any phrase, without ever training on a box?
 #
 # ## You need
 # - nothing but this repository: the image is a computed phantom; or a PNG, JPEG or DICOM of your
@@ -83,15 +83,15 @@ print(model.name, {name: f"{count:.2f} M parameters" for name, count in millions
 
 # %% [markdown]
 # ## One call
-# The image's latent is noised to $T$ timesteps; at each, the U-Net predicts noise under the phrase,
-# and its cross-attention maps are recorded. The activation map $A$ is their mean over timesteps,
-# layers and content words, scaled to [0, 1].
+# The image's latent is noised to $T$ timesteps; at each, the U-Net predicts the noise (or the
+# velocity, notebook 03) under the phrase, and its cross-attention maps are recorded. The
+# activation map $A$ is their mean over timesteps, layers and content words, scaled to [0, 1].
 
 # %%
 options = exports.options_of(config) | {"seed": seed}
 result = grounding.ground(model, image, example.phrase, boxes=example.boxes or None, **options)
 print(f"{len(result.layers)} layers × {result.keep_last} of {len(result.timesteps)} timesteps")
-print(f"words that ground: {', '.join(result.words)}; heat map {tuple(result.heatmap.shape)}")
+print(f"content words averaged: {', '.join(result.words)}; heat map {tuple(result.heatmap.shape)}")
 
 # %%
 fig = overlays.grounding_panels(
@@ -170,7 +170,7 @@ plots.save_figure(config, fig, "00_quickstart_swapped", folder)
 # %% [markdown]
 # One image may be luck. The same swap on the test pairs that name a side: by how much does the
 # share of heat on the named side grow against the swapped phrase? Zero means that the word is not
-# read.
+# read; less than 0.05 we call *hardly*.
 
 # %%
 sided = evidence.one_sided(pairs)
@@ -218,7 +218,8 @@ if len(prior):
     print(f"CNR above the mean training box on {len(of_model)} pairs: {gain.low > 0}, {gain}")
 likest = table["likeness"].drop("model")
 print(f"likest map without skill here: {likest.idxmax()}, correlation {likest.max():.2f}")
-print(f"reads the side on {len(shifts)} pairs: {shift.low > 0}, shift {shift}")
+reads = "yes" if shift.low > 0.05 else "hardly" if shift.low > 0 else "not shown"
+print(f"reads the side on {len(shifts)} pairs: {reads}, shift {shift}")
 
 # %% [markdown]
 # ## Next

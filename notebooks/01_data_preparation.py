@@ -171,20 +171,23 @@ plots.save_figure(config, fig, "01_data_priors")
 box, height, width, side = (700.0, 300.0, 401.0, 251.0), 1000, 1400, 64
 moved = transforms.transform_box(box, height, width, side)
 print("box", box, "->", tuple(round(v, 3) for v in moved))
-ours = metrics.rasterise([box], side, source_size=(1000, 1000))
-published = metrics.rasterise([box], side, source_size=(1000, 1000), compat="published")
+cropped = (box[0] - (width - height) / 2, *box[1:])  # in the centre square, before it is resized
+ours = metrics.rasterise([cropped], side, source_size=height)
+published = metrics.rasterise([cropped], side, source_size=height, compat="published")
 print(f"{int(ours.sum())} pixels as numbers, {int(published.sum())} resized as a picture")
 
 # %%
-film = np.kron(example.array(), np.ones((10, 14), np.float32))  # a landscape film, 640 x 896
+film = np.kron(example.array(), np.ones((10, 14), np.float32))  # a landscape film
 drawn = [tuple(np.array(b) * (14, 10, 14, 10)) for b in example.boxes]
+side = config.image_size
 crop = transforms.crop_resize(film, side)
 boxes_in_crop = transforms.transform_boxes(drawn, *film.shape, side)
 fig, axes = overlays.plt.subplots(1, 2, figsize=(5.6, 2.6), width_ratios=(1.4, 1))
 overlays.show_image(
     axes[0], film, boxes=drawn, title=f"the file, {film.shape[1]} × {film.shape[0]}"
 )
-overlays.draw_boxes(axes[0], [((896 - 640) / 2, 0, 640, 640)], colour="white")
+high, wide = film.shape
+overlays.draw_boxes(axes[0], [((wide - high) / 2, 0, high, high)], colour="white")
 overlays.show_image(
     axes[1], crop, boxes=boxes_in_crop, title=f"what the model sees, {side} × {side}"
 )
@@ -193,7 +196,7 @@ plots.save_figure(config, fig, "01_data_geometry")
 # %% [markdown]
 # ## The latents
 # The diffusion model never sees pixels. A VAE turns an image into a posterior over latents; a
-# sample is `mean + std · ε`, scaled to unit variance. Fine findings must survive this step.
+# sample is `mean + std · ε`, scaled to unit variance. What this step loses, no map can find.
 
 # %%
 vae = models.load_vae(config.vae.pretrained or products.ensure(config, "vae"), config.vae.revision)
@@ -221,7 +224,8 @@ fig.colorbar(shade, ax=axes[0, -1], fraction=0.05)
 plots.save_figure(config, fig, "01_data_latents")
 
 # %% [markdown]
-# Is what matters kept? Peak signal-to-noise ratio inside the boxes of each finding, and everywhere:
+# Is what matters kept? Peak signal-to-noise ratio (PSNR) inside the boxes of each finding, and
+# everywhere; the whole image is easier, for much of it is flat background:
 
 # %%
 rows = [{"finding": "whole image", "mse": float((rebuilt - images).square().mean())}]
@@ -240,7 +244,7 @@ psnr.round(1).to_frame("PSNR, dB")
 # | source | images and text | boxes | who may | profile |
 # |---|---|---|---|---|
 # | phantoms | computed | computed | anyone | `smoke`, `miniature` |
-# | OpenI | 3 955 reports | – | anyone | `open` |
+# | OpenI | 3 955 reports (3 851 in the Kaggle edition) | – | anyone | `open` |
 # | ChestX-ray14 | class names | 984 on 880 images | anyone | `open` |
 # | MIMIC-CXR-JPG | 162 651 pairs as published | – | credentialed | `paper` |
 # | MS-CXR | 1 162 pairs | 1 448 on 1 047 images | credentialed | `paper` |

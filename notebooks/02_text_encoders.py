@@ -17,7 +17,8 @@
 # ## Question
 # The paper's claim is that a frozen text encoder *from the domain* grounds better than a generic
 # one. What is different between them before any diffusion training: how they cut words into
-# pieces, which phrases they hold for alike, and whether their states match images?
+# pieces, which phrases they hold for alike, and (of the domain encoder, which was trained with
+# images) whether states match images?
 #
 # ## You need
 # - nothing but this repository
@@ -43,7 +44,7 @@ config = load(profile)
 import pandas as pd
 import torch
 
-from g2g_utils import loop, metrics, models, plots, probing, products, text
+from g2g_utils import bbm, loop, metrics, models, plots, probing, products, text
 from g2g_utils.baselines import biovil
 from g2g_utils.data import record, sources
 from g2g_utils.plots import overlays
@@ -129,7 +130,7 @@ print(
 
 # %%
 phrases = [p.phrase for p in pairs]
-kinds = {"finding": [p.finding for p in pairs], "side": [probing.side_of(t) for t in phrases]}
+kinds = {"finding": [p.finding for p in pairs], "side": [text.side_of(t) for t in phrases]}
 vectors = {
     n: probing.phrase_vectors(*e, phrases, config.text.max_length) for n, e in encoders.items()
 }
@@ -189,7 +190,7 @@ if ranks is not None:
     ax.plot([1, n], [1 / n, 1], ls="--", color="0.5", label="chance")
     ax.set(xlabel="first k films", ylabel="share of impressions", ylim=(0, 1.02))
     ax.set_title(f"The right film among the first five: {found[min(4, n - 1)]:.0%} of impressions")
-    ax.legend()
+    ax.legend(loc="center right")
     plots.save_figure(config, fig, "02_text_retrieval")
 
 # %% [markdown]
@@ -198,16 +199,25 @@ if ranks is not None:
 # the film's patches is a grounding of its own: the discriminative baseline of notebook 07.
 
 # %%
-chosen = ([p for p in pairs if probing.side_of(p.phrase)] or pairs)[:images_shown]
+chosen = ([p for p in pairs if text.side_of(p.phrase)] or pairs)[:images_shown]
 if baseline is not None:
     fig, axes = overlays.panels(len(chosen))
     for ax, pair in zip(axes[0], (p.framed(config.image_size) for p in chosen), strict=True):
         title = overlays.wrapped(pair.phrase, 26)
-        heat = probing.minmax(baseline.heatmap(pair.array(), pair.phrase))
+        heat = bbm.minmax(baseline.heatmap(pair.array(), pair.phrase))
         overlays.overlay(ax, pair.array(), heat, boxes=pair.boxes, title=title)
     overlays.colour_bar(fig, axes, "cosine, scaled to [0, 1]")
     overlays.legend(fig)
     plots.save_figure(config, fig, "02_text_patches")
+
+# %% [markdown]
+# A few films may be luck. Over all validation pairs, and with the side in the phrase swapped:
+
+# %%
+if baseline is not None:
+    table = probing.side_costs(baseline, pairs, config.image_size)
+    cost = metrics.bootstrap(table["cost"], table["subject_id"], n=draws)
+    print(f"CNR {table['cnr'].mean():.2f} on {len(table)} pairs that name a side; swapped: -{cost}")
 
 # %% [markdown]
 # ## How they were trained
@@ -238,9 +248,8 @@ if trained:
 # %%
 for kind in kinds:
     gap = metrics.paired(gaps["domain", kind], gaps["generic", kind], n=draws)
-    print(
-        f"{kind}: domain tells phrases apart better than generic: {gap.low > 0}, difference {gap}"
-    )
+    better = "yes" if gap.low > 0 else "reversed" if gap.high < 0 else "not shown"
+    print(f"{kind}: domain tells phrases apart better than generic: {better}, difference {gap}")
 print(
     f"pieces a word: domain {pieces.loc['domain', 'mean']}, generic {pieces.loc['generic', 'mean']}"
 )

@@ -51,7 +51,7 @@ plots.use_style()
 
 # %% [markdown]
 # ## The layers
-# Every block of the U-Net asks the text: queries $Q$ are places of the latent, keys $K$ and
+# Most blocks of the U-Net ask the text: queries $Q$ are places of the latent, keys $K$ and
 # values $V$ are tokens. Stable Diffusion has 16 such layers (6 down, 1 middle, 9 up) and none in
 # its deepest down and up blocks; a profile's own, smaller U-Net has fewer.
 

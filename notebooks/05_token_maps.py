@@ -98,13 +98,13 @@ plots.save_figure(config, fig, "05_tokens_scaled")
 # ## Which words may ground?
 # - **lexical**: content words only (by part of speech where a scispaCy model is installed, else
 #   by a stop-word list);
-# - **disease**: words that name the finding's class, else all;
+# - **disease**: words that name the finding's class; a phrase without any falls back to all;
 # - **all**: everything between start and end.
 
 # %%
 chosen = {f: text.select_tokens(words, f, example.finding) for f in ("lexical", "disease", "all")}
 for name, some in chosen.items():
-    print(f"{name:8}", sorted({words.word_at(i) for i in some}, key=example.phrase.find))
+    print(f"{name:8}", [word.text for word in words.words if set(word.tokens) & set(some)])
 
 # %% [markdown]
 # Which filter is better is a question for the validation split. Start and end token stand beside,
@@ -126,7 +126,8 @@ table.map(str)
 
 # %%
 arms = config.training.compared
-for generic in [a for a in arms if config.training.arms[a].encoder == "generic"][:1]:
+generic = next((a for a in arms if config.training.arms[a].encoder == "generic"), None)
+if generic:
     other = products.model(config, generic)
     pieces = text.tokenize(other.tokenizer, example.phrase, other.max_length)
     first = text.select_tokens(pieces, "lexical", compat="published")
@@ -145,21 +146,22 @@ loaded = {name: products.model(config, name) for name in arms}
 mass = pd.concat(
     [tokens.attention_mass(m, test, **options).assign(arm=a) for a, m in loaded.items()]
 )
-shares = mass.groupby("arm", sort=False)[list(tokens.GROUPS)].mean()
+shares = mass.groupby("arm", sort=False)[[*tokens.GROUPS, tokens.UNIFORM]].mean()
 shares.round(3)
 
 # %%
 fig, ax = overlays.plt.subplots(figsize=(7.5, 1 + 0.5 * len(arms)))
 tokens.draw_shares(ax, shares)
-sink = shares["padding"].mean()
-ax.set_title(f"Padding takes {sink:.0%} of all attention on average")
+sink, even = shares["padding"].mean(), shares[tokens.UNIFORM].mean()
+ax.set_title(f"Padding takes {sink:.0%} of all attention; {even:.0%} if it were even (ticks)")
 plots.save_figure(config, fig, "05_tokens_mass")
 
 # %% [markdown]
-# Padding is an *attention sink*: a place without a finding has to spend its 1 somewhere, and
-# where the U-Net gets no mask (as in the published runs) the many padding positions offer
-# themselves. That is why token maps are compared by *where*, after scaling, and why padding must
-# be alike in all arms.
+# Where the U-Net gets no mask (as in the published runs), a place has to spend its 1 on all
+# positions, and most of them are padding: evenly spread attention would already give padding the
+# share of the tick. An arm beyond its tick uses padding as an *attention sink*, one below it
+# prefers words. Token maps are therefore compared by *where*, after scaling, and padding must be
+# alike in all arms.
 #
 # ## Does the end token ground?
 # A text encoder that is *learned along* may put its knowledge anywhere, for instance into the end

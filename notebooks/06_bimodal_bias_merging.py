@@ -90,8 +90,9 @@ print(f"{len(image_bias)} layers, the first {tuple(image_bias[0].shape)} (T, h, 
 # %% [markdown]
 # ## Text bias
 # The content words' maps while the model draws from **pure noise**, with the same phrase and no
-# image: $B_T[t,l,s]$. They show where the words belong in general. The sampling is DDIM with
-# classifier-free guidance, and depends on the phrase alone, so it is remembered per phrase.
+# image: $B_T[t,l,s]$, one map a content token $s$. They show where the words belong in general.
+# The sampling is DDIM with classifier-free guidance, and depends on the phrase alone, so it is
+# remembered per phrase.
 
 # %%
 bias = grounding.text_bias(
@@ -102,7 +103,8 @@ print(f"{len(text_bias)} layers, the first {tuple(text_bias[0].shape)} (T, h, w)
 
 # %% [markdown]
 # ## Interaction
-# With @ the **matrix product** of two maps, taken for every timestep and layer and averaged after:
+# With @ the **matrix product** of two maps, taken for every timestep and layer after both were
+# enlarged to the latent's size, and averaged after:
 #
 # $$M=\mathrm{minmax}\Bigl(\mathop{\mathrm{mean}}_{t,l,s}\; B_I[t,l]\;@\;B_T[t,l,s]\Bigr).$$
 #
@@ -201,7 +203,8 @@ plots.save_figure(config, fig, "06_bias_merging")
 # that out and are sharper.
 #
 # ## F4: CNR rises; quadratic helps the mask, linear hurts it
-# A claim holds if the 95 % interval of the paired difference lies above zero.
+# A claim holds if the 95 % interval of the paired difference lies above zero. The claim that a
+# curve *lowers* a metric is about plain − merged, so that above zero always means: as claimed.
 
 
 # %%
@@ -261,7 +264,7 @@ fig = charts.paired_points(
     results[16.0]["cnr"],
     results[1.0]["cnr"],
     ("CNR, guidance 16", "CNR, guidance 1"),
-    f"Mean change {change.value:+.2f} CNR at half the cost",
+    f"Mean change {change.value:+.2f} CNR at half the cost of the text bias",
 )
 plots.save_figure(config, fig, "06_text_guidance")
 

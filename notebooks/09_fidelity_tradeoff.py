@@ -91,9 +91,8 @@ plots.save_figure(config, fig, "09_samples")
 # +\mathrm{tr}\bigl(\Sigma_r+\Sigma_s-2(\Sigma_r\Sigma_s)^{1/2}\bigr).$$
 #
 # With Inception features that is FID; here the features are of two small networks, so values
-# compare only with each other: an independent **classifier** of the findings, which sees what a
-# radiologist would miss, and a **generic** network from the domain-agnostic task, which never saw a
-# chest.
+# compare only with each other: an independent **classifier** of the findings, sensitive to what
+# they change, and a **generic** network from the domain-agnostic task, which never saw a chest.
 
 # %%
 features = {
@@ -109,10 +108,10 @@ for name in networks:
 
 # %% [markdown]
 # ## How near could any arm get?
-# Two rows that no diffusion is in: as many real images, and the same images after a pass through
-# the autoencoder, whose blur every arm shares. What an arm lies above the second row is its own
-# doing. The reference are the first 2000 training images, these rows the last ones (the two overlap
-# only where a profile has fewer).
+# Two rows that no diffusion is in: as many other images of the data set, and the same images after
+# a pass through the autoencoder, whose blur every arm shares. What an arm lies above the second
+# row is its own doing. The reference is made of the first training images, these rows of the last
+# ones (the two overlap only where a profile has few).
 
 # %%
 count = config.fidelity.samples
@@ -120,7 +119,7 @@ held = np.array(products.training_images(config)[-count:])
 images = torch.from_numpy(held)[:, None].float() / 255
 model = products.model(config)
 passed = torch.cat([model.decode(model.image_posterior(part)[0]) for part in images.split(64)])
-floors = {"real images": images, "after the autoencoder": passed}
+floors = {"as many others": images, "after the autoencoder": passed}
 
 # %%
 eyes = products.feature_networks(config)
@@ -175,7 +174,8 @@ points = table[(table["network"] == networks[0]) & table["method"].isin(arms)].r
 points = points.join(grounding, on=["arm", "seed"])
 points[["low", "high"]] = [tuple(cell)[1:] for cell in points["interval"]]
 related = points[["cnr", "frechet"]].corr().iloc[0, 1]
-fig = charts.fidelity_scatter(points, f"Correlation of CNR and distance: {related:+.2f}")
+title = f"{len(points)} trainings: r = {related:+.2f} (a trade-off would be positive)"
+fig = charts.fidelity_scatter(points, title)
 plots.save_figure(config, fig, "09_tradeoff")
 
 # %%
@@ -186,17 +186,17 @@ shown_points.round(2)
 
 # %% [markdown]
 # ## F2: is the order reversed in fidelity?
-# The paper's order would be: the learnable generic encoder nearest to real images, then the frozen
-# generic one, the frozen domain encoder last. Each difference of distances is a mean over seeds,
-# its interval over resampled images of both arms.
+# The paper's order would be: the learnable generic encoder nearest to the data set's images, then
+# the frozen generic one, the frozen domain encoder last. Each difference of distances is a mean
+# over seeds, its interval over resampled images of both arms.
 
 
 # %%
 def gap(worse: str, better: str, network: str) -> findings.Claim:
-    """The claim that `better` draws nearer to real images than `worse`."""
+    """The claim that `better` draws nearer to the data's images than `worse`."""
     sides = [[features[arm, seed][network] for seed in seeds] for arm in (worse, better)]
     distance = fidelity.frechet_gap(*sides, reference[network], resamples)
-    text = f"{better} draws nearer to real images than {worse} ({network} features)"
+    text = f"{better} draws nearer to the data's images than {worse} ({network} features)"
     return findings.claim(config, f"F2-{better}-{worse}-{network}", text, distance, seeds)
 
 

@@ -19,8 +19,8 @@
 # (`./run_all.sh sweep NAME`) asks this of every point of a grid; here is a single point.
 #
 # ## You need
-# - one trained arm (made when missing: a few minutes on two CPU cores for the miniature); with it
-#   half a minute on one core; no GPU
+# - one trained arm (the miniature's are shipped; another training takes 20 minutes); with it half a
+#   minute on one core; no GPU
 #
 # ## Parameters
 # Zero or empty means: as the profile says. The validation split, because settings are chosen on it.

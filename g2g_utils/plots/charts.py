@@ -32,6 +32,7 @@ COLOURS = {
 GREY = "#9a9a9a"
 LABELS = {
     "cnr": "CNR",
+    "abs_cnr": "|CNR|",
     "auc_roc": "AUC",
     "pointing": "Top-1",
     "iou": "IoU",
