@@ -217,7 +217,7 @@ if baseline is not None:
 if baseline is not None:
     table = probing.side_costs(baseline, pairs, config.image_size)
     cost = metrics.bootstrap(table["cost"], table["subject_id"], n=draws)
-    print(f"CNR {table['cnr'].mean():.2f} on {len(table)} pairs that name a side; swapped: -{cost}")
+    print(f"CNR {table['cnr'].mean():.2f} on {len(table)} pairs with a side; its swap costs {cost}")
 
 # %% [markdown]
 # ## How they were trained

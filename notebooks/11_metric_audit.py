@@ -234,8 +234,8 @@ effect_table = pd.DataFrame(effects).T
 charts.readable(effect_table, 3)
 
 # %%
-largest = effect_table["cnr"].map(lambda cell: abs(cell.value)).idxmax()
-title = f"Largest effect on CNR: {largest}"
+sure = effect_table["cnr"].map(lambda cell: abs(cell.value) * (cell.low * cell.high > 0))
+title = f"Largest effect on CNR that excludes 0: {sure.idxmax() if sure.any() else 'none'}"
 fig = charts.bars(effect_table, list(effect_table.columns), title=title)
 plots.save_figure(config, fig, "11_effects")
 

@@ -113,7 +113,7 @@ def _bar_panel(ax: Axes, cells: pd.Series, zero: float) -> None:
         ax.barh(y, cell.value - zero, left=zero, color=shade, alpha=0.55, height=0.66)
         ax.plot([cell.low, cell.high], [y, y], color="0.15", lw=1.4)
     ax.axvline(zero, color="0.3", lw=0.8)
-    ax.xaxis.set_major_locator(MaxNLocator(4))
+    ax.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="x", alpha=0.3)
 
