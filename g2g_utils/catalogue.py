@@ -15,10 +15,11 @@ from g2g_utils import runs, tagger
 from g2g_utils.config import ROOT, Config, ConfigError, Section
 
 TABLES = (".csv", ".csv.gz", ".json", ".json.gz")
-_OPTIONAL = ("subfolder", "lora_rank")  # settings of encoders and arms that are often absent
+_OPTIONAL = ("subfolder", "lora_rank", "scheduler_revision")  # settings that are often absent
 _OF_TEXT = ("steps", "text_learning_rate", "attention_lr_scale", "dropout")  # of no foundation
 RECIPE = 1  # raise when a recipe below changes what it makes
 SCORES = 2  # raise when evaluations or baselines score otherwise, or more
+SAMPLED = 1  # raise when fidelity measures otherwise, or more
 
 
 def plan(config: Config) -> dict[str, list[str]]:
@@ -85,7 +86,7 @@ def parameters(config: Config, name: str) -> dict[str, Any]:
     if kind in ("evaluation", "fidelity", "baselines"):
         section = config.fidelity if kind == "fidelity" else config.evaluation
         own: dict[str, Any] = {kind: section.model_dump(), "data": config.data.model_dump()}
-        own |= {"name": name} | ({} if kind == "fidelity" else {"scores": SCORES})
+        own |= {"name": name, "scores": SAMPLED if kind == "fidelity" else SCORES}
         maps: dict[str, Any] = (
             {"grounding": config.grounding.model_dump()} if kind == "evaluation" else {}
         )
@@ -95,12 +96,12 @@ def parameters(config: Config, name: str) -> dict[str, Any]:
     training = config.training.model_dump(exclude={"arms", "seeds", "live_steps", "log_every"})
     if kind == "foundation":
         shared = {name: training[name] for name in training if name not in _OF_TEXT}
-        unet = config.unet.model_dump()
+        unet = _dump(config.unet)
         return base | {"training": shared, "unet": unet, "seed": config.data.seed}
     if kind == "ldm":
         arm, seed = arm_and_seed(config, item)
         spec = _dump(config.training.arms[arm], exclude={"seeds", "control"})
-        unet, text = config.unet.model_dump(), config.text.model_dump()
+        unet, text = _dump(config.unet), config.text.model_dump()
         recipe = {"arm": spec, "seed": seed, "training": training, "unet": unet, "text": text}
         return base | recipe | _pretrained_parts(config, arm)
     raise ConfigError(f"unknown product {name!r}: choose one of {', '.join(plan(config))}")
@@ -164,7 +165,7 @@ def _loaded_parts(config: Config, name: str) -> dict[str, Any]:
     arm, _ = arm_and_seed(config, name.partition("/")[2])
     parts = {"unet": config.unet, "vae": config.vae, "text": config.text}
     released = config.adaptation.model_dump(include={"released", "revision"})
-    sections: dict[str, Any] = {key: section.model_dump() for key, section in parts.items()}
+    sections: dict[str, Any] = {key: _dump(section) for key, section in parts.items()}
     return _pretrained_parts(config, arm) | sections | {"adaptation": released}
 
 

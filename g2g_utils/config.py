@@ -144,6 +144,7 @@ class Unet(Section):
     query_key_gain: float = 2.5  # initial scale of to_q/to_k; attention stays near uniform without
     foundation_steps: int = Field(0, ge=0)  # denoising without text that every arm starts from
     scheduler: str | None = None  # hub id / folder of the noise schedule; None = SD 1.5's values
+    scheduler_revision: str | None = None  # commit of the schedule's repository
     prediction: Literal["epsilon", "v_prediction"] = "epsilon"
 
     @model_validator(mode="after")
@@ -154,6 +155,12 @@ class Unet(Section):
                 f"{len(self.channels)} channels: write one per level"
             )
         return self
+
+    @property
+    def schedule_revision(self) -> str | None:
+        """Commit of the noise schedule: its own, else the U-Net's where one repository has both."""
+        same = self.scheduler == self.pretrained
+        return self.scheduler_revision or (self.revision if same else None)
 
     @property
     def levels_with_attention(self) -> tuple[bool, ...]:

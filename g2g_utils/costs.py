@@ -166,7 +166,7 @@ def _missing_weights(config: Config) -> Iterator[str]:
     for source, revision, file in (
         (config.vae.pretrained, config.vae.revision, "vae/config.json"),
         (config.unet.pretrained, config.unet.revision, "unet/config.json"),
-        (config.unet.scheduler, config.unet.revision, "scheduler/scheduler_config.json"),
+        (config.unet.scheduler, config.unet.schedule_revision, "scheduler/scheduler_config.json"),
         (config.adaptation.released, config.adaptation.revision, "unet_ema/config.json"),
     ):
         if source:

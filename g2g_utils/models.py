@@ -257,8 +257,9 @@ def build_scheduler(config: configuration.Unet) -> DDIMScheduler:
     """
     if not config.scheduler:
         return DDIMScheduler(**SD_SCHEDULE, prediction_type=config.prediction)
-    options = _options(config.revision)
-    with _explained(config.scheduler, "scheduler/scheduler_config.json", config.revision):
+    revision = config.schedule_revision
+    options = _options(revision)
+    with _explained(config.scheduler, "scheduler/scheduler_config.json", revision):
         loaded = DDIMScheduler.from_pretrained(config.scheduler, subfolder="scheduler", **options)
     if loaded.config.prediction_type != config.prediction:
         raise configuration.ConfigError(

@@ -435,7 +435,7 @@ def _build_fidelity(config: Config, item: str, folder: Path) -> dict[str, Any]:
         seed=seed, batch_size=options.batch_size,
     )  # fmt: skip
     rows: list[dict[str, Any]] = []
-    kept: dict[str, Any] = {}
+    kept: dict[str, Any] = {"ms_ssim": fidelity.alikeness(images.cpu())}
     for name, network in feature_networks(config).items():
         fake = fidelity.extract(network, images)
         real = fidelity.moments(reference_features(config, network))

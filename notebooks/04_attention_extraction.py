@@ -148,7 +148,9 @@ print("a map of every kept axis:", tuple(recorder.maps().shape), "batch, layers,
 # $z_t=\sqrt{\bar\alpha_t}\,z+\sqrt{1-\bar\alpha_t}\,\varepsilon$. Its prediction is never used,
 # so the steps do not depend on each other and go through the U-Net as one batch, and
 # classifier-free guidance would only double the cost. (The published code appears to run it all
-# the same, and its seeds do not seem to reach this noise.)
+# the same, and its seeds do not seem to reach this noise. Where it noises the image once and then
+# samples, ready-made latents seem to miss the VAE's scaling factor; and it assumes a CUDA device.
+# Here latents are scaled whatever is sampled, and everything runs on the model's device.)
 
 # %%
 options = exports.options_of(config) | {"seed": seed}

@@ -46,7 +46,7 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from g2g_utils import fidelity, findings, plots, products, runs
+from g2g_utils import fidelity, findings, metrics, plots, products, runs
 from g2g_utils.data import sources
 from g2g_utils.plots import charts, overlays
 
@@ -159,6 +159,19 @@ fig = charts.bars(
     bars, networks, dots, title=f"Fréchet distance of {count} images, two networks' features"
 )
 plots.save_figure(config, fig, "09_frechet")
+
+# %% [markdown]
+# ## Do the images differ from each other?
+# A generator may draw good images and always the same ones. Multi-scale structural similarity
+# (MS-SSIM) of neighbouring images of a set, which belong to different impressions: 1 would be one
+# image for all; the data set's own images say what is normal.
+
+# %%
+alike = {(arm, seed): found["ms_ssim"] for (arm, seed), found in features.items()}
+neighbours = {"the data set": fidelity.alikeness(images)}
+neighbours |= {arm: np.mean([alike[arm, seed] for seed in seeds], 0) for arm in arms}
+similar = {name: metrics.bootstrap(values, n=resamples) for name, values in neighbours.items()}
+charts.readable(pd.DataFrame({"MS-SSIM of neighbours": similar}))
 
 # %% [markdown]
 # ## Grounding against fidelity

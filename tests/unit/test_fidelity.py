@@ -49,3 +49,12 @@ def test_networks_with_three_channels_take_grey_images() -> None:
     for channels in (1, 3):
         network = torch.nn.ModuleDict({"branch": ImageBranch(channels, 8)})
         assert fidelity.extract(network, images, batch_size=2).shape == (3, 8)
+
+
+def test_alike_images_have_a_similarity_of_one():
+    generator = torch.Generator().manual_seed(0)
+    one = torch.rand(1, 1, 64, 64, generator=generator)
+    different = torch.rand(6, 1, 64, 64, generator=generator)
+    assert fidelity.alikeness(one.expand(5, -1, -1, -1)) == pytest.approx([1, 1])
+    found = fidelity.alikeness(different)
+    assert found.shape == (3,) and (found < 0.5).all()

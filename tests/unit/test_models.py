@@ -7,7 +7,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 
-from g2g_utils import config, models, pretraining
+from g2g_utils import config, grounding, models, pretraining
 from g2g_utils.attention import find_layers
 
 CONFIG = config.load("smoke")
@@ -44,6 +44,30 @@ def test_shapes_of_a_small_model(tokenizer):
     decoded = small.decode(mean)
     assert decoded.shape == (2, 1, 64, 64) and 0 <= decoded.min() and decoded.max() <= 1
     assert small.encode_phrases(PHRASES).shape == (2, 77, 32)
+
+
+def test_latents_are_scaled_also_where_the_image_is_noised_once(tokenizer):
+    small = model(tokenizer)
+    small.vae.register_to_config(scaling_factor=0.25)
+    images = torch.rand(1, 1, 64, 64)
+    with torch.no_grad():
+        raw = small.vae.encode(models.vae_input(small.vae, images)).latent_dist
+    for part, unscaled in zip(small.image_posterior(images), (raw.mean, raw.std), strict=True):
+        assert torch.allclose(part, unscaled * 0.25)
+    seen = []
+    original = small.add_noise
+    object.__setattr__(small, "add_noise", lambda z, e, t: seen.append(z) or original(z, e, t))
+    grounding.ground(small, images[0], PHRASES[0], sampling="gt_first", timesteps=2)
+    spread = (seen[0] - raw.mean * 0.25).abs() / (raw.std * 0.25)
+    assert spread.max() < 6  # one draw of the scaled posterior
+
+
+def test_the_schedule_has_a_revision_of_its_own():
+    pinned = CONFIG.unet.model_copy(update={"pretrained": "a/unet", "revision": "abc"})
+    other = pinned.model_copy(update={"scheduler": "a/schedule"})
+    assert other.schedule_revision is None
+    assert other.model_copy(update={"scheduler_revision": "def"}).schedule_revision == "def"
+    assert pinned.model_copy(update={"scheduler": "a/unet"}).schedule_revision == "abc"
 
 
 def test_padding_is_zero_only_where_asked_and_never_changes_words(tokenizer):
