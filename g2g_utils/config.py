@@ -187,8 +187,8 @@ class Training(Section):
     steps: int = Field(gt=0)
     batch_size: int = Field(gt=0)
     accumulate: int = Field(1, gt=0)
-    learning_rate: float = Field(5.0e-5, gt=0)
-    text_learning_rate: float = Field(5.0e-5, gt=0)  # learnable arms
+    learning_rate: float = Field(5.0e-5, ge=0)
+    text_learning_rate: float = Field(5.0e-5, ge=0)  # learnable arms
     attention_lr_scale: float = Field(1.0, gt=0)  # factor on cross-attention's learning rate
     warmup: int = Field(1000, ge=0)
     weight_decay: float = Field(0.01, ge=0)
