@@ -101,7 +101,8 @@ class CrossAttentionRecorder:
     rows: slice of every forward's batch to record, e.g. the conditional half under guidance.
 
     Results are readable after the block. Entering again adds to them. The U-Net's output is
-    unchanged up to the rounding of unfused attention. Raises RuntimeError on re-entrant use and
+    unchanged up to the rounding of unfused attention. Raises RuntimeError on re-entrant use and for
+    a forward after one that failed midway (its first layers are in the sums already), and
     TypeError where a layer has a custom processor that this one could not stand in for.
     """
 
@@ -122,11 +123,13 @@ class CrossAttentionRecorder:
         self.keep, self.tokens, self.rows_per_step = keep, tokens, rows_per_step
         self.step_tokens = tokens if keep == "steps" else step_tokens
         self._attn, self._wanted = find_layers(unet), layers
-        self._stem = next(m for n, m in unet.named_modules() if n.split(".")[-1] == "conv_in")
+        ends = {n.split(".")[-1]: m for n, m in unet.named_modules() if "conv_" in n}
+        self._stem, self._head = ends["conv_in"], ends.get("conv_out")
         self._rows, self._dtype = rows or slice(None), dtype
         self._keeps_steps = keep == "steps" or step_tokens is not None
         self._originals: dict[str, Any] = {}
-        self._hook: Any = None
+        self._hooks: list[Any] = []
+        self._running = False  # a forward has begun and not ended
         self._latent: tuple[int, int] | None = None
         self._steps = 0
         self._stacked = 0  # timesteps in the running forward
@@ -142,7 +145,10 @@ class CrossAttentionRecorder:
     def __enter__(self) -> CrossAttentionRecorder:
         """Replace the cross-attention processors of this U-Net."""
         self._refuse()
-        self._hook = self._stem.register_forward_pre_hook(self._begin_forward)
+        begin = self._stem.register_forward_pre_hook(self._begin_forward)
+        self._hooks = [begin]
+        if self._head is not None:
+            self._hooks.append(self._head.register_forward_hook(self._end_forward))
         for name, attn in self._attn.items():
             if matches(name, None, self._wanted) or not _only_names(self._wanted):
                 self._originals[name] = attn.processor
@@ -170,13 +176,16 @@ class CrossAttentionRecorder:
                 raise TypeError(f"{name} has a custom processor {kind}: reset it before recording")
 
     def _restore(self) -> None:
-        self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()
         for name, processor in self._originals.items():
             self._attn[name].processor = processor
         self._originals = {}
 
     def _begin_forward(self, stem: nn.Module, args: tuple[Tensor, ...]) -> None:
         """Note the latent size and how many timesteps and samples the coming forward holds."""
+        if self._running:
+            raise RuntimeError("the forward before this one failed midway: use a new recorder")
         rows = len(range(*self._rows.indices(len(args[0]))))
         batch, latent = self.rows_per_step or rows, (args[0].shape[-2], args[0].shape[-1])
         if rows % batch:
@@ -188,6 +197,10 @@ class CrossAttentionRecorder:
             )
         self._batch, self._latent, self._stacked = batch, latent, rows // batch
         self._steps += self._stacked
+        self._running = self._head is not None
+
+    def _end_forward(self, *_: Any) -> None:
+        self._running = False
 
     # -- recording --------------------------------------------------------------------------
 

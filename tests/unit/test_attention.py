@@ -204,6 +204,9 @@ def test_an_error_inside_the_unet_leaves_a_usable_recorder(unet):
     with pytest.raises(RuntimeError), recorder, torch.no_grad():
         unet(latents, 5, states[..., :3])
     assert unet.attn_processors == before and not unet.conv_in._forward_pre_hooks
+    with pytest.raises(RuntimeError, match="failed midway: use a new recorder"):
+        run(unet, recorder)  # its sums hold the layers before the error
+    assert unet.attn_processors == before and not unet.conv_out._forward_hooks
     fresh = CrossAttentionRecorder(unet, [1])
     run(unet, fresh)
     assert unet.attn_processors == before and fresh.mean().isfinite().all()
