@@ -59,7 +59,7 @@ def _loaded(asked: str | None) -> Any:
         f"{NOTE}. Install one with `pip install --no-deps https://s3-us-west-2.amazonaws.com/"
         "ai2-s2-scispacy/releases/v0.5.4/en_core_sci_sm-0.5.4.tar.gz` or point "
         f"{MODEL_VARIABLE} to a pipeline.",
-        stacklevel=6,
+        stacklevel=5,
     )
     nlp = spacy.blank("en")
     nlp.meta["g2g_fallback"] = True
