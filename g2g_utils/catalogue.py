@@ -15,7 +15,7 @@ from g2g_utils import runs, tagger
 from g2g_utils.config import ROOT, Config, ConfigError, Section
 
 TABLES = (".csv", ".csv.gz", ".json", ".json.gz")
-_OPTIONAL = ("subfolder", "lora_rank", "scheduler_revision")  # settings that are often absent
+_OPTIONAL = ("subfolder", "lora_rank", "scheduler_revision", "untuned")  # often absent
 _OF_TEXT = ("steps", "text_learning_rate", "attention_lr_scale", "dropout")  # of no foundation
 RECIPE = 1  # raise when a recipe below changes what it makes
 SCORES = 2  # raise when evaluations or baselines score otherwise, or more
@@ -36,36 +36,36 @@ def plan(config: Config) -> dict[str, list[str]]:
     for arm, spec in config.training.arms.items():
         wanted = (f"encoders/{spec.encoder}", "foundation")
         needs = ["pairs", "latents", *(name for name in wanted if name in products)]
-        if not loads_released(config):
+        if loaded_unet(config, arm) is None:
             products |= {f"ldm/{arm}-s{seed}": needs for seed in seeds(config, arm)}
     products["classifier"] = ["pairs"]
     products["baselines"] = [n for n in ("pairs", "vae", "encoders/domain") if n in products]
-    trained = [name for name in products if name.startswith("ldm/")]
-    for name in trained or [f"ldm/{arm}" for arm in released(config)]:
-        arm = name.removeprefix("ldm/")
-        vae = ["vae"] if "vae" in products else []
-        needs = [name, *vae, *products.get(name, [])] if trained else vae
-        products[f"evaluation/{arm}"] = needs
-        if not config.training.arms[arm.rpartition("-s")[0]].control:
-            networks = [n for n in ("classifier", "encoders/generic") if n in products]
-            products[f"fidelity/{arm}"] = [*needs, *networks]
+    networks = [n for n in ("classifier", "encoders/generic") if n in products]
+    for arm, spec in config.training.arms.items():
+        for item in (f"{arm}-s{seed}" for seed in seeds(config, arm)):
+            models = (f"ldm/{item}", "vae", f"encoders/{spec.encoder}")
+            needs = [name for name in models if name in products]
+            needs += [name for name in products.get(models[0], []) if name not in needs]
+            products[f"evaluation/{item}"] = needs
+            if not spec.control:
+                products[f"fidelity/{item}"] = [*needs, *networks]
     return products
 
 
 def seeds(config: Config, arm: str) -> tuple[int, ...]:
-    """Seeds that an arm is trained with."""
+    """Seeds that an arm is trained with; of one that is not trained, the first stands for it."""
     own = config.training.arms[arm].seeds
-    return config.training.seeds if own is None else own
+    found = config.training.seeds if own is None else own
+    return found if loaded_unet(config, arm) is None else found[:1]
 
 
-def loads_released(config: Config) -> bool:
-    """True if a fine-tuned U-Net is loaded and none is trained."""
-    return bool(config.unet.pretrained and config.adaptation.released)
-
-
-def released(config: Config) -> list[str]:
-    """Arms and seeds of a profile whose U-Net is loaded and not trained."""
-    return [f"{arm}-s{config.training.seeds[0]}" for arm in config.training.arms]
+def loaded_unet(config: Config, arm: str) -> tuple[str, str | None] | None:
+    """Source and revision of the U-Net that an arm loads as it is; None: it is trained here."""
+    if config.training.arms[arm].untuned:
+        return str(config.unet.pretrained), config.unet.revision
+    if config.unet.pretrained and config.adaptation.released:
+        return str(config.adaptation.released), config.adaptation.revision
+    return None
 
 
 def parameters(config: Config, name: str) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def parameters(config: Config, name: str) -> dict[str, Any]:
 def _dump(section: Section, exclude: set[str] | None = None) -> dict[str, Any]:
     """A section's settings; optional ones that came later count only where they are set."""
     found = section.model_dump(exclude=exclude or set())
-    return {k: v for k, v in found.items() if k not in _OPTIONAL or v is not None}
+    return {k: v for k, v in found.items() if k not in _OPTIONAL or v not in (None, False)}
 
 
 def _training_data(config: Config) -> dict[str, Any]:
@@ -159,12 +159,14 @@ def _biovil(config: Config) -> dict[str, Any]:
 
 
 def _loaded_parts(config: Config, name: str) -> dict[str, Any]:
-    """What an evaluation of a released U-Net depends on; a trained one's is in its product."""
-    if not loads_released(config):
-        return {}
+    """What an evaluation of a loaded U-Net depends on; a trained one's is in its product."""
     arm, _ = arm_and_seed(config, name.partition("/")[2])
+    if loaded_unet(config, arm) is None:
+        return {}
     parts = {"unet": config.unet, "vae": config.vae, "text": config.text}
-    released = config.adaptation.model_dump(include={"released", "revision"})
+    untuned = config.training.arms[arm].untuned
+    fields = set() if untuned else {"released", "revision"}
+    released = config.adaptation.model_dump(include=fields)
     sections: dict[str, Any] = {key: _dump(section) for key, section in parts.items()}
     return _pretrained_parts(config, arm) | sections | {"adaptation": released}
 

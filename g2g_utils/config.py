@@ -177,6 +177,7 @@ class Arm(Section):
     control: bool = False  # grounding of activation maps is evaluated, nothing else
     seeds: tuple[int, ...] | None = None  # None: those of all arms
     lora_rank: int | None = Field(None, ge=0)  # None: as in `adaptation`; 0: all weights
+    untuned: bool = False  # control: the pretrained U-Net as it is, without any training here
 
 
 class Training(Section):
@@ -316,6 +317,13 @@ class Config(Section):
                 "adaptation and lora_rank have no effect without unet.pretrained: set that, or "
                 "remove them"
             )
+        for name, arm in self.training.arms.items():
+            settings = arm.learnable or arm.shuffled or arm.lora_rank is not None
+            if arm.untuned and (settings or not self.unet.pretrained):
+                raise ValueError(
+                    f"training.arms.{name}.untuned needs unet.pretrained and leaves no use for "
+                    "learnable, shuffled and lora_rank: nothing is trained in this arm"
+                )
         first = next(iter(self.training.arms.values()), None)
         if self.adaptation.released and first is not None and first.learnable:
             raise ValueError(
@@ -398,10 +406,12 @@ def _set(tree: dict[str, Any], parts: list[str], value: Any) -> None:
 
 
 def _leave_other_arms(tree: dict[str, Any]) -> None:
-    """With released weights keep the first arm and seed: there are no weights of the others."""
+    """With released weights keep the first arm and seed, and what is untuned: the rest has none."""
     training, adaptation = tree.get("training") or {}, tree.get("adaptation") or {}
     if isinstance(adaptation, dict) and adaptation.get("released"):
-        training["arms"] = dict(list((training.get("arms") or {}).items())[:1])
+        arms = list((training.get("arms") or {}).items())
+        untuned = [(k, v) for k, v in arms[1:] if isinstance(v, dict) and v.get("untuned")]
+        training["arms"] = dict(arms[:1] + untuned)
         training["seeds"] = list(training.get("seeds") or [])[:1]
 
 

@@ -552,8 +552,9 @@ def load(
     name = f"ldm/{arm}-s{seed}"
     tokenizer, encoder = arm_text_encoder(config, arm, seed)
     check_length(config, arm, encoder)
-    if catalogue.loads_released(config):
-        unet = load_unet(str(config.adaptation.released), config.adaptation.revision)
+    if loaded := catalogue.loaded_unet(config, arm):
+        unet = load_unet(*loaded)
+        check_width(config, arm, encoder, unet)
     else:
         unet = load_adapted(config, locate(config, name))
     model = GroundingModel(
@@ -578,6 +579,20 @@ def check_length(config: configuration.Config, arm: str, encoder: PreTrainedMode
         raise configuration.ConfigError(
             f"text.max_length = {config.text.max_length}, but encoder {name!r} has {positions} "
             "positions: lower it"
+        )
+
+
+def check_width(
+    config: configuration.Config, arm: str, encoder: PreTrainedModel, unet: UNet2DConditionModel
+) -> None:
+    """Refuse a loaded U-Net that takes text states of another width than the encoder's."""
+    wanted = unet.config.encoder_hid_dim or unet.config.cross_attention_dim
+    if encoder.config.hidden_size != wanted:
+        name = config.training.arms[arm].encoder
+        raise configuration.ConfigError(
+            f"training.arms.{arm}: its U-Net is loaded as it is and takes text states of width "
+            f"{wanted}, but encoder {name!r} has {encoder.config.hidden_size}: name the encoder "
+            "that it was trained with"
         )
 
 

@@ -20,7 +20,7 @@ from g2g_utils.catalogue import (
     folder,
     inputs,
     key,
-    loads_released,
+    loaded_unet,
     needs,
     parameters,
     plan,
@@ -532,7 +532,7 @@ def model(
         encoder = config.encoders[config.training.arms[arm].encoder]
         wanted = [] if config.vae.pretrained else ["vae"]
         wanted += [] if encoder.pretrained else [f"encoders/{config.training.arms[arm].encoder}"]
-        wanted += [] if loads_released(config) else [f"ldm/{arm}-s{seed}"]
+        wanted += [] if loaded_unet(config, arm) else [f"ldm/{arm}-s{seed}"]
         for name in wanted:
             ensure(config, name)
     return models.load(config, arm, seed, device or models.default_device(config))

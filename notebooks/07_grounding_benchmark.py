@@ -57,11 +57,13 @@ plots.use_style()
 
 # %% [markdown]
 # ## What is compared, and on what
-# Every arm differs from the others in its text encoder only (one control in its captions): the
-# same images, U-Net, steps, learning rate and noise (text weights that learn have a rate of their
-# own). All are scored on the same pairs of the **test** split; choices are made on the validation
-# split. Pairs of one image are not independent, so every interval resamples patients. A seed is
-# one training of the *U-Net*: every text encoder, the rival's included, was trained once.
+# Every arm differs from the others in its text encoder only: the same images, U-Net, steps,
+# learning rate and noise (text weights that learn have a rate of their own). Two controls are
+# exceptions: one has the captions of other images, and on real data one is the pretrained model
+# as it was published. All are scored on the same pairs of the **test** split; choices are made on
+# the validation split. Pairs of one image are not independent, so every interval resamples
+# patients. A seed is one training of the *U-Net*: every text encoder, the rival's included, was
+# trained once.
 
 # %%
 # NBVAL_CHECK_OUTPUT

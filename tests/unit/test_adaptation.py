@@ -63,12 +63,12 @@ def trained(settings, monkeypatch, arm="domain-frozen"):
 
 
 def test_every_product_of_a_real_profile_is_made(load):
-    """From files to tables: latents, both arms, baselines, evaluation, fidelity."""
+    """From files to tables: latents, all arms, baselines, evaluation, fidelity."""
     settings = load()
     for name in products.plan(settings):
         assert (products.ensure(settings, name) / "run.json").is_file(), name
     table = products.tables(settings, "pairs.csv")
-    assert set(table["arm"]) == {"domain-frozen", "generic-frozen"} and len(table) == 8
+    assert set(table["arm"]) == {"domain-frozen", "generic-frozen", "untuned"} and len(table) == 12
     boxes = (products.find(settings, "baselines") / "no_skill.csv").read_text()
     assert "mean box per finding" in boxes
 
@@ -171,12 +171,55 @@ def test_a_released_unet_is_evaluated_and_nothing_is_trained(load, world, tmp_pa
         unet.conv_out.bias.add_(1.0)
     unet.save_pretrained(released / "unet_ema")
     settings = load(**{"adaptation.released": str(released)})
-    assert list(settings.training.arms) == ["domain-frozen"]  # the weights belong to one encoder
+    # the weights belong to one encoder; what is untuned needs none
+    assert list(settings.training.arms) == ["domain-frozen", "untuned"]
     plan = products.plan(settings)
     assert not [name for name in plan if name.startswith("ldm/")]
     assert "evaluation/domain-frozen-s4200" in plan
     torch.testing.assert_close(probe(products.model(settings).unet, 32), probe(unet, 32))
     products.ensure(settings, "evaluation/domain-frozen-s4200")
+
+
+UNTUNED = {"encoder": "generic", "untuned": True, "control": True}
+
+
+def test_an_untuned_arm_is_the_pretrained_unet_and_trains_nothing(load, world):
+    arms = {"domain-frozen": {"encoder": "domain"}, "untuned": UNTUNED}
+    settings = load(**{"training.arms": arms, "training.seeds": [4200, 1759]})
+    plan = products.plan(settings)
+    found = [name for name in plan if "untuned" in name]
+    assert found == ["evaluation/untuned-s4200"]  # it has no seeds, and as a control no fidelity
+    start = models.load_unet(world["unet.pretrained"])
+    assert torch.equal(probe(products.model(settings, "untuned").unet, 32), probe(start, 32))
+    products.ensure(settings, found[0])
+    table = products.tables(settings, "pairs.csv", ["untuned"])
+    assert len(table) == 4 and table["cnr"].notna().all()
+    assert not list(settings.build_dir.rglob("ldm*"))
+    other = load(**{"training.arms": arms, "unet.pretrained": "elsewhere"})
+    assert products.key(settings, found[0]) != products.key(other, found[0])
+    assert products.key(settings, ARM) == products.key(load(), ARM)
+
+
+def test_an_untuned_arm_stays_beside_released_weights(load, world):
+    arms = {
+        "domain-frozen": {"encoder": "domain"},
+        "generic-frozen": {"encoder": "generic"},
+        "untuned": UNTUNED,
+    }
+    settings = load(**{"training.arms": arms, "adaptation.released": "somewhere"})
+    assert list(settings.training.arms) == ["domain-frozen", "untuned"]
+    loaded = [catalogue.loaded_unet(settings, arm)[0] for arm in settings.training.arms]
+    assert loaded == ["somewhere", world["unet.pretrained"]]
+
+
+def test_an_untuned_arm_that_cannot_be_is_refused(load, wide):
+    with pytest.raises(config.ConfigError, match="nothing is trained in this arm"):
+        load(**{"training.arms": {"untuned": {**UNTUNED, "learnable": True}}})
+    with pytest.raises(config.ConfigError, match=r"untuned needs unet\.pretrained"):
+        config.load("smoke", **{"training.arms": {"untuned": UNTUNED}})
+    settings = load(wide, **{"training.arms": {"untuned": UNTUNED}})
+    with pytest.raises(config.ConfigError, match="takes text states of width 48, but encoder"):
+        products.model(settings)
 
 
 def test_keys_follow_adaptation_and_loaded_weights(load):
