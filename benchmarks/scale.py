@@ -106,7 +106,7 @@ def modules() -> int:
 def paper(network: dict[str, float]) -> dict[str, Any]:
     """Estimates for the paper's run: GPU-hours, disk (GB), jobs and files."""
     sys.path.insert(0, str(ROOT))
-    from g2g_utils import config
+    from g2g_utils import catalogue, config
 
     settings = config.load("paper")
     training, evaluation = settings.training, settings.evaluation
@@ -114,10 +114,10 @@ def paper(network: dict[str, float]) -> dict[str, Any]:
     forward, weights = network["tflop_forward"], network["parameters"] * 4 / 1e9
     hours = 3600 * PEAK * SHARE
     side = settings.image_size
-    arms = len(training.arms) * len(training.seeds)
+    trainings = sum(name.startswith("ldm/") for name in catalogue.plan(settings))
     steps = settings.grounding.timesteps
     return {
-        "trainings": arms,
+        "trainings": trainings,
         "gpu_h_training": 3 * forward * samples / hours,  # a backward costs two forwards
         "gpu_h_point": 48 * 2 * steps * forward / hours,  # own and another phrase, no merging
         "gpu_h_evaluation": evaluation.pairs * 2 * steps * forward / hours,

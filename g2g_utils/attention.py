@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from numbers import Integral
 from types import TracebackType
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -340,7 +342,11 @@ class CrossAttentionRecorder:
             kept = torch.cat(self._bias[name]).transpose(0, 1)[:, :, None]
         else:
             kept = torch.cat(self._full[name]).transpose(0, 1)
-        return (kept if steps is None else kept[:, list(steps)]).float()
+        if steps is None:
+            return kept.float()
+        if outside := [step for step in steps if not -self._steps <= step < self._steps]:
+            raise ValueError(f"steps {outside} are not among the {self._steps} that were recorded")
+        return kept[:, list(steps)].float()
 
     def _pick_layers(self, wanted: Layers | None) -> list[str]:
         names = [n for n in self.layers if matches(n, self._sizes.get(n), wanted)]
@@ -448,8 +454,9 @@ def _only_names(wanted: Layers | None) -> bool:
 
 def _ragged(tokens: Tokens, batch: int, length: int | None) -> list[list[int]]:
     """One token list per sample; checks their number and, where known, their range."""
-    nested = len(tokens) > 0 and not isinstance(tokens[0], int)
-    rows = [list(map(int, row)) for row in (tokens if nested else [tokens] * batch)]  # type: ignore
+    tokens = tokens.tolist() if isinstance(tokens, (Tensor, np.ndarray)) else tokens
+    single = len(tokens) == 0 or isinstance(tokens[0], Integral) or np.ndim(tokens[0]) == 0
+    rows = [list(map(int, row)) for row in ([tokens] * batch if single else tokens)]  # type: ignore
     if len(rows) != batch:
         raise ValueError(f"{len(rows)} token lists for {batch} samples (rows_per_step right?)")
     for sample, row in enumerate(rows):

@@ -18,7 +18,7 @@ TABLES = (".csv", ".csv.gz", ".json", ".json.gz")
 _OPTIONAL = ("subfolder", "lora_rank", "scheduler_revision", "untuned")  # often absent
 _OF_TEXT = ("steps", "text_learning_rate", "attention_lr_scale", "dropout")  # of no foundation
 RECIPE = 1  # raise when a recipe below changes what it makes
-SCORES = 2  # raise when evaluations or baselines score otherwise, or more
+SCORES = 3  # raise when evaluations or baselines score otherwise, or more
 SAMPLED = 1  # raise when fidelity measures otherwise, or more
 
 

@@ -21,8 +21,11 @@ def gmm_mask(heatmap: Tensor, seed: int = 0) -> Tensor:
     orphan pixels are removed. A constant map has no foreground: the mask is empty. Raises
     ValueError for a map that is not 2-D or holds NaN or infinity.
     """
-    if heatmap.ndim != 2 or not torch.isfinite(heatmap).all():
-        raise ValueError(f"need one finite map [H, W], got {tuple(heatmap.shape)} with NaN or inf")
+    heatmap = torch.as_tensor(heatmap).detach()
+    if heatmap.ndim != 2:
+        raise ValueError(f"need one finite map [H, W], got {tuple(heatmap.shape)}")
+    if bad := int((~torch.isfinite(heatmap)).sum()):
+        raise ValueError(f"need one finite map [H, W]: {bad} values are NaN or infinite")
     scaled = minmax(heatmap.float().cpu())
     if scaled.max() == scaled.min():
         return torch.zeros(heatmap.shape, dtype=torch.bool, device=heatmap.device)
@@ -35,6 +38,8 @@ def gmm_mask(heatmap: Tensor, seed: int = 0) -> Tensor:
 
 def remove_orphans(mask: Tensor) -> Tensor:
     """Mask [H, W] after a majority vote: >= 5 of a 3 x 3 neighbourhood; the border stays."""
+    if min(mask.shape) < 3:
+        return mask.clone()  # all border
     kernel = torch.ones(1, 1, 3, 3, device=mask.device)
     votes = F.conv2d(mask[None, None].float(), kernel)[0, 0]  # interior only
     out = mask.clone()

@@ -125,6 +125,8 @@ def threshold_iou(
 
     NaN for an empty target or a constant map.
     """
+    if not len(thresholds):
+        raise ValueError("threshold IoU needs at least one threshold")
     heat, target, single = _flat(heatmap, target)
     low, high = heat.amin(-1, keepdim=True), heat.amax(-1, keepdim=True)
     scaled = _ratio(heat - low, high - low)  # b hw, NaN where constant
@@ -169,9 +171,10 @@ def evaluate(
     Raises ValueError for NaN or infinity in the map.
     """
     frame, target = _pair(size), rasterise(boxes, size)
+    heatmap = torch.as_tensor(heatmap).detach()
     _finite(heatmap)
     small = gmm_mask(heatmap, seed) if mask is None else torch.as_tensor(mask) != 0
-    heat = resize(minmax(heatmap.detach().cpu().double()), frame)
+    heat = resize(minmax(heatmap.cpu().double()), frame)
     large = resize(small.detach().cpu().double(), frame).round().bool()
     scores: dict[str, Any] = {
         "cnr": contrast_to_noise(heat, target),
@@ -199,6 +202,7 @@ def _note(heat: Tensor, mask: Tensor, target: Tensor) -> str:
     cases = {
         "empty target": not target.any(),
         "full target": bool(target.all()),
+        "one pixel inside or outside": 1 in (int(target.sum()), int((~target).sum())),
         "constant map": bool(heat.max() == heat.min()),
         "empty mask": not mask.any(),
     }
@@ -259,6 +263,8 @@ def bootstrap(
     NaN values are left out. Raises ValueError where nothing is left or labels are missing.
     """
     x = np.asarray(values, float)
+    if average not in ("micro", "macro", "paper"):
+        raise ValueError(f"average={average!r}: choose micro, macro or paper")
     if average != "micro" and classes is None:
         raise ValueError(f"average={average!r} needs classes, one per value")
     group, labels = _codes(groups, len(x)), np.zeros(len(x), int)
@@ -312,7 +318,11 @@ def _codes(labels: object, length: int) -> NDArray[np.integer]:
 
 
 def _pair(size: Size) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    return (
+        (int(size), int(size))
+        if isinstance(size, int | np.integer)
+        else (int(size[0]), int(size[1]))
+    )
 
 
 def _finite(maps: Tensor) -> None:

@@ -168,11 +168,16 @@ def unshuffle_factor(vae: AutoencoderKL) -> int:
 
 
 def vae_input(vae: AutoencoderKL, images: Tensor) -> Tensor:
-    """Images [b, 1 or 3, S, S] in [0, 1] as the VAE wants them: in [-1, 1], its channel count."""
-    factor = unshuffle_factor(vae)
+    """Images [b, 1 or 3, S, S] in [0, 1] as the VAE wants them: in [-1, 1], its channel count.
+
+    Colours are averaged where the VAE takes grey images.
+    """
+    factor, channels = unshuffle_factor(vae), vae.config.in_channels
+    if factor > 1 or images.shape[1] != channels:
+        images = images.mean(1, keepdim=True)
     if factor > 1:
-        return F.pixel_unshuffle(images[:, :1] * 2 - 1, factor)
-    return images[:, :1].expand(-1, vae.config.in_channels, -1, -1) * 2 - 1
+        return F.pixel_unshuffle(images * 2 - 1, factor)
+    return images.expand(-1, channels, -1, -1) * 2 - 1
 
 
 def image_posterior(vae: AutoencoderKL, images: Tensor) -> tuple[Tensor, Tensor]:

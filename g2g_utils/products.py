@@ -365,12 +365,14 @@ def _in_parts(place: Path, count: int, score: Callable[[slice], Any]) -> Any:
     """A table of `count` pairs, scored and kept part by part: a killed evaluation goes on there."""
     import pandas as pd
 
+    from g2g_utils import studies
+
     parts = []
     for start in range(0, count, PART):
         path = place / f"{start:06}.csv"
         if not path.is_file():
             _write_table(path, score(slice(start, start + PART)))
-        parts.append(pd.read_csv(path))
+        parts.append(studies.read_rows(path))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -493,12 +495,14 @@ def tables(config: Config, file: str, arms: list[str] | None = None) -> Any:
     """All rows of a results file ("pairs.csv" or "curves.csv") over arms and seeds."""
     import pandas as pd
 
+    from g2g_utils import studies
+
     parts = []
     for name in plan(config):
         kind, _, item = name.partition("/")
         arm = item.rpartition("-s")[0]
         if kind == "evaluation" and (arms is None or arm in arms):
-            table = pd.read_csv(ensure(config, name) / file, keep_default_na=True)
+            table = studies.read_rows(ensure(config, name) / file)
             parts.append(table.assign(arm=arm, seed=int(item.rpartition("-s")[2])))
     return pd.concat(parts, ignore_index=True)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -25,6 +26,12 @@ from g2g_utils.grounding import Grounding, draw_others, ground_batch
 from g2g_utils.text import Filter, PhraseError, check_phrase, select_tokens
 
 BATCH = 16  # pairs handed to the grounding engine at once
+PAIR = ["image_id", "subject_id", "phrase", "finding"]  # columns that tell a row's pair
+
+
+def read_rows(path: Path) -> pd.DataFrame:
+    """A results table from a CSV; what tells a row's pair stays text, as in the records ("007")."""
+    return pd.read_csv(path, dtype=dict.fromkeys(PAIR, str))
 
 
 def identity(example: Example) -> dict[str, Any]:
@@ -357,10 +364,14 @@ def biovil_rows(
 def summary(
     table: pd.DataFrame, by: str, columns: Sequence[str], resamples: int, average: str = "micro"
 ) -> pd.DataFrame:
-    """Mean and 95 % interval (bootstrap over patients) of columns for every value of `by`."""
+    """Mean and 95 % interval (bootstrap over patients) of columns for every value of `by`.
+
+    `pairs` counts those that have a score in the first column.
+    """
     rows = []
     for value, part in table.groupby(by, sort=False):
-        row: dict[str, Any] = {by: value, "pairs": part.groupby(["image_id", "phrase"]).ngroups}
+        scored = part[part[columns[0]].notna()] if columns[0] in part else part
+        row: dict[str, Any] = {by: value, "pairs": scored.groupby(PAIR, dropna=False).ngroups}
         for column in columns:
             row[column] = interval(part, column, resamples, average) if column in part else None
         rows.append(row)
@@ -371,8 +382,7 @@ def interval(
     part: pd.DataFrame, column: str, resamples: int, average: str = "micro"
 ) -> metrics.Interval:
     """Mean of a column, first over seeds within a pair, with its interval over patients."""
-    keys = ["image_id", "subject_id", "phrase", "finding"]
-    means = part.groupby(keys, sort=False, dropna=False)[column].mean()
+    means = part.groupby(PAIR, sort=False, dropna=False)[column].mean()
     pairs = means.reset_index().dropna(subset=[column])
     if pairs.empty:
         return metrics.Interval(np.nan, np.nan, np.nan)
@@ -402,9 +412,8 @@ def difference(
 
     NaN where no pair has a number on both sides.
     """
-    keys = ["image_id", "subject_id", "phrase", "finding"]
     means = [
-        table.groupby(keys, sort=False, dropna=False)[column].mean() for table in (first, second)
+        table.groupby(PAIR, sort=False, dropna=False)[column].mean() for table in (first, second)
     ]
     gap = (means[0] - means[1]).dropna().reset_index()
     if gap.empty:
@@ -428,6 +437,15 @@ def methods(
     if discriminative is not None:
         parts.append(discriminative.assign(method="BioViL-like"))
     return pd.concat([*parts, no_skill_table], ignore_index=True)
+
+
+def pair_of(row: pd.Series, pairs: Sequence[Example]) -> Example:
+    """The pair that a row of a results table is about; pairs without a row may lie between."""
+    wanted = [None if pd.isna(row[name]) else row[name] for name in PAIR]
+    found = [pair for pair in pairs if [getattr(pair, name) for name in PAIR] == wanted]
+    if not found:
+        raise ValueError(f"no pair {wanted}: the table is of other data")
+    return found[0]
 
 
 def ranked(part: pd.DataFrame, column: str, shares: Sequence[float]) -> pd.DataFrame:

@@ -305,6 +305,12 @@ def _bounded(text: str) -> str:
     return rf"(?<!\w){re.escape(text.strip())}(?!\w)"
 
 
+def occurring(phrases: Iterable[str], captions: Iterable[str]) -> list[bool]:
+    """Whether each phrase stands word for word in one of the captions; case is ignored."""
+    everything = "\n".join(captions).lower()
+    return [re.search(_bounded(phrase.lower()), everything) is not None for phrase in phrases]
+
+
 def stack(phrases: Sequence[PhraseTokens]) -> tuple[Tensor, Tensor]:
     """Token ids and attention mask [b, n] of several phrases."""
     return (

@@ -223,7 +223,7 @@ print(f"reads the side on {len(shifts)} pairs: {reads}, shift {shift}")
 
 # %% [markdown]
 # ## Next
-# - the same from the command line, with files to keep: `./run_all.sh ground IMAGE "PHRASE"`
+# - from the command line, with bias merging and files to keep: `./run_all.sh ground IMAGE "PHRASE"`
 # - [01 · what the model sees and is told](01_data_preparation.ipynb)
 # - [04 · how the maps are taken](04_attention_extraction.ipynb)
 # - [10 · the same with sliders](10_explorer.ipynb)

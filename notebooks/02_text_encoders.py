@@ -139,8 +139,8 @@ gaps = {
     for n, v in vectors.items()
     for kind, labels in kinds.items()
 }
-draws = config.evaluation.bootstrap
-told = {key: metrics.bootstrap(gap, n=draws) for key, gap in gaps.items()}
+draws, patients = config.evaluation.bootstrap, [pair.subject_id for pair in pairs]
+told = {key: metrics.bootstrap(gap, patients, n=draws) for key, gap in gaps.items()}
 pd.Series({f"{n}, {kind}": str(interval) for (n, kind), interval in told.items()}, name="gap")
 
 # %%
@@ -247,14 +247,14 @@ if trained:
 
 # %%
 for kind in kinds:
-    gap = metrics.paired(gaps["domain", kind], gaps["generic", kind], n=draws)
+    gap = metrics.paired(gaps["domain", kind], gaps["generic", kind], patients, n=draws)
     better = "yes" if gap.low > 0 else "reversed" if gap.high < 0 else "not shown"
     print(f"{kind}: domain tells phrases apart better than generic: {better}, difference {gap}")
 print(
     f"pieces a word: domain {pieces.loc['domain', 'mean']}, generic {pieces.loc['generic', 'mean']}"
 )
 if ranks is not None:
-    hits = metrics.bootstrap((ranks <= 5).float(), n=draws)
+    hits = metrics.bootstrap((ranks <= 5).float(), [film.subject_id for film in films], n=draws)
     print(f"impressions find their film among five better than chance: {hits.low > 5 / n}, {hits}")
 
 # %% [markdown]

@@ -44,9 +44,9 @@ config = load(profile)
 import shutil
 import time
 
-import numpy as np
 import pandas as pd
 import torch
+from diffusers.training_utils import EMAModel
 
 from g2g_utils import live, loop, models, plots, products, training
 from g2g_utils.plots import overlays
@@ -237,8 +237,8 @@ print("weights equal to the bit:", all(torch.equal(one[key], other[key]) for key
 # random start is forgotten.
 
 # %%
-step = np.arange(1, max(config.training.steps, 10) + 1)
-decay = np.minimum((1 + step) / (10 + step), config.training.ema)
+average = EMAModel([], decay=config.training.ema)
+decay = [average.get_decay(step) for step in range(1, max(config.training.steps, 10) + 1)]
 state = loop.read_checkpoint(through)
 gap = live.distance(state["ema"]["shadow_params"], state["modules"]["denoising"])
 print(
@@ -250,9 +250,10 @@ print(f"after {started} steps EMA and raw weights differ by {gap:.2%}")
 # %% [markdown]
 # ## The finished runs
 # Every arm of the comparison trains from the same start, on the same pairs in the same order with
-# the same noise; only the text states differ. A U-Net can draw well without reading well, so the
-# loss need not tell which arm grounds: the figure's title says how far apart the last losses are,
-# notebook 07 how far apart the groundings.
+# the same noise; only the text states differ (a shuffled control has the captions of other
+# images). A U-Net can draw well without reading well, so the loss need not tell which arm
+# grounds: the figure's title says how far apart the last losses are, notebook 07 how far apart
+# the groundings.
 
 # %%
 logs = live.finished_logs(config)

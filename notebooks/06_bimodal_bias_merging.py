@@ -57,8 +57,9 @@ table = products.tables(config, "curves.csv", config.training.compared)
 arms, seeds = list(table["arm"].unique()), sorted(table["seed"].unique().tolist())
 plain = table[table["curve"] == "none"]
 first = plain[(plain["arm"] == arms[0]) & (plain["seed"] == seeds[0])].reset_index(drop=True)
-chosen = studies.ranked(first, "confidence", [1 - confidence_rank]).index[0]
-example = products.evaluation_pairs(config, "test")[chosen].framed(config.image_size)
+chosen = studies.ranked(first, "confidence", [1 - confidence_rank]).iloc[0]
+example = studies.pair_of(chosen, products.evaluation_pairs(config, "test"))
+example = example.framed(config.image_size)
 
 # %%
 # NBVAL_CHECK_OUTPUT

@@ -47,10 +47,11 @@ import os
 from functools import partial
 from itertools import pairwise
 
+import numpy as np
 import pandas as pd
 from IPython.display import Markdown, display
 
-from g2g_utils import findings, harder, plots, products, studies
+from g2g_utils import findings, harder, plots, products, studies, text
 from g2g_utils.plots import charts, overlays
 
 plots.use_style()
@@ -109,8 +110,8 @@ print("degenerate cases:", rows["note"].value_counts().to_dict() or "none")
 
 # %%
 folder = products.ensure(config, "baselines")
-no_skill, file = pd.read_csv(folder / "no_skill.csv"), folder / "biovil.csv"
-discriminative = pd.read_csv(file) if file.is_file() else None
+no_skill, file = studies.read_rows(folder / "no_skill.csv"), folder / "biovil.csv"
+discriminative = studies.read_rows(file) if file.is_file() else None
 everything = studies.methods(rows, no_skill, discriminative)
 everything.groupby("method", sort=False).size().to_dict()
 
@@ -328,6 +329,19 @@ read = {name: part["specificity"] for name, part in by_class.items()}
 pd.DataFrame(read).add_suffix(", specificity").round(2)
 
 # %% [markdown]
+# ## Phrases that training has read
+# No test phrase describes a region of a training image, but some occur word for word inside a
+# training impression (notebook [01](01_data_preparation.ipynb)). If those alone were grounded, the
+# model would have learned phrases by heart:
+
+# %%
+known = text.occurring(rows["phrase"], products.training_texts(config)["captions"])
+wording = np.where(known, "occurs in training", "does not")
+first = rows.assign(wording=wording)[rows["arm"] == "domain-frozen"]
+draws = config.evaluation.bootstrap
+charts.readable(studies.summary(first, "wording", ["cnr", "pointing", "specificity"], draws))
+
+# %% [markdown]
 # ## Three averages
 # *micro*: over pairs. *macro*: over classes. *paper*: classes weighted by the **square** of their
 # counts, which is what the published code computes and what its LDM rows report, while its BioViL
@@ -350,7 +364,7 @@ for column in averaged:
 # %%
 first = rows[(rows["arm"] == arms[0]) & (rows["seed"] == seeds[0])]
 chosen = studies.ranked(first, "cnr", [float(rank) for rank in shown_ranks.split()])
-examples = [pairs[first.index.get_loc(index)] for index in chosen.index]
+examples = [studies.pair_of(row, pairs) for _, row in chosen.iterrows()]
 options = products.grounding_options(config)
 
 # %%

@@ -99,8 +99,8 @@ print(f"boxes cover {np.mean(shares):.0%} on average; an empty mask scores {noth
 # %%
 rows, folder = products.tables(config, "pairs.csv"), products.ensure(config, "baselines")
 file = folder / "biovil.csv"
-discriminative = pd.read_csv(file) if file.is_file() else None
-everything = studies.methods(rows, pd.read_csv(folder / "no_skill.csv"), discriminative)
+discriminative = studies.read_rows(file) if file.is_file() else None
+everything = studies.methods(rows, studies.read_rows(folder / "no_skill.csv"), discriminative)
 everything = everything[everything["balanced_iou"].notna()]
 columns, resamples = ["balanced_iou", "threshold_iou", "iou"], config.evaluation.bootstrap
 table = studies.summary(everything, "method", columns, resamples)

@@ -32,7 +32,6 @@ ALL_COLUMNS = {f"{ALL}{name}": COLUMNS[name] for name in list(COLUMNS)[:4]}
 
 def results(settings: config.Config) -> dict[str, Any]:
     """Means and intervals of every arm and no-skill row on the test split."""
-    import pandas as pd
 
     arms = products.tables(settings, "pairs.csv")
     if settings.grounding.layers:
@@ -42,7 +41,9 @@ def results(settings: config.Config) -> dict[str, Any]:
         whole = whole.add_prefix(ALL).reset_index()
         arms = arms.merge(whole, on=keys, validate="one_to_one")
     folder = products.ensure(settings, "baselines")
-    no_skill, discriminative = (pd.read_csv(folder / f"{n}.csv") for n in ("no_skill", "biovil"))
+    no_skill, discriminative = (
+        studies.read_rows(folder / f"{n}.csv") for n in ("no_skill", "biovil")
+    )
     everything = studies.methods(arms, no_skill, discriminative)
     n, first = settings.evaluation.bootstrap, arms["arm"].iloc[0]
     names = {"its map of another phrase": f"map of another phrase ({first})"} | {

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
@@ -299,11 +300,22 @@ def test_one_layer_by_its_name(unet):
         ("steps", {"tokens": [1]}, "averaged the tokens"),
         ("layers", {"layers": 99}, "matches none"),
         ("mean", {"tokens": [99]}, "were not recorded"),
+        ("all", {"steps": [0, 77]}, r"steps \[77\] are not among the"),
     ],
 )
 def test_impossible_selections(unet, keep, choice, message):
     with pytest.raises(ValueError, match=message):
         kept(unet, keep, [1, 2]).mean(**choice)
+
+
+def test_tokens_may_be_arrays(unet):
+    want = kept(unet, "mean", [1, 2]).mean()
+    for given in (torch.tensor([1, 2]), np.array([1, 2]), list(np.array([1, 2]))):
+        assert torch.equal(kept(unet, "mean", given).mean(), want)
+    rows = [[1, 2], [3, 4]]
+    assert torch.equal(
+        kept(unet, "mean", torch.tensor(rows)).mean(), kept(unet, "mean", rows).mean()
+    )
 
 
 def test_misuse(unet):

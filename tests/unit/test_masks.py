@@ -41,3 +41,5 @@ def test_degenerate_maps():
         gmm_mask(torch.full((8, 8), float("nan")))
     with pytest.raises(ValueError, match="one finite map"):
         gmm_mask(torch.rand(1, 8, 8))
+    assert gmm_mask(torch.tensor([[0.0, 1.0], [0.0, 1.0]])).tolist() == [[False, True]] * 2
+    assert gmm_mask(two.requires_grad_()).sum() == gmm_mask(two.detach().numpy()).sum() == 32

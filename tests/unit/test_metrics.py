@@ -189,6 +189,15 @@ def test_degenerate_cases_have_defined_answers():
             score(torch.where(torch.arange(64).view(8, 8) == 3, torch.nan, heat), half)
     with pytest.raises(ValueError, match="need equal"):
         iou(half, torch.zeros(4, 4))
+    with pytest.raises(ValueError, match="at least one threshold"):
+        threshold_iou(heat, half, ())
+    with pytest.raises(ValueError, match="choose micro, macro or paper"):
+        metrics.bootstrap([1.0, 2.0], average="mean")
+
+
+def test_a_single_pixel_has_no_variance_and_the_note_says_so():
+    found = evaluate(torch.rand(8, 8), [(2.0, 2.0, 1.0, 1.0)], np.int64(8))
+    assert math.isnan(found["cnr"]) and found["note"] == "one pixel inside or outside"
 
 
 def test_evaluate_keeps_other_scores_beside_an_empty_mask():

@@ -93,6 +93,10 @@ def test_pixel_unshuffle_round_trips():
     vae = models.build_vae(CONFIG.vae)
     images = torch.rand(2, 1, 64, 64)
     assert models.vae_input(vae, images).shape == (2, 4, 32, 32)
+    colours = torch.rand(2, 3, 64, 64)  # a grey VAE sees their mean
+    torch.testing.assert_close(
+        models.vae_input(vae, colours), models.vae_input(vae, colours.mean(1, keepdim=True))
+    )
     torch.testing.assert_close(models.vae_output(vae, models.vae_input(vae, images)), images)
 
 
@@ -180,6 +184,8 @@ def test_a_stable_diffusion_shaped_folder_loads_through_the_same_code(tmp_path):
     loaded = models.load_vae(tmp_path)
     assert models.unshuffle_factor(loaded) == 1
     assert models.vae_input(loaded, torch.rand(1, 1, 64, 64)).shape == (1, 3, 64, 64)
+    colours = torch.rand(1, 3, 64, 64)
+    assert torch.equal(models.vae_input(loaded, colours), colours * 2 - 1)
     mean, _ = models.image_posterior(loaded, torch.rand(1, 1, 64, 64))
     assert mean.shape == (1, 4, 8, 8)
     assert models.load_unet(tmp_path).config.cross_attention_dim == 32

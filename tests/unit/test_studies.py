@@ -1,5 +1,7 @@
 """Summaries, paired differences, averages and ranks of long result tables; audit arithmetic."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -83,6 +85,24 @@ def test_methods_joins_arms_swapped_map_and_baselines() -> None:
     }  # fmt: skip
     swapped = joined[joined["method"] == "its map of another phrase"]
     assert swapped["cnr"].tolist() == [0.5, 1.0]
+
+
+def test_summary_counts_pairs_with_a_score_by_finding_too() -> None:
+    table = rows([1.0, 2.0, np.nan, 4.0], method="a").assign(image_id="one", phrase="same")
+    assert studies.summary(table, "method", ["cnr"], 50).loc["a", "pairs"] == 3  # patient, finding
+
+
+def test_a_row_finds_its_pair_where_others_have_no_row(tmp_path: Path) -> None:
+    pairs = [
+        Example(np.zeros((8, 8)), phrase, finding, ((0.0, 0.0, 2.0, 2.0),), "007", "01", "test")
+        for phrase, finding in (("left", None), ("left", "Edema"), ("right", "Edema"))
+    ]
+    table = pd.DataFrame([studies.identity(pair) for pair in pairs[1:]])
+    table.to_csv(tmp_path / "rows.csv", index=False)
+    read = studies.read_rows(tmp_path / "rows.csv")
+    assert [studies.pair_of(row, pairs) for _, row in read.iterrows()] == pairs[1:]
+    with pytest.raises(ValueError, match="no pair"):
+        studies.pair_of(read.iloc[0], pairs[2:])
 
 
 def test_ranked_takes_fixed_ranks() -> None:

@@ -222,3 +222,9 @@ def test_real_clip_class(clip):
     phrase = tokenize(real, "Left-sided EFFUSION", 40)
     assert [w.text for w in phrase.words] == ["Left", "sided", "EFFUSION"]
     assert all(w.tokens for w in phrase.words)
+
+
+def test_phrases_that_captions_contain_word_for_word():
+    captions = ["There is a small left effusion.", "No edema."]
+    phrases = ["Small left effusion", "left eff", "small effusion", "edema"]
+    assert text.occurring(phrases, captions) == [True, False, False, True]
