@@ -8,19 +8,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from g2g_utils import config as configuration
+from g2g_utils import runs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; errors a user can mend are one line on stderr and exit status 2."""
     options = _parser().parse_args(arguments)
+    config = None
     try:
         config = configuration.load(options.profile, **_overrides(options.set))
         return options.run(config, options)
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        place = config.build_dir if config else Path()
+        print(f"error: {runs.disk_is_full(error, place) or error}", file=sys.stderr)
         return 2
 
 
@@ -57,7 +61,7 @@ def _overrides(items: list[str]) -> dict[str, Any]:
     for key, equals, _ in pairs:
         if not equals:
             raise configuration.ConfigError(f"--set {key!r}: write KEY=VALUE")
-    return {key: yaml.safe_load(value) for key, _, value in pairs}
+    return {key: configuration.value(f"--set {key}", text) for key, _, text in pairs}
 
 
 def _make(config: configuration.Config, options: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -27,7 +28,9 @@ class ConfigError(ValueError):
 class Section(BaseModel):
     """A frozen part of the configuration; unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
+    )
 
 
 class HeldOut(Section):
@@ -80,8 +83,10 @@ class Data(Section):
         known = [field.name for field in fields(World)]
         if unknown := [name for name in world if name not in known]:
             raise ValueError(f"world has no {', '.join(unknown)}: choose from {', '.join(known)}")
-        if world:
+        try:
             World(**world)
+        except TypeError as error:
+            raise ValueError(f"world = {world}: {error}") from None
         return world
 
 
@@ -92,7 +97,7 @@ class Vae(Section):
     revision: str | None = None
     channels: tuple[int, ...] = (24, 48)
     latent_channels: int = 4
-    unshuffle: int = 2  # pixel-unshuffle factor in front of the encoder; 1 for Stable Diffusion
+    unshuffle: int = Field(2, gt=0)  # pixel-unshuffle before the encoder; 1: Stable Diffusion
     steps: int = Field(1500, gt=0)
     batch_size: int = Field(32, gt=0)
     learning_rate: float = Field(2.0e-3, gt=0)
@@ -137,7 +142,7 @@ class Unet(Section):
     revision: str | None = None
     channels: tuple[int, ...] = (32, 48, 48)
     layers_per_block: int = 1
-    heads: int = 4
+    heads: int = Field(4, gt=0)
     attention_levels: tuple[bool, ...] | None = None  # cross-attention by level, finest first;
     # None: as in Stable Diffusion, at all but the deepest
     middle_attention: bool = True  # cross-attention in the middle block, as in Stable Diffusion
@@ -205,9 +210,16 @@ class Training(Section):
     @field_validator("seeds")
     @classmethod
     def _seeds_differ(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if not seeds or len(set(seeds)) < len(seeds):
-            raise ValueError(f"seeds = {list(seeds)}: write at least one, each once")
+        if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+            raise ValueError(f"seeds = {list(seeds)}: write at least one, each once, from 0 up")
         return seeds
+
+    @field_validator("arms")
+    @classmethod
+    def _arms_have_names(cls, arms: dict[str, Arm]) -> dict[str, Arm]:
+        if not arms or not all(re.fullmatch(r"[\w.-]+", name) for name in arms):
+            raise ValueError(f"arms = {list(arms)}: write at least one, named by letters and -")
+        return arms
 
     @property
     def compared(self) -> list[str]:
@@ -231,7 +243,7 @@ class Adaptation(Section):
 class Grounding(Section):
     """Attention extraction and merging defaults (paper, section 3 and appendix A)."""
 
-    timesteps: int = Field(50, gt=0)
+    timesteps: int = Field(50, gt=0, le=1000)  # as many as the noise schedule has
     keep_last: int = Field(40, gt=0)
     filter: Literal["lexical", "disease", "all"] = "lexical"
     layers: str | tuple[str, ...] | None = None  # names, beginnings, blocks; None: all
@@ -242,6 +254,8 @@ class Grounding(Section):
 
     @model_validator(mode="after")
     def _kept_steps_exist(self) -> Grounding:
+        if self.layers is not None and not self.layers:
+            raise ValueError("layers is empty: name some, or write null for all")
         if self.keep_last > self.timesteps:
             raise ValueError(
                 f"keep_last = {self.keep_last} exceeds timesteps = {self.timesteps}: lower it"
@@ -379,7 +393,9 @@ def load(profile: str, **overrides: Any) -> Config:
             raise ConfigError(f"no such file {path}: name a profile or its YAML file")
     elif profile not in profiles():
         raise ConfigError(f"unknown profile {profile!r}: choose one of {', '.join(profiles())}")
-    tree = yaml.safe_load(path.read_text())
+    tree = _read(path)
+    if "profile" in tree:
+        raise ConfigError(f"{path.name}: remove the key 'profile': a profile is named by its file")
     for key, value in overrides.items():
         _set(tree, key.replace("__", ".").split("."), value)
     _leave_other_arms(tree)
@@ -394,6 +410,37 @@ def tree(profile: str, overrides: dict[str, Any]) -> dict[str, Any]:
     config = load(profile, **overrides)
     resources = {rule: section.model_dump() for rule, section in config.resources.items()}
     return config.model_dump(mode="json", exclude={"profile"}) | {"resources": resources}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key that stands twice is an error."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """The mapping of a node."""
+        names = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for (key, _), name in zip(node.value, names, strict=True):
+            if names.count(name) > 1:
+                raise yaml.MarkedYAMLError(None, None, f"key {name!r} occurs twice", key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def value(name: str, text: str) -> Any:
+    """A text as YAML; `name` says whose it is where it is none."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name}: not YAML: {' '.join(str(error).split())}") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A settings file as a mapping."""
+    try:
+        tree = value(path.name, path.read_text("utf-8"))
+    except UnicodeError:
+        raise ConfigError(f"{path.name}: not UTF-8 text: save it as UTF-8") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path.name}: no settings: write `key: value` lines, as in configs/")
+    return tree
 
 
 def _set(tree: dict[str, Any], parts: list[str], value: Any) -> None:

@@ -48,6 +48,8 @@ def ground_file(
     image = Path(image)
     example = example_of_file(config, image, phrase)
     check_arm(config, arm)
+    if out is not None and out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is no folder: name one for the results")
     model = _model(config, arm)
     options = options_of(config) | {"curve": config.grounding.curve, "seed": seed}
     result = _ground(model, example, options)
@@ -72,6 +74,8 @@ def example_of_file(config: Config, image: Path, phrase: str) -> Example:
 
     text.check_phrase(phrase, _filter(config))
     pixels = crop_resize(read_image(image), config.image_size)
+    if pixels.max() == pixels.min():
+        raise ValueError(f"{image}: every pixel is the same; look at the file in a viewer")
     return Example(pixels, phrase, None, (), Path(image).stem, Path(image).stem, "test")
 
 
@@ -216,13 +220,13 @@ def write_files(
     """
     names = ("overlay.png", "maps.npz", "grounding.json")
     overlay, maps, numbers = (folder / name for name in names)
-    draw(config, overlay, example, result, film)
     with runs.atomic(maps) as temporary, open(temporary, "wb") as stream:
         np.savez_compressed(stream, **arrays(result))
     phantoms = {"caution": PHANTOM_CAUTION} if config.data.source == "phantoms" else {}
     state = runs.git_state(ROOT)
     about = {"profile": config.profile, **state, "disclaimer": DISCLAIMER, **phantoms}
     runs.write_json(numbers, report | about)
+    draw(config, overlay, example, result, film)
     return [overlay, maps, numbers]
 
 

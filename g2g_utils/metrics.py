@@ -173,7 +173,7 @@ def evaluate(
     frame, target = _pair(size), rasterise(boxes, size)
     heatmap = torch.as_tensor(heatmap).detach()
     _finite(heatmap)
-    small = gmm_mask(heatmap, seed) if mask is None else torch.as_tensor(mask) != 0
+    small = gmm_mask(heatmap, seed) if mask is None else _binary(mask)
     heat = resize(minmax(heatmap.cpu().double()), frame)
     large = resize(small.detach().cpu().double(), frame).round().bool()
     scores: dict[str, Any] = {
@@ -332,7 +332,7 @@ def _finite(maps: Tensor) -> None:
 
 def _flat(heatmap: object, target: object) -> tuple[Tensor, Tensor, bool]:
     """Maps [b, hw] as float64, targets [b, hw] as bool, and whether there was only one map."""
-    heat, goal = torch.as_tensor(heatmap).double(), torch.as_tensor(target).bool()
+    heat, goal = torch.as_tensor(heatmap).double(), _binary(target)
     _finite(heat)
     if heat.shape != goal.shape or heat.ndim not in (2, 3):
         raise ValueError(f"map {tuple(heat.shape)} and target {tuple(goal.shape)}: need equal HxW")
@@ -342,11 +342,16 @@ def _flat(heatmap: object, target: object) -> tuple[Tensor, Tensor, bool]:
 
 
 def _masks(mask: object, target: object) -> tuple[Tensor, Tensor, bool]:
+    flat, goal, single = _flat(_binary(mask), target)
+    return flat.bool(), goal, single
+
+
+def _binary(mask: object) -> Tensor:
+    """A mask or target as bool; numbers other than 0 and 1 are refused, NaN among them."""
     values = torch.as_tensor(mask)
     if values.is_floating_point() and not ((values == 0) | (values == 1)).all():
         raise ValueError("a mask has the values 0 and 1 (or False, True): threshold the map first")
-    flat, goal, single = _flat(torch.as_tensor(mask).bool(), target)
-    return flat.bool(), goal, single
+    return values != 0
 
 
 def _moments(heat: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
@@ -354,7 +359,9 @@ def _moments(heat: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
     number = where.sum(-1)
     mean = _ratio((heat * where).sum(-1), number)
     squares = ((heat - mean[:, None]).square() * where).sum(-1)
-    return mean, _ratio(squares, (number - 1).clamp(min=0))
+    most = heat.masked_fill(~where, -torch.inf).amax(-1)
+    flat = most == heat.masked_fill(~where, torch.inf).amin(-1)  # rounding is no variance
+    return mean, _ratio(squares.masked_fill(flat, 0), (number - 1).clamp(min=0))
 
 
 def _ratio(above: Tensor, below: Tensor) -> Tensor:

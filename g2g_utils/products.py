@@ -8,6 +8,7 @@ notebooks may ask at the same time. Heavy imports happen only when something is 
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -85,6 +86,9 @@ def _make(config: Config, name: str, ready: Callable[[], None] = lambda: None) -
     place.mkdir(parents=True, exist_ok=True)
     ready()
     begin = time.time()
+    if not config.retrain and (config.weights_dir / name / "run.json").is_file():
+        line = f"weights/{config.profile}/{name} is of other settings than these: it is made anew"
+        print(line, file=sys.stderr)
     kind, _, item = name.partition("/")
     extra = _BUILDERS[kind](config, item, place) or {}
     shutil.rmtree(place / "checkpoint", ignore_errors=True)
@@ -262,6 +266,7 @@ def fine_tune(config: Config, arm: str, seed: int, folder: Path, steps: int | No
     unet = start_unet(config, seed, encoder.config.hidden_size, spec.lora_rank)
     texts = training_texts(config)
     _check_apart(config, texts)
+    _check_held_out(config)
     pairs = training.load_pairs(ensure(config, "latents"), texts["captions"])
     training.fine_tune(
         pairs, unet, tokenizer, encoder, models.build_scheduler(config.unet), spec,
@@ -291,6 +296,22 @@ def _check_apart(config: Config, texts: dict[str, Any]) -> None:
                 f"{both[0]}: delete {folder(config, 'pairs')} and look at "
                 f"`python -m g2g_utils.data.check {config.profile}`"
             )
+
+
+def _check_held_out(config: Config) -> None:
+    """Refuse patients that validation and test share where both are read from one collection."""
+    from g2g_utils.data import sources
+
+    one, other = (sources.held_out(config, split) for split in ("validation", "test"))
+    if not one or not other or one.source != other.source:
+        return  # drawn apart, or of other people: equal names mean nothing
+    people = {e.subject_id for e in sources.examples(config, "validation")}
+    found = sorted(people & {e.subject_id for e in sources.examples(config, "test")})
+    if found:
+        raise ConfigError(
+            f"validation and test share {len(found)} patients, such as {found[0]}: give "
+            "data.validation_from and data.test_from other patients"
+        )
 
 
 def _build_ldm(config: Config, item: str, folder: Path) -> None:
@@ -323,12 +344,19 @@ def evaluation_pairs(config: Config, split: str = "test") -> Any:
     from g2g_utils.data import record, sources
 
     count = config.evaluation.pairs if split == "test" else config.evaluation.validation_pairs
-    return record.pairs(sources.examples(config, split))[:count]
+    found = record.pairs(sources.examples(config, split))[:count]
+    if not found:
+        raise ConfigError(
+            f"profile {config.profile!r} has no {split} pairs with boxes: look at "
+            f"`python -m g2g_utils.data.check {config.profile}`"
+        )
+    return found
 
 
 def _build_evaluation(config: Config, item: str, folder: Path) -> dict[str, Any]:
     from g2g_utils import grounding, studies
 
+    _check_held_out(config)
     grounded = model(config, *arm_and_seed(config, item))
     pairs, options = evaluation_pairs(config), grounding_options(config)
     views = {"pairs": options["layers"]}

@@ -202,7 +202,7 @@ def disk_is_full(error: BaseException, folder: Path) -> str:
     """One line with the fix if an error, or one behind it, came from a full disk (or quota)."""
     for each in _chain(error):
         number = getattr(each, "errno", None)
-        if number in (errno.ENOSPC, errno.EDQUOT) or FULL.search(str(each)):
+        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or FULL.search(str(each)):
             return f"the disk of {folder} is full: make room there; then the same command goes on"
     return ""
 

@@ -182,7 +182,7 @@ plots.save_figure(config, fig, "04_attention_noised")
 labels = overlays.layer_labels(full.sizes)
 maps = [full.native_tokens(n)[0][:, content].mean(1) for n in full.layers]  # each T h w
 fig = overlays.layer_step_grid(maps, labels, times, boxes=example.boxes, frame=config.image_size)
-fig.suptitle(f"“{example.phrase}”", x=0.01, ha="left")
+fig.suptitle(overlays.literal(f"“{example.phrase}”"), x=0.01, ha="left")
 plots.save_figure(config, fig, "04_attention_layers")
 
 # %% [markdown]

@@ -175,7 +175,8 @@ for ax, (name, heatmap) in zip(axes.flat, maps.items(), strict=True):
     cnr = studies.quick_scores(heatmap, example.boxes, config.image_size)["cnr"]
     title = f"{name}: CNR {cnr:.2f}"
     overlays.overlay(ax, image, bbm.minmax(heatmap), boxes=example.boxes, title=title)
-fig.suptitle(f"“{example.phrase}”, c = {confidence:.2f}", x=0.01, ha="left")
+title = overlays.literal(f"“{example.phrase}”, c = {confidence:.2f}")
+fig.suptitle(title, x=0.01, ha="left")
 overlays.colour_bar(fig, axes, "each map scaled to [0, 1]")
 overlays.legend(fig)
 plots.save_figure(config, fig, "06_worked_example")

@@ -10,7 +10,6 @@ import argparse
 import sys
 from pathlib import Path
 
-import yaml
 from run_notebook import follow_controller
 
 from g2g_utils import config as profiles
@@ -26,7 +25,7 @@ def main() -> None:
     parser.add_argument("--set", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"))
     options = parser.parse_args()
     follow_controller()
-    overrides = {key: yaml.safe_load(value) for key, value in options.set}
+    overrides = {key: profiles.value(f"--set {key}", text) for key, text in options.set}
     config = profiles.load(options.profile, retrain=options.retrain, **overrides)
     if len(options.wanted) % 2:
         parser.error(f"every product needs a record: {' '.join(options.wanted)}")

@@ -298,6 +298,8 @@ def _evaluation(
     key = (whole.source, whole.root, whole.images, whole.subset)
     if key not in known:
         known[key] = _check_boxed(report, whole, sample)
+        boxed = any(example.boxes for example in known[key])
+        report.none(held.source, "nothing to evaluate on", [] if boxed else ["no row has a box"])
     found = [example for example in known[key] if held.subset in (None, example.split)]
     return {example.subject_id for example in sources.share(found, held.patients)}
 

@@ -37,9 +37,12 @@ class Images:
     def find(self, row: Row, column: str, name: str) -> Path:
         """The path of a readable image; else an error that names the row and where was looked."""
         candidates = self.candidates(name)
-        path = next((p for p in candidates if p.is_file()), candidates[0])
         try:
+            path = next((p for p in candidates if p.is_file()), candidates[0])
             self.size(path)
+        except OSError as error:  # a name that is too long, say
+            fix = "write the name of an image file in this column"
+            raise row.error(str(error.strerror), fix, column, "image") from None
         except ImageError as error:
             fix = f"image names are relative to {self.folders[0]}"
             raise row.error(str(error), fix, column, "image") from error

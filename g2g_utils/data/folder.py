@@ -7,14 +7,18 @@ patients); without it every image counts as a patient. Other columns are ignored
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from g2g_utils.data.files import Images, collect, report_two_classes
 from g2g_utils.data.record import FINDINGS, Example, merge_rows
 from g2g_utils.data.tables import BOX_COLUMNS, Row, TableError, read
 
 REQUIRED = ("image", "phrase")
+OPTIONAL = ("finding", "subject", *BOX_COLUMNS)
+CORNERS = ("x1", "y1", "x2", "y2", "xmin", "ymin", "xmax", "ymax")
 CLASSES = {finding.lower(): finding for finding in FINDINGS}
 
 FolderError = TableError
@@ -24,7 +28,7 @@ FolderError = TableError
 def _example(row: Row, images: Images) -> Example:
     """One validated row as a record with at most one box."""
     phrase = row.phrase("phrase", "the phrase is empty", "write what to look for")
-    name = row.text("image", "the image name is empty", "name an image file")
+    name = Path(row.text("image", "the image name is empty", "name an image file")).as_posix()
     image = images.find(row, "image", name)
     box = row.box(*images.size(image))
     named = row.get("finding")
@@ -34,15 +38,35 @@ def _example(row: Row, images: Images) -> Example:
         finding=row.one_of("finding", CLASSES, ", or leave it empty") if named else None,
         boxes=() if box is None else (box,),
         image_id=name,
-        subject_id=row.get("subject") or name,
+        subject_id=_subject(row) or name,
         split="test",
     )
+
+
+def _subject(row: Row) -> str:
+    """The patient; spreadsheets write numbers beside empty cells as "10.0" and "nan"."""
+    name = row.get("subject")
+    return "" if name.lower() == "nan" else re.sub(r"^(\d+)\.0$", r"\1", name)
+
+
+def _check_names(path: Path, header: Iterable[str]) -> None:
+    """Refuse columns that are meant to be read and would be ignored."""
+    place: dict[str, Any] = {"place": "line 1", "kind": "columns"}
+    for column in header:
+        name = column.lower()
+        if name in OPTIONAL and column not in OPTIONAL:
+            raise TableError(path, "unknown column", f"write {name!r}", column=column, **place)
+        if name in CORNERS and "x" not in header:
+            fix = "boxes are x, y, w, h: the upper left corner, width and height"
+            raise TableError(path, "corners of boxes are not read", fix, column=column, **place)
 
 
 def _checked(path: Path) -> Iterator[Row]:
     """The rows of the CSV; its box columns come together or not at all."""
     checked = False
     for row in read(path, REQUIRED):
+        if not checked:
+            _check_names(path, row.cells)
         absent = [column for column in BOX_COLUMNS if column not in row.cells]
         if not checked and 0 < len(absent) < len(BOX_COLUMNS):
             problem, fix = "the box columns are incomplete", "x, y, w and h go together"

@@ -254,12 +254,20 @@ def _trimmed(cells: list[str]) -> list[str]:
 def _rows(
     path: Path, file: TextIO, required: Sequence[str], rename: Mapping[str, str]
 ) -> Iterator[Row]:
-    lines = csv.reader(file)
+    lines = csv.reader(file, strict=True)
     header = [rename.get(name.strip(), name.strip()) for name in _trimmed(next(lines, []))]
     _check_header(path, header, required, {new: old for old, new in rename.items()})
     n, end = len(header), lines.line_num
-    for cells in lines:
-        place, end = f"line {end + 1}", lines.line_num  # a quoted cell may span lines
+    while True:
+        place = f"line {end + 1}"
+        try:
+            cells = next(lines)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            fix = f'{CSV_FIX}; a text with commas stands between two "quotes", each closed'
+            raise TableError(path, f"not a CSV file ({error})", fix, place=place) from error
+        end = lines.line_num  # a quoted cell may span lines
         if not any(cell.strip() for cell in cells):
             continue
         if len(cells) < n or any(cell.strip() for cell in cells[n:]):

@@ -79,6 +79,12 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 def _existing(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
+    try:
+        path.stat()
+    except FileNotFoundError:
+        pass  # below
+    except OSError as error:  # a name that is too long, say
+        raise ImageError(path, str(error.strerror), "give the path of an image file") from None
     if path.is_dir():
         raise ImageError(path, "is a directory", "name one image file in it")
     if not path.exists():
@@ -117,6 +123,8 @@ def _broken(path: Path, error: Exception) -> ImageError:
 def _read_pillow(path: Path) -> np.ndarray:
     with _open_pillow(path) as image:
         try:
+            if (frames := getattr(image, "n_frames", 1)) > 1:
+                log.warning("%s has %d frames: the first is used", path, frames)
             image.load()
             upright = ImageOps.exif_transpose(image)
         except (OSError, SyntaxError, ValueError) as error:
@@ -139,7 +147,9 @@ def _grey(image: Image.Image) -> np.ndarray:
 
 
 def _scale_integers(values: np.ndarray) -> np.ndarray:
-    peak = max(float(values.max()), 0.0)
+    peak = float(values.max())
+    if values.min() < 0:
+        return _stretch(values)
     for bits in BIT_DEPTHS:
         if peak < 2**bits:
             return values / np.float32(2**bits - 1)
@@ -191,6 +201,8 @@ def _dicom_pixels(path: Path, dataset: Any) -> np.ndarray:
 
     if "PixelData" not in dataset:
         raise _no_pixels(path, dataset)
+    if (frames := int(dataset.get("NumberOfFrames") or 1)) > 1:
+        log.warning("%s has %d frames: the first is used", path, frames)
     try:
         return pixel_array(dataset, index=0)
     except Exception as error:
@@ -253,7 +265,10 @@ def _windowed(values: np.ndarray, stored: np.ndarray, dataset: Any) -> np.ndarra
         far = np.array([-1e9, 1e9])  # what the window's ends are mapped to
         low, high = apply_windowing(far, dataset)
         shown = apply_windowing(values.astype(np.float64), dataset)
-        return ((shown - low) / max(high - low, 1e-9)).astype(np.float32)
+        if np.ptp(shown) > 0 or np.ptp(values) == 0:
+            span = high - low  # negative where the rescaling inverts
+            return ((shown - low) / (span or 1e-9)).astype(np.float32)
+        log.warning("the DICOM header's window leaves nothing to see: scaled from min to max")
     return _min_max(values.astype(np.float32), stored, dataset)
 
 

@@ -6,6 +6,7 @@ boxes [x, y, w, h] are given. The patient's right is image left, as on a film, a
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Sequence
 from typing import Any
@@ -80,7 +81,12 @@ def show_image(
 def wrapped(text: str, width: int) -> str:
     """A text on several lines of at most `width` letters; its own line breaks stay."""
     lines = [textwrap.wrap(line, width) for line in text.split("\n")]
-    return "\n".join(line for part in lines for line in part)
+    return literal("\n".join(line for part in lines for line in part))
+
+
+def literal(text: str) -> str:
+    """A text whose dollar signs are drawn and not read as mathematics."""
+    return re.sub(r"(?<!\\)\$", r"\\$", text)
 
 
 def _bare(ax: Axes, title: str = "") -> None:
@@ -89,7 +95,7 @@ def _bare(ax: Axes, title: str = "") -> None:
     for spine in ax.spines.values():
         spine.set_visible(False)
     if title:
-        ax.set_title(title)
+        ax.set_title(literal(title))
 
 
 def draw_boxes(ax: Axes, boxes: Boxes, colour: str = BOX_COLOUR) -> None:
@@ -210,7 +216,8 @@ def grounding_panels(
     draw_mask(axes[2], mask, size)
     colour_bar(fig, list(axes), "heat, scaled to [0, 1]")
     legend(fig, boxes=len(scaled) > 0, mask=True)
-    fig.suptitle(f"“{textwrap.shorten(phrase, 90, placeholder=' …')}”", x=0.01, ha="left")
+    short = literal(textwrap.shorten(phrase, 90, placeholder=" …"))
+    fig.suptitle(f"“{short}”", x=0.01, ha="left")
     return fig
 
 

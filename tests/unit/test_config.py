@@ -38,6 +38,14 @@ def test_overrides_are_dotted_or_underscored():
         ("smoke", {"image_size.x": 3}, ["image_size"]),
         ("smoke", {"grounding.keep_last": 99}, ["keep_last = 99"]),
         ("smoke", {"training.arms": {"a": {"encoder": "nope"}}}, ["'nope'", "encoders"]),
+        ("smoke", {"training.arms": {}}, ["training.arms", "at least one"]),
+        ("smoke", {"training.arms": {"a/b": {"encoder": "domain"}}}, ["a/b", "letters"]),
+        ("smoke", {"training.seeds": [-1]}, ["training.seeds", "from 0 up"]),
+        ("smoke", {"fidelity.guidance": float("nan")}, ["fidelity.guidance", "finite"]),
+        ("smoke", {"grounding.timesteps": 2000}, ["grounding.timesteps", "1000"]),
+        ("smoke", {"grounding.layers": []}, ["layers is empty", "null"]),
+        ("smoke", {"unet.heads": 0}, ["unet.heads"]),
+        ("smoke", {"data.world": {"size": "big"}}, ["data.world", "big"]),
         ("smoke", {"encoders.domain.widht": 3}, ["encoders.domain.widht", "width"]),
     ],
 )
@@ -55,3 +63,24 @@ def test_build_and_figures_folders(monkeypatch, tmp_path):
     assert config.load("smoke").build_dir == tmp_path / "smoke"
     assert config.load("smoke").figures_dir == tmp_path / "smoke" / "figures"
     assert config.load("miniature").figures_dir == config.ROOT / "figures"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "no settings"),
+        (b"- a list", "no settings"),
+        (b"a: [", "not YAML"),
+        (b"a: 1\nb: 2\na: 3\n", "key 'a' occurs twice"),
+        ("a: \u00e4".encode("latin-1"), "not UTF-8"),
+        (b"profile: paper", "remove the key 'profile'"),
+    ],
+)
+def test_a_file_that_is_no_profile_is_named_in_one_line(tmp_path, content, words):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(content)
+    with pytest.raises(config.ConfigError, match=words) as caught:
+        config.load(str(path))
+    assert str(caught.value).startswith("mine.yaml") and "\n" not in str(caught.value)
+    with pytest.raises(config.ConfigError, match="--set a: not YAML"):
+        config.value("--set a", "[")

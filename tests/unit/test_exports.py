@@ -148,6 +148,17 @@ def test_bad_images_stop_before_anything_heavy(config, nothing_heavy, tmp_path):
         with pytest.raises(ImageError, match=message) as caught:
             exports.ground_file(config, path, PHRASE)
         assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    black = tmp_path / "black.png"
+    Image.new("L", (64, 64)).save(black)
+    with pytest.raises(ValueError, match="every pixel is the same"):
+        exports.ground_file(config, black, PHRASE)
+    with pytest.raises(ValueError, match="is no folder"):
+        exports.ground_file(config, film(tmp_path / "film.png"), PHRASE, out=black)
+
+
+def test_a_phrase_with_dollars_is_drawn(config, quick, tmp_path):
+    files = exports.ground_file(config, film(tmp_path / "film.png"), r"mass $x_$ left")
+    assert all(file.is_file() for file in files)
 
 
 def test_unknown_arm_stops_before_anything_heavy(config, nothing_heavy, tmp_path):

@@ -70,6 +70,12 @@ def test_images_from_another_root(write, tmp_path):
     assert row.load().shape == (80, 100)
 
 
+def test_ids_that_a_spreadsheet_changed_are_one_patient(write):
+    text = "image,phrase,subject\na.png,x,10\n./a.png,y,10.0\nb.png,y,nan\n"
+    found = [(pair.image_id, pair.subject_id) for pair in load(write(text))]
+    assert found == [("a.png", "10"), ("a.png", "10"), ("b.png", "b.png")]
+
+
 BOX = "image,phrase,finding,x,y,w,h\na.png,ok,,1,1,5,5\na.png,p,"
 
 
@@ -88,6 +94,12 @@ BOX = "image,phrase,finding,x,y,w,h\na.png,ok,,1,1,5,5\na.png,p,"
         ("image,phrase\n,x\n", 2, "image", "empty", "name an image"),
         ("image,phrase\na.png,x\nz.png,x\n", 3, "image", "no such file", "relative to"),
         ("image,phrase\npairs.csv,x\n", 2, "image", "not an image", "PNG"),
+        ("image,phrase,X,Y,W,H\na.png,x,1,1,5,5\n", 1, "X", "unknown column", "write 'x'"),
+        ("image,phrase,Finding\na.png,x,Edema\n", 1, "Finding", "unknown column", "'finding'"),
+        ("image,phrase,x1,y1,x2,y2\na.png,x,1,1,5,5\n", 1, "x1", "corners", "x, y, w, h"),
+        ('image,phrase\na.png,"left\na.png,right\n', 2, None, "not a CSV", "each closed"),
+        ('image,phrase\na.png,"left" lung\n', 2, None, "not a CSV", "quotes"),
+        (f"image,phrase\n{'long ' * 90},x\n", 2, "image", "too long", "name of an image file"),
         (BOX + "Efusion,1,1,5,5\n", 3, "finding", "'Efusion'", "did you mean 'Pleural Effusion'"),
         (BOX + "xyz,1,1,5,5\n", 3, "finding", "unknown class 'xyz'", "Pneumothorax"),
         (BOX + ",nan,1,5,5\n", 3, "x", "'nan' is not a finite number", "empty"),

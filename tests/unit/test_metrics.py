@@ -177,7 +177,8 @@ def test_degenerate_cases_have_defined_answers():
     heat, empty = torch.rand(8, 8), torch.zeros(8, 8, dtype=torch.bool)
     half = empty.clone()
     half[:4] = True
-    flat = torch.full((8, 8), 0.5)
+    flat = torch.full((8, 8), 0.3, dtype=torch.float64)  # its mean is not 0.3: rounding
+    assert math.isnan(contrast_to_noise(torch.where(half, flat, flat / 3), half))
     assert all(math.isnan(score(heat, empty)) for score in SCORES)
     assert math.isnan(iou(half, empty)) and math.isnan(balanced_iou(half, empty))
     assert math.isnan(auc_roc(heat, ~empty)) and math.isnan(contrast_to_noise(heat, ~empty))
@@ -189,6 +190,11 @@ def test_degenerate_cases_have_defined_answers():
             score(torch.where(torch.arange(64).view(8, 8) == 3, torch.nan, heat), half)
     with pytest.raises(ValueError, match="need equal"):
         iou(half, torch.zeros(4, 4))
+    for bad in (heat, torch.full((8, 8), torch.nan)):
+        with pytest.raises(ValueError, match="a mask has the values 0 and 1"):
+            evaluate(heat, [(1.0, 1.0, 4.0, 4.0)], 8, mask=bad)
+        with pytest.raises(ValueError, match="a mask has the values 0 and 1"):
+            iou(half, bad)
     with pytest.raises(ValueError, match="at least one threshold"):
         threshold_iou(heat, half, ())
     with pytest.raises(ValueError, match="choose micro, macro or paper"):

@@ -148,7 +148,28 @@ def test_dicom_range_window_and_inversion(tmp_path):
     rescaled["WindowWidth"] = 2000
     same = read_image(dicom(tmp_path / "d.dcm", stored, **rescaled))
     assert np.allclose(same, shown, atol=2e-3)
+    falling = {"RescaleSlope": -1, "RescaleIntercept": 4095, "WindowCenter": 2595}
+    upside = read_image(dicom(tmp_path / "e.dcm", stored, WindowWidth=1000, **falling))
+    assert np.allclose(upside, 1 - shown, atol=5e-3)
     assert image_size(tmp_path / "a.dcm") == (20, 30)
+
+
+def test_a_window_beside_the_values_is_left_out(tmp_path, caplog):
+    stored = np.linspace(100, 3000, 600).astype(np.uint16).reshape(20, 30)
+    beside = dicom(tmp_path / "a.dcm", stored, WindowCenter=60000, WindowWidth=100)
+    plain = dicom(tmp_path / "b.dcm", stored)
+    assert np.array_equal(read_image(beside), read_image(plain))
+    assert "leaves nothing to see" in caplog.text
+
+
+def test_negative_integers_and_further_frames(tmp_path, caplog):
+    values = np.linspace(-2000, 2000, 600).astype(np.int32).reshape(20, 30)
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    assert np.allclose(read_image(tmp_path / "a.tif"), (values + 2000) / 4000, atol=1e-4)
+    first = Image.fromarray(GREY)
+    first.save(tmp_path / "b.png", save_all=True, append_images=[Image.fromarray(255 - GREY)])
+    assert np.allclose(read_image(tmp_path / "b.png"), GREY / 255, atol=0.01)
+    assert "has 2 frames: the first is used" in caplog.text
 
 
 def test_dicom_padding_does_not_set_the_range(tmp_path):
