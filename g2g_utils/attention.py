@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from numbers import Integral
 from types import TracebackType
 from typing import Any, Literal
 
@@ -454,8 +453,7 @@ def _only_names(wanted: Layers | None) -> bool:
 
 def _ragged(tokens: Tokens, batch: int, length: int | None) -> list[list[int]]:
     """One token list per sample; checks their number and, where known, their range."""
-    tokens = tokens.tolist() if isinstance(tokens, (Tensor, np.ndarray)) else tokens
-    single = len(tokens) == 0 or isinstance(tokens[0], Integral) or np.ndim(tokens[0]) == 0
+    single = len(tokens) == 0 or np.ndim(tokens[0]) == 0
     rows = [list(map(int, row)) for row in ([tokens] * batch if single else tokens)]  # type: ignore
     if len(rows) != batch:
         raise ValueError(f"{len(rows)} token lists for {batch} samples (rows_per_step right?)")

@@ -331,6 +331,16 @@ class Config(Section):
                 "adaptation and lora_rank have no effect without unet.pretrained: set that, or "
                 "remove them"
             )
+        first = next(iter(self.training.arms.values()), None)
+        if self.adaptation.released and first is not None and first.learnable:
+            raise ValueError(
+                "adaptation.released serves the first arm, whose text encoder must be frozen: put "
+                "such an arm first"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _untuned_arms_are_loaded(self) -> Config:
         for name, arm in self.training.arms.items():
             settings = arm.learnable or arm.shuffled or arm.lora_rank is not None
             if arm.untuned and (settings or not self.unet.pretrained):
@@ -338,12 +348,6 @@ class Config(Section):
                     f"training.arms.{name}.untuned needs unet.pretrained and leaves no use for "
                     "learnable, shuffled and lora_rank: nothing is trained in this arm"
                 )
-        first = next(iter(self.training.arms.values()), None)
-        if self.adaptation.released and first is not None and first.learnable:
-            raise ValueError(
-                "adaptation.released serves the first arm, whose text encoder must be frozen: put "
-                "such an arm first"
-            )
         return self
 
     @property

@@ -318,11 +318,8 @@ def _codes(labels: object, length: int) -> NDArray[np.integer]:
 
 
 def _pair(size: Size) -> tuple[int, int]:
-    return (
-        (int(size), int(size))
-        if isinstance(size, int | np.integer)
-        else (int(size[0]), int(size[1]))
-    )
+    height, width = (size, size) if isinstance(size, int | np.integer) else size
+    return int(height), int(width)
 
 
 def _finite(maps: Tensor) -> None:

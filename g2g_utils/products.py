@@ -88,8 +88,8 @@ def _make(config: Config, name: str, ready: Callable[[], None] = lambda: None) -
     ready()
     begin = time.time()
     if not config.retrain and (config.weights_dir / name / "run.json").is_file():
-        line = f"weights/{config.profile}/{name} is of other settings than these: it is made anew"
-        print(line, file=sys.stderr)
+        why = "is of other settings than these, or damaged: it is made anew"
+        print(f"weights/{config.profile}/{name} {why}", file=sys.stderr)
     kind, _, item = name.partition("/")
     extra = _BUILDERS[kind](config, item, place) or {}
     shutil.rmtree(place / "checkpoint", ignore_errors=True)
@@ -357,7 +357,6 @@ def evaluation_pairs(config: Config, split: str = "test") -> Any:
 def _build_evaluation(config: Config, item: str, folder: Path) -> dict[str, Any]:
     from g2g_utils import grounding, studies
 
-    _warn_of_shared(config)
     grounded = model(config, *arm_and_seed(config, item))
     pairs, options = evaluation_pairs(config), grounding_options(config)
     views = {"pairs": options["layers"]}
@@ -408,6 +407,7 @@ def _in_parts(place: Path, count: int, score: Callable[[slice], Any]) -> Any:
 def _build_baselines(config: Config, item: str, folder: Path) -> None:
     from g2g_utils import studies
 
+    _warn_of_shared(config)
     pairs, side = evaluation_pairs(config), config.image_size
     _, latent = latent_size(config)
     regions = prior_regions(config)

@@ -32,7 +32,6 @@ ALL_COLUMNS = {f"{ALL}{name}": COLUMNS[name] for name in list(COLUMNS)[:4]}
 
 def results(settings: config.Config) -> dict[str, Any]:
     """Means and intervals of every arm and no-skill row on the test split."""
-
     arms = products.tables(settings, "pairs.csv")
     if settings.grounding.layers:
         keys = ["arm", "seed", "image_id", "phrase", "finding"]

@@ -201,9 +201,9 @@ def _dicom_pixels(path: Path, dataset: Any) -> np.ndarray:
 
     if "PixelData" not in dataset:
         raise _no_pixels(path, dataset)
-    if (frames := int(dataset.get("NumberOfFrames") or 1)) > 1:
-        log.warning("%s has %d frames: the first is used", path, frames)
     try:
+        if (frames := int(dataset.get("NumberOfFrames") or 1)) > 1:
+            log.warning("%s has %d frames: the first is used", path, frames)
         return pixel_array(dataset, index=0)
     except Exception as error:
         reason = " ".join(str(error).split())
@@ -233,9 +233,9 @@ def _read_dicom(path: Path) -> np.ndarray:
             return luminance / np.float32(2**bits - 1)
         _fill_rescale(dataset)
         grey = _windowed(apply_modality_lut(stored, dataset), stored, dataset)
-    except (ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError) as e:
-        problem = f"unusable LUT or window in the DICOM header ({e})"
-        raise ImageError(path, problem, "export it as PNG") from e
+    except Exception as error:  # pydicom and numbers out of range raise many kinds here too
+        problem = f"unusable LUT or window in the DICOM header ({error})"
+        raise ImageError(path, problem, "export it as PNG") from error
     return 1 - grey if photometric == "MONOCHROME1" else grey
 
 
@@ -268,7 +268,8 @@ def _windowed(values: np.ndarray, stored: np.ndarray, dataset: Any) -> np.ndarra
         if np.ptp(shown) > 0 or np.ptp(values) == 0:
             span = high - low  # negative where the rescaling inverts
             return ((shown - low) / (span or 1e-9)).astype(np.float32)
-        log.warning("the DICOM header's window leaves nothing to see: scaled from min to max")
+        problem = "its header's window leaves nothing to see, so it is scaled from min to max"
+        log.warning("%s: %s", dataset.filename, problem)
     return _min_max(values.astype(np.float32), stored, dataset)
 
 
