@@ -20,7 +20,8 @@ from typing import Any
 
 from playwright.sync_api import sync_playwright
 
-from g2g_utils import config, products, runs
+from g2g_utils import config, runs
+from g2g_utils.experiment import products
 
 ROOT = Path(__file__).resolve().parents[1]
 PHRASES = ["left apical pneumothorax", "right pleural effusion", "edema in both lungs",

@@ -31,8 +31,10 @@ from torch.utils._pytree import tree_leaves
 from tqdm.auto import tqdm
 from transformers import BertConfig, BertModel
 
-from g2g_utils import config, costs, models, runs, training
-from g2g_utils.loop import trainable
+from g2g_utils import config, models, runs
+from g2g_utils.experiment import costs
+from g2g_utils.training import finetune
+from g2g_utils.training.fit import trainable
 
 RESULTS = Path(__file__).with_name("memory.json")
 WIDTH, TOKENS, SIDE = 768, 77, 64
@@ -50,12 +52,12 @@ SETTINGS = [  # LoRA's rank (0: all weights), gradient checkpointing, samples a 
 CHECKED = (32, True, 1)  # small enough for a laptop
 
 
-def build(rank: int, checkpointing: bool) -> training.Denoising:
+def build(rank: int, checkpointing: bool) -> finetune.Denoising:
     """What is fine-tuned, with untrained weights."""
     unet = UNet2DConditionModel.from_config(costs.SD15_UNET)
     asked = {"adaptation.lora_rank": rank, "adaptation.gradient_checkpointing": checkpointing}
     models.adapt_unet(unet, config.load("open", **asked).adaptation, WIDTH)
-    return training.Denoising(unet, BertModel(BertConfig()), learnable=False, zero=False).train()
+    return finetune.Denoising(unet, BertModel(BertConfig()), learnable=False, zero=False).train()
 
 
 def faked(module: torch.nn.Module) -> None:
@@ -101,17 +103,17 @@ class Alive(TorchDispatchMode):
         return found
 
 
-def updates(module: training.Denoising, batch: int, mixed: bool) -> None:
+def updates(module: finetune.Denoising, batch: int, mixed: bool) -> None:
     """Two updates: the second finds the optimiser's moments there."""
-    optimizer = torch.optim.AdamW(training.parameter_groups(module, config.load("open").training))
+    optimizer = torch.optim.AdamW(finetune.parameter_groups(module, config.load("open").training))
     average = EMAModel(trainable(module))
     scheduler = DDIMScheduler(**models.SD_SCHEDULE)
     ids, mask = torch.ones(2, batch, TOKENS, dtype=torch.long)
     for _ in range(2):
         latents, noise = torch.randn(2, batch, 4, SIDE, SIDE)
-        drawn = training.Noise(noise, noise, torch.randint(1000, (batch,)), ids[:, 0] > 1)
+        drawn = finetune.Noise(noise, noise, torch.randint(1000, (batch,)), ids[:, 0] > 1)
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-            loss = training.denoising_loss(module, scheduler, latents, drawn, ids, mask)
+            loss = finetune.denoising_loss(module, scheduler, latents, drawn, ids, mask)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trainable(module), 1.0)
         optimizer.step()

@@ -19,7 +19,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from g2g_utils import config, grounding, models, products, runs, studies
+from g2g_utils import config, grounding, models, runs
+from g2g_utils.bench import ablations
+from g2g_utils.experiment import products
 
 RESULT = Path(__file__).with_name("retrained.json")
 MEASURES = ("cnr", "auc_roc", "pointing", "specificity")
@@ -56,7 +58,7 @@ def compare(arm: str, seed: int) -> dict[str, Any]:
     retrained = replace(published, unet=models.load_unet(folder / "unet"))
     tables = [scores(settings, model) for model in (retrained, published)]
     n = settings.evaluation.bootstrap
-    gaps = {m: list(studies.difference(*tables, m, n)) for m in MEASURES}
+    gaps = {m: list(ablations.difference(*tables, m, n)) for m in MEASURES}
     means = [{m: float(table[m].mean()) for m in MEASURES} for table in tables]
     return {
         "arm": f"{arm}-s{seed}",

@@ -97,7 +97,7 @@ def unet() -> dict[str, float]:
 
 def modules() -> int:
     """Python files that the kernel of a point opens before its first line of work."""
-    code = "import sys, g2g_utils.grounding, g2g_utils.products, g2g_utils.studies; "
+    code = "import sys, g2g_utils.grounding, g2g_utils.experiment.products; "
     code += "print(sum(bool(getattr(m, '__file__', None)) for m in list(sys.modules.values())))"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return int(subprocess.check_output([sys.executable, "-c", code], env=environment, text=True))
@@ -106,7 +106,8 @@ def modules() -> int:
 def paper(network: dict[str, float]) -> dict[str, Any]:
     """Estimates for the paper's run: GPU-hours, disk (GB), jobs and files."""
     sys.path.insert(0, str(ROOT))
-    from g2g_utils import catalogue, config
+    from g2g_utils import config
+    from g2g_utils.experiment import plan
 
     settings = config.load("paper")
     training, evaluation = settings.training, settings.evaluation
@@ -114,7 +115,7 @@ def paper(network: dict[str, float]) -> dict[str, Any]:
     forward, weights = network["tflop_forward"], network["parameters"] * 4 / 1e9
     hours = 3600 * PEAK * SHARE
     side = settings.image_size
-    trainings = sum(name.startswith("ldm/") for name in catalogue.plan(settings))
+    trainings = sum(name.startswith("ldm/") for name in plan.plan(settings))
     steps = settings.grounding.timesteps
     return {
         "trainings": trainings,
@@ -144,13 +145,15 @@ def jobs(profile: str) -> int:
 
 def run_files(build: Path) -> int:
     """Files of the paper's run: as many a product, notebook and note as in a finished smoke run."""
-    from g2g_utils import catalogue, config, shards
+    from g2g_utils import config
+    from g2g_utils.experiment import plan
+    from g2g_utils.runs import shards
 
     smoke, settings = build / "smoke", config.load("paper")
     if not any(smoke.glob("notebooks/*.run.json")):
         raise SystemExit(f"no finished smoke run in {build}: ./run_all.sh smoke")
     count = -(-PAIRS // shards.ROWS)  # shards of latents
-    for name in catalogue.plan(settings):
+    for name in plan.plan(settings):
         kind, _, item = name.partition("/")
         made = sorted(smoke.glob(f"{kind}/*-*" if item else f"{kind}-*"))
         count += max((sum(p.is_file() for p in place.rglob("*")) for place in made), default=0)

@@ -65,14 +65,14 @@ def _overrides(items: list[str]) -> dict[str, Any]:
 
 
 def _make(config: configuration.Config, options: argparse.Namespace) -> int:
-    from g2g_utils import products
+    from g2g_utils.experiment import products
 
     print(products.ensure(config, options.name))
     return 0
 
 
 def _plan(config: configuration.Config, options: argparse.Namespace) -> int:
-    from g2g_utils import products
+    from g2g_utils.experiment import products
 
     for name, needs in products.plan(config).items():
         found = products.find(config, name)
@@ -81,16 +81,16 @@ def _plan(config: configuration.Config, options: argparse.Namespace) -> int:
 
 
 def _costs(config: configuration.Config, options: argparse.Namespace) -> int:
-    from g2g_utils import costs
+    from g2g_utils.experiment import costs
 
     print(costs.sheet(config, options.step_seconds))
     return 0
 
 
 def _ground(config: configuration.Config, options: argparse.Namespace) -> int:
-    from g2g_utils import exports
+    from g2g_utils.experiment import ground_file
 
-    for path in exports.ground_file(
+    for path in ground_file.ground_file(
         config, options.image, options.phrase, arm=options.arm, seed=options.seed, out=options.out
     ):
         print(path)

@@ -78,7 +78,7 @@ class Data(Section):
     def _world_exists(cls, world: dict[str, Any]) -> dict[str, Any]:
         from dataclasses import fields
 
-        from g2g_utils.data.phantom_scene import World
+        from g2g_utils.data.phantoms.scene import World
 
         known = [field.name for field in fields(World)]
         if unknown := [name for name in world if name not in known]:

@@ -49,7 +49,9 @@ config = load(profile)
 # %%
 import numpy as np
 
-from g2g_utils import evidence, exports, grounding, metrics, plots, products, studies
+from g2g_utils import grounding, metrics, plots
+from g2g_utils.bench import ablations, sanity
+from g2g_utils.experiment import ground_file, products
 from g2g_utils.plots import overlays
 
 plots.use_style()
@@ -62,7 +64,7 @@ plots.use_style()
 
 # %%
 # NBVAL_CHECK_OUTPUT
-example = exports.chosen_example(config, image_path, phrase, pair)
+example = ground_file.chosen_example(config, image_path, phrase, pair)
 image = example.array()
 print(f"image {image.shape}, phrase {example.phrase!r}, {len(example.boxes)} ground-truth box(es)")
 
@@ -74,7 +76,9 @@ print(f"image {image.shape}, phrase {example.phrase!r}, {len(example.boxes)} gro
 
 # %%
 model = products.model(config)
-folder = exports.figures_folder(config, image_path)  # your own image's figures stay below build/
+folder = ground_file.figures_folder(
+    config, image_path
+)  # your own image's figures stay below build/
 millions = {
     n: sum(p.numel() for p in getattr(model, n).parameters()) / 1e6
     for n in ("text_encoder", "vae", "unet")
@@ -88,7 +92,7 @@ print(model.name, {name: f"{count:.2f} M parameters" for name, count in millions
 # activation map $A$ is their mean over timesteps, layers and content words, scaled to [0, 1].
 
 # %%
-options = exports.options_of(config) | {"seed": seed}
+options = ground_file.options_of(config) | {"seed": seed}
 result = grounding.ground(model, image, example.phrase, boxes=example.boxes or None, **options)
 print(f"{len(result.layers)} layers × {result.keep_last} of {len(result.timesteps)} timesteps")
 print(f"content words averaged: {', '.join(result.words)}; heat map {tuple(result.heatmap.shape)}")
@@ -104,7 +108,7 @@ plots.save_figure(config, fig, "00_quickstart_grounding", folder)
 # covers is decided by the map alone.
 
 # %%
-found = exports.places(result, *image.shape)
+found = ground_file.places(result, *image.shape)
 print(f"mask: {float(result.mask.float().mean()):.0%} of the image, its box {found['mask_box']}")
 print(f"peak at (x, y) = {tuple(found['peak'])} of {image.shape[1]} × {image.shape[0]} pixels")
 
@@ -117,10 +121,10 @@ print(f"peak at (x, y) = {tuple(found['peak'])} of {image.shape[1]} × {image.sh
 # likeness only.
 
 # %%
-stranger = evidence.other_phrase(config, example)
+stranger = sanity.other_phrase(config, example)
 asked = grounding.ground(model, image, stranger, **options) if stranger else None
 print(f"the other phrase: {stranger!r}" if stranger else "no other phrase: no specificity")
-evidence.compare(config, example, result, asked)
+sanity.compare(config, example, result, asked)
 
 # %% [markdown]
 # The phantom shown by default is the first test pair whose finding covers a tenth of the
@@ -130,9 +134,9 @@ evidence.compare(config, example, result, asked)
 
 # %%
 pairs = products.evaluation_pairs(config)[:checked_pairs]
-rows = evidence.beside_no_skill(config, model, pairs, **options)
+rows = sanity.beside_no_skill(config, model, pairs, **options)
 columns = ["cnr", "auc_roc", "pointing", "specificity"]
-studies.summary(rows, "method", columns, config.evaluation.bootstrap).map(str)
+ablations.summary(rows, "method", columns, config.evaluation.bootstrap).map(str)
 
 # %%
 of_model = rows[rows["method"] == "model"]
@@ -148,8 +152,8 @@ if example.boxes:
 # Where the phrase names no side, another finding is asked for instead.
 
 # %%
-other = grounding.ground(model, image, evidence.contrary(example.phrase), **options)
-print(f"{other.phrase!r}: correlation {evidence.correlation(result.heatmap, other.heatmap):.2f}")
+other = grounding.ground(model, image, sanity.contrary(example.phrase), **options)
+print(f"{other.phrase!r}: correlation {sanity.correlation(result.heatmap, other.heatmap):.2f}")
 
 # %%
 fig, axes = overlays.panels(3)
@@ -173,8 +177,8 @@ plots.save_figure(config, fig, "00_quickstart_swapped", folder)
 # read; less than 0.05 we call *hardly*.
 
 # %%
-sided = evidence.one_sided(pairs)
-shifts = evidence.side_shift(model, sided, **options)
+sided = sanity.one_sided(pairs)
+shifts = sanity.side_shift(model, sided, **options)
 shift = metrics.bootstrap(shifts["shift"], shifts["subject_id"], n=config.evaluation.bootstrap)
 print(
     f"share of heat on the named side: {shifts['own'].mean():.2f}, "
@@ -195,8 +199,8 @@ print(
 
 # %%
 phantoms = [p.framed(config.image_size).array() for p in products.evaluation_pairs(config)[:64]]
-usual = evidence.reconstruction_psnr(model, np.stack(phantoms)).numpy()
-psnr = float(evidence.reconstruction_psnr(model, image[None])[0])
+usual = sanity.reconstruction_psnr(model, np.stack(phantoms)).numpy()
+psnr = float(sanity.reconstruction_psnr(model, image[None])[0])
 low, high = np.quantile(usual, [0.025, 0.975])
 print(
     f"this image {psnr:.1f} dB; test images {low:.1f} to {high:.1f} dB; "
@@ -211,10 +215,10 @@ print(
 # ## What we learned
 
 # %%
-table = evidence.compare(config, example, result)
+table = sanity.compare(config, example, result)
 prior = rows[rows["method"] == "mean box"]
 if len(prior):
-    gain = studies.difference(of_model, prior, "cnr", config.evaluation.bootstrap)
+    gain = ablations.difference(of_model, prior, "cnr", config.evaluation.bootstrap)
     print(f"CNR above the mean training box on {len(of_model)} pairs: {gain.low > 0}, {gain}")
 likest = table["likeness"].drop("model")
 print(f"likest map without skill here: {likest.idxmax()}, correlation {likest.max():.2f}")

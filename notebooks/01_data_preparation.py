@@ -43,9 +43,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from g2g_utils import metrics, models, plots, products, text
-from g2g_utils.baselines import no_skill
-from g2g_utils.data import check, folder, record, sources, transforms
+from g2g_utils import metrics, models, plots, text
+from g2g_utils.data import check, folder, geometry, record, sources
+from g2g_utils.experiment import products
+from g2g_utils.methods import no_skill
 from g2g_utils.plots import overlays
 
 plots.use_style()
@@ -178,7 +179,7 @@ plots.save_figure(config, fig, "01_data_priors")
 # %%
 # NBVAL_CHECK_OUTPUT
 box, height, width, side = (700.0, 300.0, 401.0, 251.0), 1000, 1400, 64
-moved = transforms.transform_box(box, height, width, side)
+moved = geometry.transform_box(box, height, width, side)
 print("box", box, "->", tuple(round(v, 3) for v in moved))
 cropped = (box[0] - (width - height) / 2, *box[1:])  # in the centre square, before it is resized
 ours = metrics.rasterise([cropped], side, source_size=height)
@@ -189,8 +190,8 @@ print(f"{int(ours.sum())} pixels as numbers, {int(published.sum())} resized as a
 film = np.kron(example.array(), np.ones((10, 14), np.float32))  # a landscape film
 drawn = [tuple(np.array(b) * (14, 10, 14, 10)) for b in example.boxes]
 side = config.image_size
-crop = transforms.crop_resize(film, side)
-boxes_in_crop = transforms.transform_boxes(drawn, *film.shape, side)
+crop = geometry.crop_resize(film, side)
+boxes_in_crop = geometry.transform_boxes(drawn, *film.shape, side)
 fig, axes = overlays.plt.subplots(1, 2, figsize=(5.6, 2.6), width_ratios=(1.4, 1))
 overlays.show_image(
     axes[0], film, boxes=drawn, title=f"the file, {film.shape[1]} × {film.shape[0]}"

@@ -44,10 +44,13 @@ config = load(profile)
 import pandas as pd
 import torch
 
-from g2g_utils import bbm, loop, metrics, models, plots, probing, products, text
-from g2g_utils.baselines import biovil
+from g2g_utils import bbm, metrics, models, plots, text
+from g2g_utils.bench import encoder_probes
 from g2g_utils.data import record, sources
+from g2g_utils.experiment import products
+from g2g_utils.methods import biovil
 from g2g_utils.plots import overlays
+from g2g_utils.training import fit
 
 plots.use_style()
 
@@ -132,10 +135,11 @@ print(
 phrases = [p.phrase for p in pairs]
 kinds = {"finding": [p.finding for p in pairs], "side": [text.side_of(t) for t in phrases]}
 vectors = {
-    n: probing.phrase_vectors(*e, phrases, config.text.max_length) for n, e in encoders.items()
+    n: encoder_probes.phrase_vectors(*e, phrases, config.text.max_length)
+    for n, e in encoders.items()
 }
 gaps = {
-    (n, kind): probing.nearness_gap(v, labels)
+    (n, kind): encoder_probes.nearness_gap(v, labels)
     for n, v in vectors.items()
     for kind, labels in kinds.items()
 }
@@ -147,10 +151,12 @@ pd.Series({f"{n}, {kind}": str(interval) for (n, kind), interval in told.items()
 order = sorted(range(len(pairs)), key=lambda i: (kinds["finding"][i] or "", phrases[i]))
 fig, axes = overlays.panels(2, size=3.2)
 for ax, (name, vector) in zip(axes[0], vectors.items(), strict=True):
-    cosines = probing.cosines(vector[order])
+    cosines = encoder_probes.cosines(vector[order])
     title = f"{name}: same finding\nnearer by {told[name, 'finding'].value:.2f}"
     artist = overlays.show_map(ax, cosines, limits=(-1, 1), signed=True, title=title)
-    probing.mark_groups(ax, [kinds["finding"][i] or "" for i in order], names=ax is axes[0, 0])
+    encoder_probes.mark_groups(
+        ax, [kinds["finding"][i] or "" for i in order], names=ax is axes[0, 0]
+    )
 fig.colorbar(artist, ax=axes, label="cosine, centred", fraction=0.04)
 plots.save_figure(config, fig, "02_text_phrases")
 
@@ -162,7 +168,8 @@ plots.save_figure(config, fig, "02_text_phrases")
 # %%
 words = ["effusion", "opacity", "left", "lower", "small", "heart"]
 near = {
-    n: probing.neighbours(*e, phrases, words, config.text.max_length) for n, e in encoders.items()
+    n: encoder_probes.neighbours(*e, phrases, words, config.text.max_length)
+    for n, e in encoders.items()
 }
 pd.DataFrame(
     {name: {w: ", ".join(found) for w, found in table.items()} for name, table in near.items()}
@@ -178,7 +185,7 @@ pd.DataFrame(
 films, baseline = sources.examples(config, "validation"), products.rival(config)
 n, ranks = len(films), None
 if isinstance(baseline, biovil.BioViL):
-    ranks = probing.retrieval_ranks(baseline, films)
+    ranks = encoder_probes.retrieval_ranks(baseline, films)
     first, five = (f"{(ranks <= k).float().mean():.0%} (chance {k / n:.0%})" for k in (1, 5))
     print(f"{n} films; rank 1: {first}, first 5: {five}; median rank {ranks.median():.0f}")
 
@@ -215,7 +222,7 @@ if baseline is not None:
 
 # %%
 if baseline is not None:
-    table = probing.side_costs(baseline, pairs, config.image_size)
+    table = encoder_probes.side_costs(baseline, pairs, config.image_size)
     cost = metrics.bootstrap(table["cost"], table["subject_id"], n=draws)
     print(f"CNR {table['cnr'].mean():.2f} on {len(table)} pairs with a side; its swap costs {cost}")
 
@@ -231,7 +238,7 @@ trained = {n: products.ensure(config, f"encoders/{n}") for n in made}
 shape = {"ncols": max(1, len(trained)), "squeeze": False, "figsize": (7.5, 2.6)}
 fig, axes = overlays.plt.subplots(**shape) if trained else (None, [[]])
 for ax, (name, folder) in zip(axes[0], trained.items(), strict=True):
-    log = pd.DataFrame(loop.read_log(folder))
+    log = pd.DataFrame(fit.read_log(folder))
     ax.plot(log["step"], log["loss"], color="#b5367a", lw=1)
     alone = config.encoders[name].mlm_steps
     title = "masked words alone, then all losses" if alone else "contrast with pictures"

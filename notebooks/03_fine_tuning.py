@@ -48,8 +48,10 @@ import pandas as pd
 import torch
 from diffusers.training_utils import EMAModel
 
-from g2g_utils import live, loop, models, plots, products, training
+from g2g_utils import models, plots
+from g2g_utils.experiment import products
 from g2g_utils.plots import overlays
+from g2g_utils.training import diagnostics, finetune, fit
 
 plots.use_style()
 
@@ -61,7 +63,7 @@ plots.use_style()
 # %%
 arm = arm or next(iter(config.training.arms))
 captions = products.training_texts(config)["captions"]
-pairs = training.load_pairs(products.ensure(config, "latents"), captions)
+pairs = finetune.load_pairs(products.ensure(config, "latents"), captions)
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -78,10 +80,10 @@ print("the first caption:", repr(pairs.captions[0]))
 # (seed, step, sample): no global state, the same numbers on one process or four.
 
 # %%
-ids = training.batch_indices(0, config.training.batch_size, len(pairs), seed)
+ids = finetune.batch_indices(0, config.training.batch_size, len(pairs), seed)
 scheduler = models.build_scheduler(config.unet)
 count = scheduler.config.num_train_timesteps
-noise = training.draw(ids, 0, pairs.mean.shape[1:], count, config.training, seed)
+noise = finetune.draw(ids, 0, pairs.mean.shape[1:], count, config.training, seed)
 latents = pairs.mean[ids] + pairs.std[ids] * noise.posterior  # b c h w
 print("batch", tuple(latents.shape), "timesteps", noise.timesteps[:6].tolist(), "…")
 print("captions replaced by the empty prompt:", int(noise.dropped.sum()), "of", len(ids))
@@ -101,7 +103,7 @@ plots.save_figure(config, fig, "03_training_noised")
 # timesteps more often (`timestep_density: linear`).
 
 # %%
-drawn = live.drawn_noise(config, pairs, batches=64, seed=seed)
+drawn = diagnostics.drawn_noise(config, pairs, batches=64, seed=seed)
 fig, ax = overlays.plt.subplots(figsize=(4.5, 2.4))
 ax.hist(drawn["timestep"], bins=20, range=(0, count), color="#b5367a", density=True)
 ax.axhline(1 / count, color="0.5", ls="--", label="uniform, as published")
@@ -128,7 +130,7 @@ empty = nothing["input_ids"], nothing["attention_mask"]
 # %%
 # NBVAL_CHECK_OUTPUT
 marked = torch.arange(len(tokens["input_ids"])) % 2 == 1
-rows, mask = training.drop_conditioning(
+rows, mask = finetune.drop_conditioning(
     tokens["input_ids"], tokens["attention_mask"], empty, marked
 )
 zero = config.text.zero_padding
@@ -185,13 +187,13 @@ unets = {
     f"live, {config.training.live_steps} steps": models.load_unet(folder),
     f"finished, {config.training.steps} steps": finished.unet,
 }
-losses = live.validation_losses(config, finished, unets, seed)
+losses = diagnostics.validation_losses(config, finished, unets, seed)
 losses.mean().unstack().loc[list(unets)].round(4)
 
 # %%
-log = pd.DataFrame(loop.read_log(folder))
+log = pd.DataFrame(fit.read_log(folder))
 name = f"ldm/{arm}-s{seed}"
-full = pd.DataFrame(loop.read_log(products.ensure(config, name)))
+full = pd.DataFrame(fit.read_log(products.ensure(config, name)))
 fig, axes = overlays.plt.subplots(1, 2, figsize=(7.5, 2.6))
 axes[0].plot(log["step"], log["loss"], color="#fb8761", marker=".", label="live")
 begin_of = full[full["step"] <= log["step"].max()]
@@ -226,7 +228,7 @@ products.fine_tune(small, arm, seed, resumed, steps=resume_steps)
 # %%
 # NBVAL_CHECK_OUTPUT
 one, other = (models.load_unet(place).state_dict() for place in (through, resumed))
-started = loop.read_checkpoint(through)["step"]
+started = fit.read_checkpoint(through)["step"]
 print(f"resumed at step {started} of {resume_steps}")
 print("weights equal to the bit:", all(torch.equal(one[key], other[key]) for key in one))
 
@@ -239,8 +241,8 @@ print("weights equal to the bit:", all(torch.equal(one[key], other[key]) for key
 # %%
 average = EMAModel([], decay=config.training.ema)
 decay = [average.get_decay(step) for step in range(1, max(config.training.steps, 10) + 1)]
-state = loop.read_checkpoint(through)
-gap = live.distance(state["ema"]["shadow_params"], state["modules"]["denoising"])
+state = fit.read_checkpoint(through)
+gap = diagnostics.distance(state["ema"]["shadow_params"], state["modules"]["denoising"])
 print(
     f"decay at step 10: {decay[9]:.2f}, at the last: {decay[-1]:.4f}, "
     f"a window of about {1 / (1 - decay[-1]):.0f} steps"
@@ -256,10 +258,10 @@ print(f"after {started} steps EMA and raw weights differ by {gap:.2%}")
 # the groundings.
 
 # %%
-logs = live.finished_logs(config)
+logs = diagnostics.finished_logs(config)
 print(f"finished: {', '.join(logs)}")
 fig, ax = overlays.plt.subplots(figsize=(7.5, 3))
-live.draw_logs(ax, logs)
+diagnostics.draw_logs(ax, logs)
 last = pd.Series({name: log["loss"].tail(15).mean() for name, log in logs.items()})
 ax.set(xlabel="step", ylabel="training loss, smoothed")
 ax.set_title(f"{len(logs)} finished runs: last losses within {last.max() / last.min() - 1:.1%}")
@@ -277,7 +279,7 @@ plots.save_figure(config, fig, "03_training_logs")
 # NBVAL_CHECK_OUTPUT
 from types import SimpleNamespace
 
-shares = [training.share(ids, SimpleNamespace(num_processes=2, process_index=i)) for i in (0, 1)]
+shares = [finetune.share(ids, SimpleNamespace(num_processes=2, process_index=i)) for i in (0, 1)]
 print(
     "two processes:",
     [len(s) for s in shares],
@@ -290,7 +292,7 @@ print(
 
 # %%
 for unet in unets:
-    penalty = live.penalty(losses[unet], config.evaluation.bootstrap)
+    penalty = diagnostics.penalty(losses[unet], config.evaluation.bootstrap)
     print(f"{unet}: reads the text: {penalty.low > 0}; a stranger's caption costs {penalty}")
 print("resumed equals uninterrupted:", all(torch.equal(one[key], other[key]) for key in one))
 print(f"dropout acts: {abs(share - config.training.dropout) < 0.05}, {share:.3f}")

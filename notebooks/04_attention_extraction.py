@@ -44,7 +44,9 @@ config = load(profile)
 import pandas as pd
 import torch
 
-from g2g_utils import attention, bbm, evidence, exports, grounding, plots, products, studies, text
+from g2g_utils import attention, bbm, grounding, plots, text
+from g2g_utils.bench import ablations, sanity
+from g2g_utils.experiment import ground_file, products
 from g2g_utils.plots import overlays
 
 plots.use_style()
@@ -65,7 +67,7 @@ for name, layer in layers.items():
     print(f"{name.replace('.transformer_blocks.0.attn2', '')}: {layer.heads} heads")
 
 # %%
-example = exports.chosen_example(config, "", "", pair)
+example = ground_file.chosen_example(config, "", "", pair)
 image = torch.as_tensor(example.array())
 tokens = text.tokenize(model.tokenizer, example.phrase, model.max_length)
 states = model.encode_text(tokens.input_ids, tokens.attention_mask)
@@ -153,7 +155,7 @@ print("a map of every kept axis:", tuple(recorder.maps().shape), "batch, layers,
 # Here latents are scaled whatever is sampled, and everything runs on the model's device.)
 
 # %%
-options = exports.options_of(config) | {"seed": seed}
+options = ground_file.options_of(config) | {"seed": seed}
 keep = {k: v for k, v in options.items() if k in ("timesteps", "seed", "batch_size")}
 full, _, times = grounding.record_image(model, image, example.phrase, **keep)
 print(
@@ -196,11 +198,13 @@ plots.save_figure(config, fig, "04_attention_layers")
 def of_layers(recorded, chosen: list[int]) -> pd.DataFrame:
     """Scores of every layer's mean map of the chosen tokens."""
     maps = [recorded.mean(chosen, layers=name)[0] for name in recorded.layers]
-    return pd.DataFrame(studies.batch_scores(maps, example.boxes, config.image_size), index=labels)
+    return pd.DataFrame(
+        ablations.batch_scores(maps, example.boxes, config.image_size), index=labels
+    )
 
 
 # %%
-stranger, scores = evidence.other_phrase(config, example), of_layers(full, content)
+stranger, scores = sanity.other_phrase(config, example), of_layers(full, content)
 if stranger:
     against, words, _ = grounding.record_image(model, image, stranger, **keep)
     scores["specificity"] = scores["cnr"] - of_layers(against, words.content())["cnr"]

@@ -42,7 +42,9 @@ config = load(profile)
 # %%
 import pandas as pd
 
-from g2g_utils import exports, grounding, metrics, plots, products, studies, text, tokens
+from g2g_utils import grounding, metrics, plots, text
+from g2g_utils.bench import ablations, token_probes
+from g2g_utils.experiment import ground_file, products
 from g2g_utils.plots import overlays
 
 plots.use_style()
@@ -59,20 +61,20 @@ model = products.model(config, arm)
 
 # %%
 # NBVAL_CHECK_OUTPUT
-example = exports.chosen_example(config, "", "", pair)
+example = ground_file.chosen_example(config, "", "", pair)
 words = text.tokenize(model.tokenizer, example.phrase, model.max_length)
 print(f"{example.phrase!r}: {len(words.words)} words, {len(words.inner)} tokens")
 print("padding", len(words.padding), "of", model.max_length)
 
 # %%
-options = exports.options_of(config) | {"seed": seed}
+options = ground_file.options_of(config) | {"seed": seed}
 result = grounding.ground(model, example.array(), example.phrase, boxes=example.boxes, **options)
 print("token maps", tuple(result.token_maps.shape), "tokens from start to end, H, W")
 
 # %%
 names = [word.text for word in words.words]
 maps = [result.word_map(i) for i in range(len(names))]
-fig = overlays.token_strip(example.array(), tokens.stacked(maps), names, boxes=example.boxes)
+fig = overlays.token_strip(example.array(), token_probes.stacked(maps), names, boxes=example.boxes)
 plots.save_figure(config, fig, "05_tokens_words")
 
 # %% [markdown]
@@ -83,11 +85,11 @@ plots.save_figure(config, fig, "05_tokens_words")
 # %%
 scaled = [grounding.bbm.minmax(m) for m in [*maps, result.token_maps[0], result.token_maps[-1]]]
 labels = [*names, "(start)", "(end)"]
-cnr = [studies.quick_scores(m, example.boxes, config.image_size)["cnr"] for m in scaled]
+cnr = [ablations.quick_scores(m, example.boxes, config.image_size)["cnr"] for m in scaled]
 titles = [f"{name} {score:.1f}" for name, score in zip(labels, cnr, strict=True)]
 fig = overlays.token_strip(
     example.array(),
-    tokens.stacked(scaled),
+    token_probes.stacked(scaled),
     titles,
     boxes=example.boxes,
     label="each scaled to [0, 1]",
@@ -113,9 +115,9 @@ for name, some in chosen.items():
 
 # %%
 pairs = products.evaluation_pairs(config, "validation")[:filter_pairs]
-filters = studies.filters(model, pairs, **options)
+filters = ablations.filters(model, pairs, **options)
 columns = ["cnr", "auc_roc", "pointing", "specificity"]
-table = studies.summary(filters, "filter", columns, config.evaluation.bootstrap)
+table = ablations.summary(filters, "filter", columns, config.evaluation.bootstrap)
 table.map(str)
 
 # %% [markdown]
@@ -144,15 +146,15 @@ if generic:
 test = products.evaluation_pairs(config)[:mass_pairs]
 loaded = {name: products.model(config, name) for name in arms}
 mass = pd.concat(
-    [tokens.attention_mass(m, test, **options).assign(arm=a) for a, m in loaded.items()]
+    [token_probes.attention_mass(m, test, **options).assign(arm=a) for a, m in loaded.items()]
 )
-shares = mass.groupby("arm", sort=False)[[*tokens.GROUPS, tokens.UNIFORM]].mean()
+shares = mass.groupby("arm", sort=False)[[*token_probes.GROUPS, token_probes.UNIFORM]].mean()
 shares.round(3)
 
 # %%
 fig, ax = overlays.plt.subplots(figsize=(7.5, 1 + 0.5 * len(arms)))
-tokens.draw_shares(ax, shares)
-sink, even = shares["padding"].mean(), shares[tokens.UNIFORM].mean()
+token_probes.draw_shares(ax, shares)
+sink, even = shares["padding"].mean(), shares[token_probes.UNIFORM].mean()
 ax.set_title(f"Padding takes {sink:.0%} of all attention; {even:.0%} if it were even (ticks)")
 plots.save_figure(config, fig, "05_tokens_mass")
 
@@ -170,7 +172,7 @@ plots.save_figure(config, fig, "05_tokens_mass")
 # %%
 rows = [filters.assign(arm=arm)]
 for name in arms[1:]:
-    rows.append(studies.filters(loaded[name], pairs, **options).assign(arm=name))
+    rows.append(ablations.filters(loaded[name], pairs, **options).assign(arm=name))
 by_arm = pd.concat(rows)
 kinds = ("lexical", "start token", "end token")
 
@@ -180,7 +182,7 @@ def of_tokens(column: str) -> pd.DataFrame:
     """Mean and interval of a column, arms by token groups."""
     groups = {k: by_arm[by_arm["filter"] == k] for k in kinds}
     summaries = {
-        k: studies.summary(part, "arm", [column], config.evaluation.bootstrap)[column]
+        k: ablations.summary(part, "arm", [column], config.evaluation.bootstrap)[column]
         for k, part in groups.items()
     }
     return pd.DataFrame(summaries)
@@ -192,7 +194,7 @@ pd.concat(both, axis=1).map(str)
 
 # %%
 fig, ax = overlays.plt.subplots(figsize=(7, 3))
-tokens.draw_intervals(ax, both["cnr"].T.to_dict())
+token_probes.draw_intervals(ax, both["cnr"].T.to_dict())
 ax.set(ylabel="CNR", title="Contrast of content words, start and end token (validation)")
 plots.save_figure(config, fig, "05_tokens_end")
 
@@ -201,7 +203,9 @@ plots.save_figure(config, fig, "05_tokens_end")
 # Does the map of *left* lie on the left? Own map of the side word, over pairs that name one side:
 
 # %%
-sided = tokens.side_word_shares(model, products.evaluation_pairs(config)[:mass_pairs], **options)
+sided = token_probes.side_word_shares(
+    model, products.evaluation_pairs(config)[:mass_pairs], **options
+)
 share = metrics.bootstrap(sided["share"], sided["subject_id"], n=config.evaluation.bootstrap)
 print(f"share of the side word's attention on that side: {share}, {len(sided)} pairs; 0.5 is blind")
 
@@ -210,11 +214,11 @@ print(f"share of the side word's attention on that side: {share}, {len(sided)} p
 
 # %%
 lexical, everything = (filters[filters["filter"] == f] for f in ("lexical", "all"))
-gain = studies.difference(lexical, everything, "cnr", config.evaluation.bootstrap)
+gain = ablations.difference(lexical, everything, "cnr", config.evaluation.bootstrap)
 print(f"lexical filter better than all tokens: {gain.low > 0}, CNR {gain} ({arm}, one seed)")
 for name in arms:
     part = by_arm[by_arm["arm"] == name]
-    gap = studies.difference(
+    gap = ablations.difference(
         *(part[part["filter"] == f] for f in ("end token", "lexical")),
         "cnr",
         config.evaluation.bootstrap,

@@ -42,7 +42,9 @@ config = load(profile)
 import torch
 from IPython.display import Markdown
 
-from g2g_utils import bbm, findings, grounding, plots, products, studies
+from g2g_utils import bbm, grounding, plots
+from g2g_utils.bench import ablations, claims
+from g2g_utils.experiment import products
 from g2g_utils.plots import charts, overlays
 
 plots.use_style()
@@ -57,8 +59,8 @@ table = products.tables(config, "curves.csv", config.training.compared)
 arms, seeds = list(table["arm"].unique()), sorted(table["seed"].unique().tolist())
 plain = table[table["curve"] == "none"]
 first = plain[(plain["arm"] == arms[0]) & (plain["seed"] == seeds[0])].reset_index(drop=True)
-chosen = studies.ranked(first, "confidence", [1 - confidence_rank]).iloc[0]
-example = studies.pair_of(chosen, products.evaluation_pairs(config, "test"))
+chosen = ablations.ranked(first, "confidence", [1 - confidence_rank]).iloc[0]
+example = ablations.pair_of(chosen, products.evaluation_pairs(config, "test"))
 example = example.framed(config.image_size)
 
 # %%
@@ -172,7 +174,7 @@ maps = {
 # %%
 fig, axes = overlays.panels(4, 2, size=2.0)
 for ax, (name, heatmap) in zip(axes.flat, maps.items(), strict=True):
-    cnr = studies.quick_scores(heatmap, example.boxes, config.image_size)["cnr"]
+    cnr = ablations.quick_scores(heatmap, example.boxes, config.image_size)["cnr"]
     title = f"{name}: CNR {cnr:.2f}"
     overlays.overlay(ax, image, bbm.minmax(heatmap), boxes=example.boxes, title=title)
 title = overlays.literal(f"“{example.phrase}”, c = {confidence:.2f}")
@@ -192,7 +194,7 @@ columns = ["cnr", "specificity", "iou", "balanced_iou"]
 resamples = config.evaluation.bootstrap
 print(f"{len(table)} rows, {table['curve'].nunique()} maps, arms {arms}, seeds {seeds}")
 main = table[table["arm"] == arms[0]]
-summary = studies.summary(main, "curve", columns, resamples)
+summary = ablations.summary(main, "curve", columns, resamples)
 charts.readable(summary)
 
 # %%
@@ -210,13 +212,13 @@ plots.save_figure(config, fig, "06_bias_merging")
 
 
 # %%
-def against_plain(arm: str, curve: str, column: str, sign: int = 1) -> findings.Claim:
+def against_plain(arm: str, curve: str, column: str, sign: int = 1) -> claims.Claim:
     """The claim that a curve raises (or, with sign -1, lowers) a metric of an arm."""
     rows = table[table["arm"] == arm]
     both = [rows[rows["curve"] == name] for name in (curve, "none")[::sign]]
-    gap = studies.difference(*both, column, resamples)
+    gap = ablations.difference(*both, column, resamples)
     text = f"{curve} BBM {'raises' if sign > 0 else 'lowers'} {charts.LABELS[column]} ({arm})"
-    return findings.claim(config, f"F4-{arm}-{curve}-{column}", text, gap, seeds)
+    return claims.claim(config, f"F4-{arm}-{curve}-{column}", text, gap, seeds)
 
 
 # %%
@@ -250,12 +252,12 @@ some = products.evaluation_pairs(config, "test")[:guided_pairs]
 results = {}
 for scale in (16.0, 1.0):
     settings = options | {"text_guidance": scale}
-    rows = studies.curves(model, some, **settings)
+    rows = ablations.curves(model, some, **settings)
     results[scale] = rows[rows["curve"] == "mixture"].reset_index(drop=True)
 
 # %%
 sides = (results[1.0], results[16.0])
-change, read = (studies.difference(*sides, c, resamples) for c in ("cnr", "specificity"))
+change, read = (ablations.difference(*sides, c, resamples) for c in ("cnr", "specificity"))
 c16, c1 = (results[scale]["confidence"].mean() for scale in (16.0, 1.0))
 print(
     f"guidance 1 instead of 16, {len(some)} pairs: CNR {change.value:+.3f} "
@@ -275,7 +277,7 @@ plots.save_figure(config, fig, "06_text_guidance")
 # Written by the run:
 
 # %%
-Markdown(findings.verdicts(claims))
+Markdown(claims.verdicts(claims))
 
 # %% [markdown]
 # A claim that is not shown is not thereby false: the interval may be wide. And BBM can only be as

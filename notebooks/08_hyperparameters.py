@@ -48,7 +48,9 @@ config = load(profile)
 import pandas as pd
 from IPython.display import Markdown
 
-from g2g_utils import findings, metrics, plots, products, studies
+from g2g_utils import metrics, plots
+from g2g_utils.bench import ablations, claims
+from g2g_utils.experiment import products
 from g2g_utils.plots import charts, overlays
 
 plots.use_style()
@@ -88,8 +90,8 @@ def of_seeds(study, some=pairs, *more) -> pd.DataFrame:
 # image, under the same setting: 0 for a map that does not read.
 
 # %%
-filters = of_seeds(studies.filters)
-by_filter = studies.summary(filters, "filter", columns, resamples)
+filters = of_seeds(ablations.filters)
+by_filter = ablations.summary(filters, "filter", columns, resamples)
 charts.readable(by_filter)
 
 # %%
@@ -110,19 +112,19 @@ plots.save_figure(config, fig, "08_filters")
 
 
 # %%
-def compared(id, table, by, better, worse, slack=0.0) -> findings.Claim:
+def compared(id, table, by, better, worse, slack=0.0) -> claims.Claim:
     """The claim that one setting's CNR exceeds another's (minus a margin)."""
     sides = (table[table[by] == setting] for setting in (better, worse))
-    gap = studies.difference(*sides, "cnr", resamples)
+    gap = ablations.difference(*sides, "cnr", resamples)
     text = f"{by} {better} > {worse} in CNR"
     if slack:
         text = f"{by} {better} not below {worse} by {slack} CNR (difference + {slack})"
     shifted = metrics.Interval(*(end + slack for end in gap))
-    return findings.claim(config, id, text, shifted, seeds)
+    return claims.claim(config, id, text, shifted, seeds)
 
 
 # %%
-claims, tested = [], of_seeds(studies.filters, test)
+claims, tested = [], of_seeds(ablations.filters, test)
 for better, worse in (("lexical", "disease"), ("disease", "all"), ("lexical", "all")):
     name = f"F5-{better}-{worse}"
     claims.append(compared(f"{name}-not-worse", tested, "filter", better, worse, margin))
@@ -136,12 +138,12 @@ print(*claims, sep="\n")
 
 # %%
 counts = [int(count) for count in step_counts.split()]
-steps = of_seeds(studies.step_counts, pairs, counts)
-by_count = studies.summary(steps, "timesteps", columns, resamples)
+steps = of_seeds(ablations.step_counts, pairs, counts)
+by_count = ablations.summary(steps, "timesteps", columns, resamples)
 charts.readable(by_count)
 
 # %%
-tested = of_seeds(studies.step_counts, test, [enough, max(counts)])
+tested = of_seeds(ablations.step_counts, test, [enough, max(counts)])
 claims.append(compared("F6-steps-suffice", tested, "timesteps", enough, max(counts), margin))
 print(claims[-1])
 title = f"Curves: validation. Test: {claims[-1]}"
@@ -156,8 +158,8 @@ plots.save_figure(config, fig, "08_timesteps")
 # %%
 total = options["timesteps"]
 tried = sorted({max(1, round(total * share)) for share in (0.1, 0.2, 0.4, 0.6, 0.8, 1)})
-kept = of_seeds(studies.kept_steps, pairs, tried)
-by_kept = studies.summary(kept, "keep_last", columns, resamples)
+kept = of_seeds(ablations.kept_steps, pairs, tried)
+by_kept = ablations.summary(kept, "keep_last", columns, resamples)
 best_k = by_kept["cnr"].map(lambda cell: cell.value).idxmax()
 title = f"Of T = {total}, keeping the last {best_k} is best on validation"
 fig = charts.lines({arm: by_kept}, columns, "k least noisy steps kept", title)
@@ -168,10 +170,10 @@ plots.save_figure(config, fig, "08_last_k")
 # than the noisier half, on test pairs:
 
 # %%
-halves = of_seeds(studies.step_halves, test)
+halves = of_seeds(ablations.step_halves, test)
 claims.append(compared("F6-cleaner-steps", halves, "timesteps", "cleaner half", "noisier half"))
 print(claims[-1])
-charts.readable(studies.summary(halves, "timesteps", columns, resamples))
+charts.readable(ablations.summary(halves, "timesteps", columns, resamples))
 
 # %% [markdown]
 # ## Layer by timestep
@@ -180,7 +182,7 @@ charts.readable(studies.summary(halves, "timesteps", columns, resamples))
 # pattern, not at single cells.
 
 # %%
-single = of_seeds(studies.layers_and_steps, pairs[: pairs_used // 2])
+single = of_seeds(ablations.layers_and_steps, pairs[: pairs_used // 2])
 mean = single.groupby(["layer", "timestep"], sort=False)["cnr"].mean().unstack()
 mean = mean.loc[single["layer"].unique(), sorted(mean.columns, reverse=True)]
 sides = single.groupby("layer")["side"].first()
@@ -207,8 +209,8 @@ if read.notna().any(axis=None):
 # All layers together, by block, and by the side of their maps.
 
 # %%
-groups = of_seeds(studies.resolutions)
-by_group = studies.summary(groups, "layers", columns, resamples)
+groups = of_seeds(ablations.resolutions)
+by_group = ablations.summary(groups, "layers", columns, resamples)
 dots = groups.groupby(["layers", "seed"], sort=False)[columns].mean().reset_index()
 chosen = by_group["cnr"].map(lambda cell: cell.value).idxmax()
 fig = charts.bars(
@@ -230,7 +232,7 @@ charts.readable(by_group)
 def group_means(name: str) -> pd.DataFrame:
     """Means of every group of layers of an arm, over its seeds and the validation pairs."""
     trained = (products.model(config, name, seed) for seed in seeds)
-    tables = [studies.resolutions(model, pairs, **options) for model in trained]
+    tables = [ablations.resolutions(model, pairs, **options) for model in trained]
     return pd.concat(tables).groupby("layers", sort=False)[["cnr", "specificity"]].mean()
 
 
@@ -249,10 +251,10 @@ of_arms[["cnr", "specificity"]].round(2)
 # with all layers once more, on test pairs that took no part in choosing.
 
 # %%
-confirmed = of_seeds(studies.resolutions, test)
+confirmed = of_seeds(ablations.resolutions, test)
 claims.append(compared("F6-layers", confirmed, "layers", chosen, "all"))
 print(claims[-1])
-charts.readable(studies.summary(confirmed, "layers", columns, resamples))
+charts.readable(ablations.summary(confirmed, "layers", columns, resamples))
 
 # %% [markdown]
 # ## What we learned
@@ -263,7 +265,7 @@ means = by_count["cnr"].map(lambda cell: cell.value)
 least = min(count for count in counts if means[count] >= means.max() - margin)
 print(f"tokens: {best}; T of {counts}: best {means.idxmax()}, within {margin} from {least}; "
       f"last k: {best_k} of {total}; layers: {chosen}")  # fmt: skip
-Markdown(findings.verdicts(claims))
+Markdown(claims.verdicts(claims))
 
 # %% [markdown]
 # A claim "chosen > all" is trivially not shown where *all* is what was chosen. The benchmark runs

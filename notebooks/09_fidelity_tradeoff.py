@@ -46,8 +46,10 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from g2g_utils import fidelity, findings, metrics, plots, products, runs
+from g2g_utils import metrics, plots, runs
+from g2g_utils.bench import claims, fidelity
 from g2g_utils.data import sources
+from g2g_utils.experiment import products
 from g2g_utils.plots import charts, overlays
 
 plots.use_style()
@@ -205,12 +207,12 @@ shown_points.round(2)
 
 
 # %%
-def gap(worse: str, better: str, network: str) -> findings.Claim:
+def gap(worse: str, better: str, network: str) -> claims.Claim:
     """The claim that `better` draws nearer to the data's images than `worse`."""
     sides = [[features[arm, seed][network] for seed in seeds] for arm in (worse, better)]
     distance = fidelity.frechet_gap(*sides, reference[network], resamples)
     text = f"{better} draws nearer to the data's images than {worse} ({network} features)"
-    return findings.claim(config, f"F2-{better}-{worse}-{network}", text, distance, seeds)
+    return claims.claim(config, f"F2-{better}-{worse}-{network}", text, distance, seeds)
 
 
 # %%
@@ -231,7 +233,7 @@ held = sum(made.holds for made in claims)
 verdict = "is reproduced" if held == len(claims) else "is **not** reproduced as a whole"
 Markdown(
     f"The reversed order {verdict}: {held} of {len(claims)} differences lie above zero.\n\n"
-    + findings.verdicts(claims)
+    + claims.verdicts(claims)
 )
 
 # %% [markdown]

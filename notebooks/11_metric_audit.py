@@ -49,7 +49,9 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from g2g_utils import audit, grounding, metrics, plots, products, studies
+from g2g_utils import grounding, metrics, plots
+from g2g_utils.bench import ablations, audit
+from g2g_utils.experiment import products
 from g2g_utils.plots import charts
 
 plots.use_style()
@@ -99,11 +101,11 @@ print(f"boxes cover {np.mean(shares):.0%} on average; an empty mask scores {noth
 # %%
 rows, folder = products.tables(config, "pairs.csv"), products.ensure(config, "baselines")
 file = folder / "biovil.csv"
-discriminative = studies.read_rows(file) if file.is_file() else None
-everything = studies.methods(rows, studies.read_rows(folder / "no_skill.csv"), discriminative)
+discriminative = ablations.read_rows(file) if file.is_file() else None
+everything = ablations.methods(rows, ablations.read_rows(folder / "no_skill.csv"), discriminative)
 everything = everything[everything["balanced_iou"].notna()]
 columns, resamples = ["balanced_iou", "threshold_iou", "iou"], config.evaluation.bootstrap
-table = studies.summary(everything, "method", columns, resamples)
+table = ablations.summary(everything, "method", columns, resamples)
 charts.readable(table)
 
 # %%
@@ -188,7 +190,7 @@ growth.map("{:+.1%}".format)  # mean over the pairs
 
 # %%
 options, model = products.grounding_options(config), products.model(config)
-grown = studies.box_growth(model, pairs[:audited_pairs], frame, film, **options)
+grown = ablations.box_growth(model, pairs[:audited_pairs], frame, film, **options)
 exact, published = (grown[grown["boxes"] == name] for name in ("exact", "published"))
 effects = {"boxes resized as pictures": audit.effects(published, exact, resamples)}
 grown_by = published["area"].to_numpy() / exact["area"].to_numpy() - 1

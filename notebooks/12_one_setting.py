@@ -49,7 +49,9 @@ config = load(profile, **chosen)
 # ## Imports
 
 # %%
-from g2g_utils import grounding, products, runs, studies
+from g2g_utils import grounding, runs
+from g2g_utils.bench import ablations
+from g2g_utils.experiment import products
 
 # %% [markdown]
 # ## The model and its pairs
@@ -78,7 +80,7 @@ print(
 others = grounding.draw_others(pairs, config.image_size)  # the same for every seed
 table = grounding.evaluate(model, pairs, others=others, seed=seed, **options)
 columns = ["cnr", "auc_roc", "pointing", "threshold_iou", "balanced_iou", "specificity"]
-scores = {c: studies.interval(table, c, config.evaluation.bootstrap) for c in columns}
+scores = {c: ablations.interval(table, c, config.evaluation.bootstrap) for c in columns}
 for name, score in scores.items():
     print(f"{name:14}{score}")
 

@@ -313,9 +313,9 @@ def clip(root: Path, width: int = 32) -> Path:
     """A CLIP text model with a byte-pair tokenizer, as in Stable Diffusion."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from g2g_utils import pretraining
+    from g2g_utils.training import pretrain
 
-    tokens = pretraining.byte_tokenizer([" ".join(WORDS)], root, 77)
+    tokens = pretrain.byte_tokenizer([" ".join(WORDS)], root, 77)
     sizes = {"hidden_size": width, "intermediate_size": 64, "num_hidden_layers": 1}
     sizes |= {"num_attention_heads": 2, "vocab_size": len(tokens), "max_position_embeddings": 77}
     ends = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
@@ -391,7 +391,7 @@ def biovil_image(path: Path) -> Path:
     import torch
 
     from g2g_utils import models
-    from g2g_utils.baselines.biovil import ImageModel
+    from g2g_utils.methods.biovil import ImageModel
 
     with models.initialised(0):
         state = ImageModel().state_dict()

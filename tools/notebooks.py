@@ -299,7 +299,7 @@ def main() -> None:
         reference()
     elif command == "refuse":
         sys.path.insert(0, str(ROOT))
-        from g2g_utils import privacy
+        from g2g_utils.experiment import privacy
 
         sys.exit("\n".join(f"{f} {why}" for f in files for why in privacy.refused(read(f))) or 0)
     elif command == "check":

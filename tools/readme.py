@@ -3,7 +3,7 @@
     python tools/readme.py            # from build/miniature: figures/results.json, then README.md
     python tools/readme.py --render   # only README.md, from the committed files
 
-Numbers come from results.json and findings.json in figures/, times.json and memory.json in
+Numbers come from results.json and claims.json in figures/, times.json and memory.json in
 benchmarks/.
 """
 
@@ -14,7 +14,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from g2g_utils import config, findings, products, runs, studies
+from g2g_utils import config, runs
+from g2g_utils.bench import ablations, claims
+from g2g_utils.experiment import products
 
 ROOT = Path(__file__).resolve().parents[1]
 CARDS = (16, 24, 40, 48, 80)  # GB of GPU memory
@@ -41,9 +43,9 @@ def results(settings: config.Config) -> dict[str, Any]:
         arms = arms.merge(whole, on=keys, validate="one_to_one")
     folder = products.ensure(settings, "baselines")
     no_skill, discriminative = (
-        studies.read_rows(folder / f"{n}.csv") for n in ("no_skill", "biovil")
+        ablations.read_rows(folder / f"{n}.csv") for n in ("no_skill", "biovil")
     )
-    everything = studies.methods(arms, no_skill, discriminative)
+    everything = ablations.methods(arms, no_skill, discriminative)
     n, first = settings.evaluation.bootstrap, arms["arm"].iloc[0]
     names = {"its map of another phrase": f"map of another phrase ({first})"} | {
         arm: f"{arm} ({'control' if settings.training.arms[arm].control else 'arm'})"
@@ -52,7 +54,7 @@ def results(settings: config.Config) -> dict[str, Any]:
     rows = [
         {"method": names.get(name, name)}
         | {
-            c: list(studies.interval(part, c, n))
+            c: list(ablations.interval(part, c, n))
             for c in COLUMNS | ALL_COLUMNS
             if c in part and part[c].notna().any()
         }
@@ -112,8 +114,8 @@ def findings_table(rows: list[dict[str, Any]]) -> str:
     parts: dict[str, list[str]] = {"": [], "over all layers": [], "beside the control arms": []}
     held = dict.fromkeys(parts, 0)
     for row in rows:
-        number = findings.shown(row["estimate"], row["low"], row["high"])
-        verdict = findings.verdict(findings.Claim(**row))
+        number = claims.shown(row["estimate"], row["low"], row["high"])
+        verdict = claims.verdict(claims.Claim(**row))
         control = "control" in row["id"] or "shuffled" in row["id"]
         kind = "over all layers" if "all-layers" in row["id"] else ""
         kind = "beside the control arms" if control else kind
@@ -188,7 +190,7 @@ def main(*arguments: str) -> int:
     settings = config.load("miniature")
     if "--render" not in arguments:
         runs.write_json(settings.figures_dir / "results.json", results(settings))
-        print(f"{len(findings.read(settings))} findings")
+        print(f"{len(claims.read(settings))} findings")
     readme = ROOT / "README.md"
     readme.write_text(render(readme.read_text(), blocks()))
     return 0

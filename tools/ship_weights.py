@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from g2g_utils import config, products, runs
+from g2g_utils import config, runs
+from g2g_utils.experiment import products
 
 SHIPPED = ("vae", "encoders/", "classifier", "ldm/")
 LIMIT_FILE, LIMIT_ALL = 5 * 2**20, 40 * 2**20

@@ -11,8 +11,9 @@ from functools import partial
 from pathlib import Path
 
 from g2g_utils import config as profiles
-from g2g_utils import costs, encoders
 from g2g_utils.data import check, sources
+from g2g_utils.experiment import costs
+from g2g_utils.models import registry
 
 TEXT = ["*.json", "*.txt", "*.safetensors", "*.bin"]  # of a text encoder
 LEFT = ["*fp16*", "*non_ema*", "*.ckpt", "*.msgpack", "*.h5", "*.onnx*", "*.ot"]  # never loaded
@@ -33,7 +34,7 @@ def wanted(config: profiles.Config) -> dict[tuple[str, str | None], list[str]]:
     for encoder in costs.used_encoders(config):
         if encoder.pretrained:
             inner = [f"{encoder.subfolder}/*", "tokenizer/*"] if encoder.subfolder else TEXT
-            add(*encoders.resolve(encoder.pretrained, encoder.revision), *inner)
+            add(*registry.resolve(encoder.pretrained, encoder.revision), *inner)
     return found
 
 
@@ -52,10 +53,10 @@ def fetch_biovil(checkpoint: Path) -> str:
     """Bring BioViL's image model to where the profile looks for it; returns that place."""
     from huggingface_hub import hf_hub_download
 
-    from g2g_utils.baselines.biovil import IMAGE_FILE
+    from g2g_utils.methods.biovil import IMAGE_FILE
 
     if not checkpoint.is_file():
-        text = encoders.REGISTRY["cxr-bert"]  # published in the same repository
+        text = registry.REGISTRY["cxr-bert"]  # published in the same repository
         found = hf_hub_download(
             text.hub_id, IMAGE_FILE, revision=text.revision, local_dir=checkpoint.parent
         )

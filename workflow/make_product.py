@@ -13,7 +13,8 @@ from pathlib import Path
 from run_notebook import follow_controller
 
 from g2g_utils import config as profiles
-from g2g_utils import products, runs
+from g2g_utils import runs
+from g2g_utils.experiment import products
 
 
 def main() -> None:

@@ -26,7 +26,8 @@ from typing import Any
 import yaml
 
 from g2g_utils import config as profiles
-from g2g_utils import privacy, runs
+from g2g_utils import runs
+from g2g_utils.experiment import privacy
 
 # Papermill's checker of notebooks would build a grammar of web addresses: 1.5 s in every job.
 sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]

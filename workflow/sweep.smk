@@ -15,7 +15,8 @@ import records
 import sources
 import sweeps
 from g2g_utils import config as profiles
-from g2g_utils import products, runs
+from g2g_utils.experiment import products
+from g2g_utils import runs
 
 launch.become_own_array_task(sys.argv[1:])
 

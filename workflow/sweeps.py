@@ -255,7 +255,8 @@ def mismatch(name: str, value: Any, known: dict[str, tuple[str, Any]]) -> str:
 
 def unusable(sweep: Sweep, point: Point, world: str) -> str:
     """Why the profile cannot take a point's settings, arm or products; empty if it can."""
-    from g2g_utils import config, products
+    from g2g_utils import config
+    from g2g_utils.experiment import products
 
     try:
         settings = config.load(world, **point.settings)

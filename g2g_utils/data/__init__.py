@@ -1,5 +1,6 @@
 """Data sources: every one yields the same records (:class:`~g2g_utils.data.record.Example`)."""
 
-from g2g_utils.data.record import Box, Example, Region, pairs
+from g2g_utils.data.geometry import Box
+from g2g_utils.data.record import Example, Region, pairs
 
 __all__ = ["Box", "Example", "Region", "pairs"]

@@ -26,7 +26,7 @@ from g2g_utils.data import chestxray14, mimic_cxr, ms_cxr, openi, reports, rsna,
 from g2g_utils.data.files import two_classes
 from g2g_utils.data.record import Example
 from g2g_utils.data.tables import Row, TableError, matching, read
-from g2g_utils.data.transforms import ImageError, read_image
+from g2g_utils.data.images import ImageError, read_image
 
 PUBLISHED: dict[str, dict[str, int]] = {
     "mimic_cxr": {"images": 377110, "patients": 65379, "images in train": 368960,

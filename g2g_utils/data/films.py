@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from g2g_utils.data.transforms import crop_resize, read_image
+from g2g_utils.data.geometry import crop_resize
+from g2g_utils.data.images import read_image
 
 THREADS = min(16, 2 * (os.cpu_count() or 1))  # decoding releases Python's lock
 

@@ -8,10 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from g2g_utils.data.transforms import crop_resize, read_image, transform_boxes
-
-Box = tuple[float, float, float, float]
-"""``(x, y, w, h)`` in pixels of the image frame, origin top left."""
+from g2g_utils.data.geometry import Box, crop_resize, transform_boxes
+from g2g_utils.data.images import read_image
 
 FINDINGS = (
     "Atelectasis",

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from g2g_utils.data.record import Box
+from g2g_utils.data.geometry import Box
 
 BOX_COLUMNS = ("x", "y", "w", "h")
 SLACK = 1.0  # pixels a box may stick out by: annotation tools round

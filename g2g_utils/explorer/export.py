@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from g2g_utils import bbm, config, plots, products, runs
+from g2g_utils import bbm, config, plots, runs
+from g2g_utils.experiment import products
 from g2g_utils.explorer import maps, render
 from g2g_utils.explorer.session import Panel, Session, View
 from g2g_utils.explorer.state import State, column_label
@@ -131,11 +132,12 @@ def code(session: Session, view: View, letter: str = "A") -> str:
     call = _ground_call if _is_last(panel) else _explorer_call
     arm, seed = products.arm_and_seed(session.config, panel.model)
     image = view.picture.code
-    module = "transforms" if image.startswith("transforms") else "sources"
+    modules = "geometry, images" if image.startswith("geometry") else "sources"
     return "\n".join(
         [
-            "from g2g_utils import config, explorer, grounding, products",
-            f"from g2g_utils.data import {module}",
+            "from g2g_utils import config, explorer, grounding",
+            f"from g2g_utils.data import {modules}",
+            "from g2g_utils.experiment import products",
             "",
             f"c = config.load({_load_arguments(session.config)})",
             f'model, image = products.model(c, "{arm}", {seed}), {image}',

@@ -18,17 +18,19 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from g2g_utils import bbm, metrics, products, tagger
-from g2g_utils.baselines import no_skill
+from g2g_utils import bbm, metrics, tagger
 from g2g_utils.config import Config
 from g2g_utils.data import sources
+from g2g_utils.data.geometry import crop_resize
+from g2g_utils.data.images import read_image
 from g2g_utils.data.record import Example, Region
-from g2g_utils.data.transforms import crop_resize, read_image
+from g2g_utils.experiment import products
 from g2g_utils.explorer import maps, state
 from g2g_utils.explorer.cache import Cache
 from g2g_utils.explorer.maps import Capture, Progress, Selection
 from g2g_utils.explorer.state import Chip, State
 from g2g_utils.masks import gmm_mask
+from g2g_utils.methods import no_skill
 
 MODELS = 2  # models in memory at a time
 UPLOADS = 8  # uploaded pictures remembered
@@ -180,7 +182,7 @@ class Session:
         digest = hashlib.blake2b(content, digest_size=4).hexdigest()
         key, side = f"upload:{digest}:{name}", self.config.image_size
         row = Example(crop_resize(image, side), DEFAULT_PHRASE, None, (), key, key, "upload")
-        code = f"transforms.crop_resize(transforms.read_image({name!r}), c.image_size)"
+        code = f"geometry.crop_resize(images.read_image({name!r}), c.image_size)"
         self.pictures.pop(key, None)  # uploaded again: the newest
         self.pictures[key] = Picture(key, name, side, (row,), code)
         for stale in [k for k in self.pictures if k.startswith("upload")][:-UPLOADS]:

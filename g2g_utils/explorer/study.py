@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pandas as pd
 
-from g2g_utils import evidence, exports
+from g2g_utils.bench import sanity
+from g2g_utils.experiment import ground_file
 from g2g_utils.explorer import maps, state
 from g2g_utils.explorer.session import Panel, Picture, Session
 from g2g_utils.explorer.state import State
@@ -27,7 +28,7 @@ def starting_state(session: Session, picture: int = -1) -> State:
 def _is_plain(picture: Picture) -> bool:
     """Whether a picture's first finding names a side and covers a tenth of the film."""
     first = next(iter(picture.regions), None)
-    return first is not None and exports.is_plain(picture.phrase, first.boxes, picture.size)
+    return first is not None and ground_file.is_plain(picture.phrase, first.boxes, picture.size)
 
 
 def token_table(panel: Panel) -> pd.DataFrame:
@@ -64,7 +65,7 @@ def other_phrase(session: Session, now: State) -> str:
         finding=region.finding,
         boxes=region.boxes,
     )
-    return evidence.other_phrase(session.config, example)
+    return sanity.other_phrase(session.config, example)
 
 
 def by_resolution(session: Session, now: State, other: str = "") -> pd.DataFrame:

@@ -97,7 +97,8 @@ def started(command: list[str], port: int, log: Path) -> subprocess.Popen:
 @pytest.fixture(scope="session")
 def notebook(script) -> Path:
     """Notebook 10 under smoke, with two models to compare."""
-    from g2g_utils import config, products
+    from g2g_utils import config
+    from g2g_utils.experiment import products
 
     settings = config.load("smoke")
     for arm in list(settings.training.arms)[:2]:

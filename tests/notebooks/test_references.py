@@ -15,7 +15,8 @@ import jsonschema
 import nbformat
 import pytest
 
-from g2g_utils import config, findings, runs
+from g2g_utils import config, runs
+from g2g_utils.bench import claims
 
 ROOT = Path(__file__).resolve().parents[2]
 spec = importlib.util.spec_from_file_location("g2g_notebooks", ROOT / "tools" / "notebooks.py")
@@ -31,11 +32,11 @@ def seconds(reference: Path) -> float:
 
 def test_findings_of_the_smoke_run_follow_the_schema():
     """The run that has just ended wrote every finding anew, and soundly."""
-    written = findings.path(config.load("smoke"))
+    written = claims.path(config.load("smoke"))
     if not written.is_file():
         pytest.skip("no smoke run yet: ./run_all.sh smoke")
     rows = json.loads(written.read_text())
-    jsonschema.validate(rows, findings.SCHEMA)
+    jsonschema.validate(rows, claims.SCHEMA)
     assert {row["id"].split("-")[0] for row in rows} >= {"F1", "F2", "F3", "F4", "F5", "F6"}
     assert all(row["holds"] == (row["low"] > 0) for row in rows)
     assert {row["run"] for row in rows} == {runs.settings_id(config.load("smoke"))}

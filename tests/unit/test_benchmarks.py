@@ -50,7 +50,8 @@ def test_simulated_memory_counts_what_is_alive(script):
 
 
 def test_simulated_memory_trains_what_the_cost_sheet_says(script, root):
-    from g2g_utils import config, costs
+    from g2g_utils import config
+    from g2g_utils.experiment import costs
 
     rows = json.loads((root / "benchmarks" / "memory.json").read_text())["rows"]
     for rank in (0, 32):

@@ -9,8 +9,9 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from peft import LoraConfig
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
-from g2g_utils import bbm, grounding, studies
+from g2g_utils import bbm, grounding
 from g2g_utils.attention import CrossAttentionRecorder, find_layers
+from g2g_utils.bench import ablations
 from g2g_utils.data.record import Example
 from g2g_utils.grounding import evaluate, ground, ground_batch, spread, text_bias
 
@@ -335,9 +336,9 @@ def test_studies_score_as_evaluate_does(model, images):
     options = FAST | {"filter": "lexical", "layers": None}
     expected = evaluate(model, pairs, others=True, progress=False, **options)
     for study, by, setting in (
-        (studies.filters, "filter", "lexical"),
-        (studies.resolutions, "layers", "all"),
-        (studies.curves, "curve", "none"),
+        (ablations.filters, "filter", "lexical"),
+        (ablations.resolutions, "layers", "all"),
+        (ablations.curves, "curve", "none"),
     ):
         rows = study(model, pairs, **options)
         own = rows[rows[by] == setting]
@@ -349,8 +350,8 @@ def test_studies_score_as_evaluate_does(model, images):
 def test_halves_of_the_steps_are_those_of_the_last_k(model, images):
     pairs = [Example(**vars(example)) for example in examples(images)]
     options = FAST | {"timesteps": 4}
-    halves = studies.step_halves(model, pairs, **options)
-    last = studies.kept_steps(model, pairs, [2], **options)
+    halves = ablations.step_halves(model, pairs, **options)
+    last = ablations.kept_steps(model, pairs, [2], **options)
     cleaner = halves[halves["timesteps"] == "cleaner half"]
     assert np.allclose(cleaner["cnr"], last["cnr"])
     assert not np.allclose(cleaner["cnr"], halves[halves["timesteps"] == "noisier half"]["cnr"])

@@ -26,7 +26,8 @@ import time
 
 import torch
 
-from g2g_utils import loop, runs
+from g2g_utils.training import fit
+from g2g_utils import runs
 
 
 def plan(config):
@@ -44,7 +45,7 @@ def key(config, name):
 def ensure(config, name):
     folder = config.build_dir / "trained"
     folder.mkdir(parents=True, exist_ok=True)
-    state = loop.read_checkpoint(folder)
+    state = fit.read_checkpoint(folder)
     if not runs.rank():
         with open(folder / "starts.txt", "a") as starts:
             starts.write(f"{state['step'] if state else 0} {os.environ.get('WORLD_SIZE', 1)}\\n")
@@ -53,13 +54,13 @@ def ensure(config, name):
 
     def loss(step, modules, accelerator):
         time.sleep(float(os.environ.get("SLOW", 0)))
-        x = torch.randn((4, 3), generator=loop.seeded(5, step))
+        x = torch.randn((4, 3), generator=fit.seeded(5, step))
         share = x[accelerator.process_index :: accelerator.num_processes]
         return (modules["m"](share) - share[:, :2]).square().mean()
 
-    options = loop.Options(60, warmup=2, checkpoint_every=1000, log_every=2, tensorboard=False)
+    options = fit.Options(60, warmup=2, checkpoint_every=1000, log_every=2, tensorboard=False)
     groups = [{"params": list(model.parameters()), "lr": 1e-2}]
-    loop.fit("tiny", {"m": model}, groups, loss, folder, options)
+    fit.fit("tiny", {"m": model}, groups, loss, folder, options)
     if not runs.rank():
         runs.write_json(folder / "weights.json", model.weight.detach())
         runs.write_json(folder / "run.json", {"key": "0"})

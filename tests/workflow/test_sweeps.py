@@ -74,7 +74,8 @@ def test_a_mistake_in_yaml_is_one_line(script, tmp_path: Path) -> None:
 
 
 def test_what_a_profile_loads_is_no_product_to_wait_for(script) -> None:
-    from g2g_utils import config, products
+    from g2g_utils import config
+    from g2g_utils.experiment import products
 
     sweeps = script("workflow/sweeps.py")
     sweep = sweeps.read("seeds")

@@ -1,1 +1,0 @@
-"""Baselines that a grounding model has to beat."""

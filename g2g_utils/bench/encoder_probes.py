@@ -1,0 +1,117 @@
+"""What a text encoder holds apart before any diffusion training: phrases, words, films."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from g2g_utils import models, text
+from g2g_utils.bench import ablations
+from g2g_utils.data.record import Example
+from g2g_utils.methods.biovil import BioViL
+from g2g_utils.training.pretrain import sentence_state
+
+
+@torch.no_grad()
+def states_of(
+    tokenizer: Any, encoder: Any, phrases: Sequence[str], max_length: int
+) -> tuple[Tensor, list[text.PhraseTokens]]:
+    """Text states [b, n, d] of phrases and their tokens."""
+    tokens = [text.tokenize(tokenizer, phrase, max_length) for phrase in phrases]
+    return models.text_states(encoder, *text.stack(tokens)), tokens
+
+
+def phrase_vectors(tokenizer: Any, encoder: Any, phrases: Sequence[str], max_length: int) -> Tensor:
+    """One vector a phrase [b, d]: the mean state of its content words, centred over the phrases."""
+    states, tokens = states_of(tokenizer, encoder, phrases, max_length)
+    means = [one[t.content()].mean(0) for one, t in zip(states, tokens, strict=True)]
+    stacked = torch.stack(means)
+    return stacked - stacked.mean(0)
+
+
+def cosines(vectors: Tensor) -> Tensor:
+    """Cosines [b, b] between rows."""
+    unit = F.normalize(vectors, dim=-1)
+    return unit @ unit.T
+
+
+def nearness_gap(vectors: Tensor, labels: Sequence[Any]) -> NDArray[np.floating]:
+    """For each row: mean cosine to others of its label - mean cosine to rows of other labels.
+
+    NaN for rows without a label, or without another row of the same or of another label.
+    """
+    near = cosines(vectors).double().numpy()
+    same = np.array([[a == b for b in labels] for a in labels])
+    known = np.array([label is not None for label in labels])
+    own, other = same & known[None], ~same & known[None]
+    np.fill_diagonal(own, False)
+    with np.errstate(invalid="ignore"):
+        gap = (near * own).sum(1) / own.sum(1) - (near * other).sum(1) / other.sum(1)
+    return np.where(known, gap, np.nan)
+
+
+def neighbours(
+    tokenizer: Any, encoder: Any, phrases: Sequence[str], words: Sequence[str], max_length: int,
+    count: int = 3,
+) -> dict[str, list[str]]:  # fmt: skip
+    """The `count` nearest words of each word, by its mean state over all phrases that hold it."""
+    states, tokens = states_of(tokenizer, encoder, phrases, max_length)
+    found: dict[str, list[Tensor]] = defaultdict(list)
+    for one, phrase in zip(states, tokens, strict=True):
+        for word in phrase.words:
+            found[word.text.lower()].append(one[list(word.tokens)].mean(0))
+    names = sorted(found)
+    means = torch.stack([torch.stack(found[name]).mean(0) for name in names])
+    near = cosines(means - means.mean(0)).fill_diagonal_(-2)
+    rows = {name: near[i].topk(min(count, len(names) - 1)).indices for i, name in enumerate(names)}
+    return {word: [names[i] for i in rows[word]] for word in words if word in rows}
+
+
+@torch.no_grad()
+def retrieval_ranks(joint: BioViL, films: Sequence[Example]) -> Tensor:
+    """Rank [b], 1 = first, of each impression's own film among all films, by cosine."""
+    tokens = [text.tokenize(joint.tokenizer, film.phrase, joint.max_length) for film in films]
+    ids, mask = text.stack(tokens)
+    states = models.text_states(joint.text_encoder, ids, mask)
+    sentences = joint.heads.sentence(sentence_state(states, ids, mask, "bert"))
+    images = torch.from_numpy(np.stack([film.array() for film in films]))[:, None]
+    _, pooled = joint.branch(images)
+    near = F.normalize(sentences, dim=-1) @ F.normalize(pooled, dim=-1).T  # texts films
+    return (near > near.diagonal()[:, None]).sum(1) + 1
+
+
+def mark_groups(ax: Any, labels: Sequence[str], *, names: bool = True) -> None:
+    """Lines between, and optionally the names of, runs of equal labels along a square map."""
+    start = 0
+    for label, run in groupby(labels):
+        stop = start + len(list(run))
+        for line in (ax.axhline, ax.axvline):
+            line(stop - 0.5, color="0.4", lw=0.4)
+        if names:
+            ax.text(-1, (start + stop - 1) / 2, label, ha="right", va="center", fontsize=7)
+        start = stop
+
+
+def side_costs(baseline: BioViL, pairs: Sequence[Example], side: int) -> pd.DataFrame:
+    """CNR of the cosine map of pairs that name one side, and what swapping that side costs.
+
+    Columns: image_id, subject_id, cnr, cost (CNR of the own phrase less that of the swapped one,
+    both against the own boxes in a frame of `side` pixels).
+    """
+    rows = []
+    for pair in (pair.framed(side) for pair in pairs if text.side_of(pair.phrase)):
+        phrases = (pair.phrase, text.swap_sides(pair.phrase))
+        maps = [baseline.heatmap(pair.array(), phrase) for phrase in phrases]
+        own, swapped = (row["cnr"] for row in ablations.batch_scores(maps, pair.boxes, side))
+        identity = {"image_id": pair.image_id, "subject_id": pair.subject_id}
+        rows.append(identity | {"cnr": own, "cost": own - swapped})
+    return pd.DataFrame(rows, columns=["image_id", "subject_id", "cnr", "cost"])

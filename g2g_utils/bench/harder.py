@@ -1,0 +1,53 @@
+"""The benchmark's table in a harder world: findings implanted into real normal radiographs.
+
+The models have seen drawn anatomy only, so this asks what is left of their grounding on real one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from g2g_utils import grounding
+from g2g_utils.bench import ablations
+from g2g_utils.config import Config
+from g2g_utils.data import phantoms, record
+from g2g_utils.data.record import Example
+from g2g_utils.experiment import products
+from g2g_utils.experiment.plan import seeds
+
+PRIOR_IMAGES = 512  # training phantoms whose boxes make the mean-box rows
+
+
+def examples(config: Config, folder: Path, split: str, count: int) -> list[Example]:
+    """The profile's first `count` phantoms of a split, drawn into the radiographs of `folder`.
+
+    Films of one patient serve one split; ValueError if the folder has none for this one.
+    """
+    world = {**config.data.world, "backgrounds": str(folder)}
+    return phantoms.generate(count, config.data.seed, split, **world)
+
+
+def methods(config: Config, folder: Path, images: int) -> pd.DataFrame:
+    """All metrics on the pairs of `images` test phantoms, one row a pair, seed and method.
+
+    Methods as in `ablations.methods`: every compared arm and seed, the first arm's map of another
+    phrase, maps without skill (mean boxes of training phantoms with such backgrounds), and the
+    discriminative rival where the profile trains one.
+    """
+    pairs = record.pairs(examples(config, folder, "test", images))
+    trained = record.pairs(examples(config, folder, "train", min(PRIOR_IMAGES, config.data.train)))
+    regions = [{"finding": pair.finding, "boxes": pair.boxes} for pair in trained]
+    options, tables = products.grounding_options(config), []
+    trainings = [(arm, seed) for arm in config.training.compared for seed in seeds(config, arm)]
+    for arm, seed in tqdm(trainings, desc="real backgrounds"):
+        model = products.model(config, arm, seed)
+        rows = grounding.evaluate(model, pairs, others=True, progress=False, **options)
+        tables.append(rows.assign(arm=arm, seed=seed))
+    side, (_, latent) = config.image_size, products.latent_size(config)
+    no_skill = ablations.no_skill_rows(pairs, regions, side, latent)
+    baseline = products.rival(config)
+    rival = ablations.biovil_rows(baseline, pairs, side) if baseline is not None else None
+    return ablations.methods(pd.concat(tables, ignore_index=True), no_skill, rival)

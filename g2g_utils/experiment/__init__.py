@@ -1,0 +1,1 @@
+"""The experiment: what a profile makes (plan), how (products, recipes) and at what cost."""

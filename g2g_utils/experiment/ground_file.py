@@ -1,0 +1,270 @@
+"""One image, one phrase, and files that show where: what `ground` on the command line does.
+
+Inputs are checked before anything heavy is loaded or trained. All files are written below the
+build folder; they hold no header field of the image.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from g2g_utils import runs
+from g2g_utils.config import ROOT, Config, ConfigError
+from g2g_utils.data.geometry import crop_resize, restore_box
+from g2g_utils.data.images import read_image
+from g2g_utils.data.record import Example
+
+if TYPE_CHECKING:
+    from g2g_utils.grounding import Grounding
+    from g2g_utils.models import GroundingModel
+
+FILM_SIDE = 512  # pixels of the film under exported maps
+DISCLAIMER = "for research, not a medical device"
+PHANTOM_CAUTION = (
+    "the model was trained on computed phantoms alone: on a real radiograph its map is a "
+    "demonstration of the method, not a finding"
+)
+
+
+def ground_file(
+    config: Config,
+    image: Path,
+    phrase: str,
+    *,
+    arm: str | None = None,
+    seed: int = 0,
+    out: Path | None = None,
+) -> list[Path]:
+    """Ground a phrase in an image file with the profile's defaults; returns the files written.
+
+    image: PNG, JPEG or DICOM of any size; its centre square is used. arm: which fine-tuned model
+    (default: the first); seed: of the sampling noise; out: folder for results (default:
+    build/<profile>/grounded). Writes overlay.png, maps.npz and grounding.json into
+    <out>/<stem>-<digest>/. Raises ValueError with one line for bad phrases, images and arms.
+    """
+    image = Path(image)
+    example = example_of_file(config, image, phrase)
+    check_arm(config, arm)
+    if out is not None and out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is no folder: name one for the results")
+    model = _model(config, arm)
+    options = options_of(config) | {"curve": config.grounding.curve, "seed": seed}
+    result = _ground(model, example, options)
+    source = {"file": image.name, "sha256": runs.file_digest(image)}
+    parameters = {"phrase": example.phrase, "model": model.name, **options}
+    name = f"{image.stem}-{runs.digest([source, parameters, _weights(config, model)], 8)}"
+    folder = (out or config.build_dir / "grounded") / name
+    report = {**_report(result, image), "image": source, "parameters": parameters}
+    return write_files(config, folder, example, result, report, film=film_of(image))
+
+
+def check_arm(config: Config, arm: str | None) -> None:
+    """Refuse an arm that the profile does not have."""
+    if arm is not None and arm not in config.training.arms:
+        known = ", ".join(config.training.arms)
+        raise ConfigError(f"unknown arm {arm!r}: choose one of {known}")
+
+
+def example_of_file(config: Config, image: Path, phrase: str) -> Example:
+    """An image file and a phrase, both checked, as a record in the model's frame."""
+    from g2g_utils import text
+
+    text.check_phrase(phrase, _filter(config))
+    pixels = crop_resize(read_image(image), config.image_size)
+    if pixels.max() == pixels.min():
+        raise ValueError(f"{image}: every pixel is the same; look at the file in a viewer")
+    return Example(pixels, phrase, None, (), Path(image).stem, Path(image).stem, "test")
+
+
+def film_of(image: Path) -> np.ndarray:
+    """The crop that the model is shown, [s, s] with up to FILM_SIDE of the file's own pixels."""
+    pixels = read_image(image)
+    return crop_resize(pixels, min(FILM_SIDE, *pixels.shape))
+
+
+def chosen_example(config: Config, image_path: str, phrase: str, pair: int) -> Example:
+    """What a notebook's parameters ask for: the user's image and phrase, or a test pair.
+
+    pair: its number; -1: the first that `is_plain`, else the first of all. A phrase other than the
+    pair's own drops its boxes, which belong to the own phrase. Relative paths start at the working
+    directory, else at the repository's root.
+    """
+    from g2g_utils import text
+    from g2g_utils.experiment import products
+
+    if image_path:
+        path = Path(image_path).expanduser()
+        path = path if path.exists() else ROOT / path
+        if not phrase:
+            raise ValueError(f"no phrase for {image_path}: set the parameter `phrase` too")
+        return example_of_file(config, path, phrase)
+    pairs = products.evaluation_pairs(config)
+    if not -1 <= pair < len(pairs):
+        raise ValueError(f"pair={pair}: the test split has pairs 0 to {len(pairs) - 1}")
+    if pair == -1:
+        framed = (
+            p.framed(config.image_size) for p in pairs if text.swap_sides(p.phrase) != p.phrase
+        )
+        plain = (p for p in framed if is_plain(p.phrase, p.boxes, config.image_size))
+        example = next(plain, None) or pairs[0].framed(config.image_size)
+    else:
+        example = pairs[pair].framed(config.image_size)
+    if phrase and phrase != example.phrase:
+        text.check_phrase(phrase, _filter(config))
+        pixels, name, subject = example.array(), example.image_id, example.subject_id
+        return Example(pixels, phrase, None, (), name, subject, example.split)
+    return example
+
+
+def is_plain(phrase: str, boxes: Any, side: int) -> bool:
+    """Whether a phrase names a side and its boxes [x, y, w, h] cover a tenth of a side² film.
+
+    A rule to choose an example by: it knows nothing of how well the finding is grounded.
+    """
+    from g2g_utils import text
+
+    covered = sum(w * h for _, _, w, h in boxes)
+    return text.swap_sides(phrase) != phrase and covered >= side**2 / 10
+
+
+def figures_folder(config: Config, image_path: str) -> Path:
+    """Where a notebook's figures go: those of a user's own image never among committed ones."""
+    return config.build_dir / "grounded" / "figures" if image_path else config.figures_dir
+
+
+def options_of(config: Config) -> dict[str, Any]:
+    """The profile's grounding options without bias merging, for images without a known class."""
+    from g2g_utils.experiment import products
+
+    return products.grounding_options(config) | {"filter": _filter(config)}
+
+
+def _filter(config: Config) -> Any:
+    """The profile's token filter; the disease filter needs a class, which a file does not have."""
+    return "lexical" if config.grounding.filter == "disease" else config.grounding.filter
+
+
+def _model(config: Config, arm: str | None) -> GroundingModel:
+    from g2g_utils.experiment import products
+
+    return products.model(config, arm)
+
+
+def _weights(config: Config, model: GroundingModel) -> str:
+    """What tells the weights of a trained or loaded model apart."""
+    from g2g_utils.experiment import products
+
+    _, _, name = model.name.partition("/")
+    return str(config.adaptation.released or products.key(config, name))
+
+
+def _ground(model: GroundingModel, example: Example, options: dict[str, Any]) -> Grounding:
+    """Ground, after a line about words that the tokenizer's maximum cuts off."""
+    from g2g_utils import grounding, text
+
+    cut = text.tokenize(model.tokenizer, example.phrase, model.max_length).truncated
+    if cut:
+        print(
+            f"warning: the phrase is longer than {model.max_length} tokens; cut off: "
+            f"{' '.join(cut)}; shorten it",
+            file=sys.stderr,
+        )
+    return grounding.ground(model, example.array(), example.phrase, **options)
+
+
+def _report(result: Grounding, image: Path) -> dict[str, Any]:
+    """Words and numbers of a grounding; places in pixels of the image file."""
+    from g2g_utils.data.images import image_size
+
+    height, width = image_size(image)
+    return {
+        "phrase": result.phrase,
+        "words": list(result.words),
+        "cut_off": list(result.phrase_tokens.truncated),
+        "confidence": result.confidence,
+        "mask_fraction": round(float(result.mask.float().mean()), 4),
+        **places(result, height, width),
+        "timesteps": list(result.timesteps),
+        "keep_last": result.keep_last,
+        "layers": list(result.layers),
+    }
+
+
+def places(result: Grounding, height: int, width: int) -> dict[str, Any]:
+    """Peak (x, y) of the heat map and box [x, y, w, h] of the mask, in a height x width image."""
+    side = result.heatmap.shape[-1]
+    row, column = divmod(int(result.heatmap.argmax()), side)
+    x, y, w, h = restore_box((column, row, 1, 1), height, width, side)
+    found: dict[str, Any] = {"peak": [round(x + w / 2, 1), round(y + h / 2, 1)], "mask_box": None}
+    rows, columns = (np.flatnonzero(result.mask.numpy().any(axis)) for axis in (1, 0))
+    if len(rows):
+        spans = (columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1)
+        box = restore_box(spans, height, width, side)
+        found["mask_box"] = [round(float(value), 1) for value in box]
+    return found
+
+
+def write_files(
+    config: Config,
+    folder: Path,
+    example: Example,
+    result: Grounding,
+    report: dict[str, Any],
+    film: np.ndarray | None = None,
+) -> list[Path]:
+    """Write overlay.png, maps.npz and grounding.json into a folder; returns their paths.
+
+    film: the example's image with more pixels, for the overlay.
+    """
+    names = ("overlay.png", "maps.npz", "grounding.json")
+    overlay, maps, numbers = (folder / name for name in names)
+    with runs.atomic(maps) as temporary, open(temporary, "wb") as stream:
+        np.savez_compressed(stream, **arrays(result))
+    phantoms = {"caution": PHANTOM_CAUTION} if config.data.source == "phantoms" else {}
+    state = runs.git_state(ROOT)
+    about = {"profile": config.profile, **state, "disclaimer": DISCLAIMER, **phantoms}
+    runs.write_json(numbers, report | about)
+    draw(config, overlay, example, result, film)
+    return [overlay, maps, numbers]
+
+
+def arrays(result: Grounding) -> dict[str, Any]:
+    """Maps of a grounding as arrays: heatmap, activation, mask, token_maps with their pieces."""
+    pieces = result.phrase_tokens.pieces[: len(result.token_maps)]
+    found = {
+        "heatmap": result.heatmap.numpy(),
+        "activation": result.activation.numpy(),
+        "mask": result.mask.numpy(),
+        "token_maps": result.token_maps.numpy(),
+        "pieces": np.array(pieces),
+        "tokens": np.array(result.tokens),
+        "words": np.array(result.words),
+    }
+    if result.interaction is not None:
+        found["interaction"] = result.interaction.numpy()
+    return found
+
+
+def draw(
+    config: Config, path: Path, example: Example, result: Grounding, film: np.ndarray | None = None
+) -> None:
+    """The image, the heat map and the mask of a grounding as a PNG file."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    from g2g_utils import plots
+    from g2g_utils.plots import overlays
+
+    with rc_context(plots.STYLE), runs.atomic(path) as temporary:
+        fig = Figure(figsize=(3 * overlays.PANEL + 0.7, overlays.PANEL + 0.9))
+        overlays.grounding_panels(
+            example.array(), result.heatmap, result.mask,
+            phrase=result.phrase, boxes=example.boxes, film=film, fig=fig,
+        )  # fmt: skip
+        fig.text(0.99, 0.01, DISCLAIMER, ha="right", va="bottom", fontsize=7, color="0.4")
+        metadata = plots.provenance(config, "grounding")
+        fig.savefig(temporary, format="png", dpi=plots.SAVED_DPI, metadata=metadata)

@@ -1,0 +1,1 @@
+"""Methods: everything that turns an image and a phrase into a heat map."""

@@ -1,0 +1,285 @@
+"""Load and save weights in the folders of diffusers and transformers.
+
+Nothing is unpickled and no remote code is run.
+"""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoTokenizer,
+    BertModel,
+    BertTokenizerFast,
+    CLIPTextModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    RobertaModel,
+)
+from transformers.utils import logging
+
+from g2g_utils import config as configuration
+from g2g_utils.models import registry
+from g2g_utils.models.components import SD_SCHEDULE, add_projection
+
+
+class MissingWeights(FileNotFoundError):
+    """Weights that are not on disk; the message says what was looked for and how to get it."""
+
+
+def adopt(unet: UNet2DConditionModel, folder: Path) -> None:
+    """Take over a trained U-Net's weights, all but those that read the text, which stay as made."""
+    trained = load_file(folder / "diffusion_pytorch_model.safetensors")
+    reading = tuple(f".attn2.{name}." for name in ("to_q", "to_k", "to_v"))
+    kept = {n: w.float() for n, w in trained.items() if not any(r in n for r in reading)}
+    fresh = {n: w for n, w in unet.state_dict().items() if any(r in n for r in reading)}
+    wanted = {n: w.shape for n, w in unet.state_dict().items() if n not in fresh}
+    if {n: w.shape for n, w in kept.items()} != wanted:
+        raise ValueError(f"{folder}: a U-Net of another shape; delete the folder and make it again")
+    unet.load_state_dict(fresh | kept)
+
+
+TEXT_MODELS: dict[str, Any] = {  # by the model type in a checkpoint's config.json
+    "bert": BertModel,
+    "cxr-bert": BertModel,  # its own class is remote code; its states are a plain BERT's
+    "roberta": RobertaModel,
+    "clip": CLIPTextModel,
+    "clip_text_model": CLIPTextModel,
+}
+
+HEADS = (  # what a checkpoint may hold beside the text states' weights
+    "cls.", "cls_projection_head.", "lm_head.", "pooler.", "bert.pooler.", "roberta.pooler.",
+    "vision_model.", "visual_projection.", "text_projection.", "logit_scale",
+)  # fmt: skip
+
+BUFFERS = ("position_ids",)  # stored by old versions, computed by new ones
+
+
+def load_text_encoder(
+    source: str | Path, revision: str | None = None, subfolder: str | None = None
+) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """Tokenizer and text encoder of a folder, hub id or name in `registry.REGISTRY`.
+
+    BERT, CXR-BERT, RoBERTa or CLIP. `subfolder` is the encoder's in a pipeline, whose tokenizer
+    lies in `tokenizer`.
+
+    The class is chosen by the config's model type; CXR-BERT loads as a plain `BertModel`, whose
+    last hidden state equals its remote-code class's. No remote code is run or asked for. Raises
+    `MissingWeights` with the fix where weights are absent or do not fit.
+    """
+    source, revision = registry.resolve(str(source), revision)
+    options = _options(revision)
+    folder = {"subfolder": subfolder} if subfolder else {}
+    config = f"{subfolder}/config.json" if subfolder else "config.json"
+    with _explained(source, registry.expected(source), revision, config), quiet():
+        kind = PreTrainedConfig.get_config_dict(source, **folder, **options)[0].get("model_type")
+        if kind not in TEXT_MODELS:
+            known = ", ".join(TEXT_MODELS)
+            raise ValueError(f"its config.json says model_type {kind!r}, known are {known}")
+        tokens = {"subfolder": "tokenizer"} if subfolder else {}
+        reader = BertTokenizerFast if kind == "cxr-bert" else AutoTokenizer
+        tokenizer = reader.from_pretrained(source, **tokens, **options)
+        bare = {} if TEXT_MODELS[kind] is CLIPTextModel else {"add_pooling_layer": False}
+        encoder, info = TEXT_MODELS[kind].from_pretrained(
+            source, dtype="float32", output_loading_info=True, **bare, **folder, **options
+        )
+        _check_keys(info, HEADS)
+    place = f"{source}/tokenizer" if subfolder else source
+    _check_words(tokenizer, encoder, place, registry.command(source, revision))
+    return tokenizer, encoder.eval()
+
+
+def _check_words(
+    tokenizer: PreTrainedTokenizerBase, encoder: PreTrainedModel, place: str, command: str
+) -> None:
+    """Refuse a tokenizer of few of the encoder's words: without its file all are unknown."""
+    known, wanted = len(tokenizer), encoder.config.vocab_size
+    if known < wanted / 2:
+        bert = isinstance(encoder, BertModel)
+        raise MissingWeights(
+            f"the tokenizer at {place} knows {known} words, its encoder {wanted}: expected is "
+            f"{registry.BERT_WORDS if bert else registry.BYTE_PAIRS}; run `{command}`"
+        )
+
+
+def _check_keys(info: dict[str, Any], heads: tuple[str, ...] = ()) -> None:
+    """Refuse weights that lack a key, or hold one that is neither wanted nor of a known head."""
+    missing = sorted(info["missing_keys"])
+    unknown = sorted(
+        key
+        for key in info["unexpected_keys"]
+        if not key.startswith(heads) and not key.endswith(BUFFERS)
+    )
+    unfit = sorted(str(key) for key in info["mismatched_keys"])
+    for what, keys in (("missing", missing), ("unexpected", unknown), ("of other shapes", unfit)):
+        if keys:
+            raise ValueError(f"{len(keys)} weights are {what}, such as {keys[0]}")
+
+
+def load_vae(source: str | Path, revision: str | None = None) -> AutoencoderKL:
+    """VAE of a folder or hub id; a Stable Diffusion pipeline's `vae` subfolder is found."""
+    return _load(AutoencoderKL, source, "vae", revision)
+
+
+def load_unet(source: str | Path, revision: str | None = None) -> UNet2DConditionModel:
+    """U-Net of a folder or hub id: subfolder `unet_ema` (the released one), else `unet`."""
+    released = str(source).endswith("cxr_bert_ldm") or (Path(source) / "unet_ema").is_dir()
+    return _load(UNet2DConditionModel, source, "unet_ema" if released else "unet", revision)
+
+
+def _load(cls: Any, source: str | Path, subfolder: str, revision: str | None) -> Any:
+    """`cls.from_pretrained`, as float32, in evaluation mode, errors explained."""
+    folder = {} if (Path(source) / "config.json").is_file() else {"subfolder": subfolder}
+    files = f"{subfolder}/config.json and {subfolder}/diffusion_pytorch_model.safetensors"
+    with _explained(source, files, revision, f"{subfolder}/config.json"):
+        # without safetensors diffusers falls back to torch.load(weights_only=True)
+        model, info = cls.from_pretrained(
+            source, torch_dtype=torch.float32, output_loading_info=True, **folder,
+            **_options(revision),
+        )  # fmt: skip
+        _check_keys(info)
+    return model.eval()
+
+
+LORA_FOLDER, PROJECTION = "unet_lora", "text_projection.safetensors"
+
+
+def save_unet(unet: UNet2DConditionModel, folder: Path) -> None:
+    """Write `unet/`, or for LoRA only the adapter (and projection) as `unet_lora/`."""
+    if not getattr(unet, "peft_config", None):
+        unet.save_pretrained(folder / "unet")
+        return
+    unet.save_lora_adapter(folder / LORA_FOLDER)
+    if unet.encoder_hid_proj is not None:
+        save_file(unet.encoder_hid_proj.state_dict(), folder / LORA_FOLDER / PROJECTION)
+
+
+def load_adapted(config: configuration.Config, folder: Path) -> UNet2DConditionModel:
+    """The U-Net that `save_unet` wrote; a LoRA is merged into the profile's pretrained U-Net."""
+    if not (folder / LORA_FOLDER).is_dir():
+        return load_unet(folder)
+    assert config.unet.pretrained is not None  # the configuration's own check
+    unet = load_unet(config.unet.pretrained, config.unet.revision)
+    extra = folder / LORA_FOLDER / PROJECTION
+    if extra.is_file():
+        weights = load_file(extra)
+        add_projection(unet, weights["weight"].shape[1])
+        unet.encoder_hid_proj.load_state_dict(weights)
+    with _explained(folder / LORA_FOLDER, "pytorch_lora_weights.safetensors"):
+        unet.load_lora_adapter(str(folder / LORA_FOLDER), prefix=None, use_safetensors=True)
+    unet.fuse_lora()
+    unet.unload_lora()
+    return unet.requires_grad_(False).eval()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' progress bars and tables of keys, which `_check_keys` judges."""
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _options(revision: str | None) -> dict[str, str]:
+    """Keyword for a pinned revision, if there is one."""
+    return {"revision": revision} if revision else {}
+
+
+UNREADABLE = (  # what reading raises: files missing, damaged, of something other than weights
+    OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError,
+    AttributeError, TypeError,
+)  # fmt: skip
+
+
+def readable(file: Path) -> bool:
+    """False for a truncated file of weights, and for a web page or pointer in its place."""
+    if file.suffix != ".safetensors":
+        with file.open("rb") as stream:
+            return zipfile.is_zipfile(file) or stream.read(1) == b"\x80"  # PyTorch before 1.6
+    try:
+        with safe_open(file, "pt"):
+            return True
+    except (SafetensorError, OSError):
+        return False
+
+
+class _explained:
+    """Context manager that turns a failed download, missing or damaged file into `MissingWeights`.
+
+    The weights lie beside `config`.
+    """
+
+    def __init__(
+        self, source: object, files: str, revision: str | None = None, config: str = "config.json"
+    ) -> None:
+        self.source, self.files, self.revision = str(source), files, revision
+        self.config = config
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, UNREADABLE) and not isinstance(error, MissingWeights):
+            if damaged := self.damaged():
+                again = f"--force-download --include '{Path(self.config).with_name(damaged.name)}'"
+                command = registry.command(self.source, self.revision, again)
+                raise MissingWeights(
+                    f"{damaged} is damaged: fetch it again, `{command}`"
+                ) from error
+            reason = (str(error).splitlines() or [""])[0]
+            raise MissingWeights(
+                f"no usable weights at {self.source}: {reason} - expected are {self.files}; "
+                f"{self.fix()}"
+            ) from error
+
+    def damaged(self) -> Path | None:
+        """The first file of weights that is there and cannot be read."""
+        config = registry.find(self.source, self.config, self.revision)
+        files = registry.weights(config.parent) if config else []
+        return next((file for file in files if not readable(file)), None)
+
+    def fix(self) -> str:
+        """What to do: fetch a hub id, or look at a folder."""
+        if Path(self.source).is_absolute() or Path(self.source).exists():
+            return "name another folder in the profile, or a hub id to fetch"
+        command = registry.command(self.source, self.revision)
+        return (
+            f"on a machine with internet run `{command}` and try again "
+            "(HF_HUB_OFFLINE=1 then works without), or name a local folder in the profile"
+        )
+
+
+def build_scheduler(config: configuration.Unet) -> DDIMScheduler:
+    """The noise schedule: loaded where the profile names one, else that of Stable Diffusion 1.5.
+
+    A loaded one says itself what the U-Net predicts; `config.prediction` must agree.
+    """
+    if not config.scheduler:
+        return DDIMScheduler(**SD_SCHEDULE, prediction_type=config.prediction)
+    revision = config.schedule_revision
+    options = _options(revision)
+    with _explained(config.scheduler, "scheduler/scheduler_config.json", revision):
+        loaded = DDIMScheduler.from_pretrained(config.scheduler, subfolder="scheduler", **options)
+    if loaded.config.prediction_type != config.prediction:
+        raise configuration.ConfigError(
+            f"unet.prediction = {config.prediction!r}, but the schedule of {config.scheduler} is "
+            f"for {loaded.config.prediction_type!r}: set unet.prediction to that, or name another "
+            "unet.scheduler"
+        )
+    return loaded

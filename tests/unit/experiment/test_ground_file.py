@@ -1,0 +1,229 @@
+"""Grounding files: what is written, and one clear line for what cannot be used."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from g2g_utils import models
+from g2g_utils.config import ConfigError, load
+from g2g_utils.data.images import ImageError
+from g2g_utils.experiment import ground_file, products
+from g2g_utils.training import pretrain
+
+TEXTS = ["small left pleural effusion", "right lung opacity in the lower zone", "no edema ."]
+PHRASE = "left lung opacity"
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    """The smoke profile with a build folder of its own."""
+    monkeypatch.setenv("G2G_BUILD", str(tmp_path / "build"))
+    return load("smoke")
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory):
+    """A model of the smoke profile's sizes that has learned nothing."""
+    config = load("smoke")
+    length = config.text.max_length
+    with models.initialised(0):
+        tokenizer = pretrain.word_tokenizer(TEXTS, tmp_path_factory.mktemp("text"), length)
+        encoder = pretrain.build_text_encoder(config.encoders["domain"], tokenizer, length)
+        vae = models.build_vae(config.vae)
+        unet = models.build_unet(config.unet, config.vae.latent_channels, 16, 32)
+    return models.GroundingModel(
+        tokenizer=tokenizer,
+        text_encoder=encoder.eval(),
+        vae=vae.eval(),
+        unet=unet.eval(),
+        scheduler=models.build_scheduler(config.unet),
+        image_size=config.image_size,
+        max_length=length,
+        zero_padding=True,
+        name="smoke/ldm/domain-frozen-s0",
+    )
+
+
+@pytest.fixture
+def quick(untrained, monkeypatch):
+    """No training: the untrained model stands in for every arm."""
+    monkeypatch.setattr(products, "model", lambda *args, **more: untrained)
+
+
+@pytest.fixture
+def nothing_heavy(monkeypatch):
+    """Loading or making anything is a failure."""
+
+    def refuse(*args, **more):
+        raise AssertionError("something heavy was loaded before the inputs were checked")
+
+    monkeypatch.setattr(products, "model", refuse)
+    monkeypatch.setattr(products, "ensure", refuse)
+
+
+def film(path: Path, shape=(70, 90)) -> Path:
+    """An image file with a bright blob."""
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    blob = np.exp(-((y - 20) ** 2 + (x - 30) ** 2) / 200)
+    Image.fromarray((60 + 150 * blob).astype(np.uint8)).save(path)
+    return path
+
+
+def test_files_and_what_they_say(config, quick, tmp_path):
+    written = ground_file.ground_file(config, film(tmp_path / "a film.png"), PHRASE)
+    assert [path.name for path in written] == ["overlay.png", "maps.npz", "grounding.json"]
+    folder = written[0].parent
+    assert folder.parent == config.build_dir / "grounded" and folder.name.startswith("a film-")
+    with Image.open(written[0]) as picture:
+        assert picture.text["Source"].startswith("run smoke-")
+        assert picture.text["Disclaimer"] == ground_file.DISCLAIMER
+    maps = np.load(written[1])
+    assert maps["heatmap"].shape == maps["activation"].shape == maps["mask"].shape == (16, 16)
+    assert maps["interaction"].shape == (16, 16)  # the profile merges biases
+    assert len(maps["token_maps"]) == len(maps["pieces"]) == 5  # start, three words, end
+    said = json.loads(written[2].read_text())
+    assert said["words"] == ["left", "lung", "opacity"] and said["phrase"] == PHRASE
+    assert said["disclaimer"] == ground_file.DISCLAIMER and "phantoms" in said["caution"]
+    assert said["image"]["file"] == "a film.png" and len(said["image"]["sha256"]) == 64
+    assert said["parameters"]["timesteps"] == config.grounding.timesteps
+    x, y = said["peak"]
+    assert 10 <= x <= 80 and 0 <= y <= 70  # inside the centre square, in pixels of the file
+    assert str(tmp_path) not in written[2].read_text()
+
+
+def test_same_request_same_folder_other_request_other_folder(config, quick, tmp_path):
+    image = film(tmp_path / "film.png")
+    first = ground_file.ground_file(config, image, PHRASE)
+    before = np.load(first[1])["heatmap"]
+    again = ground_file.ground_file(config, image, PHRASE)
+    assert again == first and np.array_equal(np.load(again[1])["heatmap"], before)
+    folders = {
+        ground_file.ground_file(config, image, "right lung opacity")[0].parent,
+        ground_file.ground_file(config, image, PHRASE, seed=1)[0].parent,
+        ground_file.ground_file(config, film(tmp_path / "film.png", (80, 80)), PHRASE)[0].parent,
+    }
+    assert len(folders | {first[0].parent}) == 4
+
+
+def test_other_output_folder(config, quick, tmp_path):
+    written = ground_file.ground_file(
+        config, film(tmp_path / "f.png"), PHRASE, out=tmp_path / "mine"
+    )
+    assert all(path.parent.parent == tmp_path / "mine" and path.is_file() for path in written)
+
+
+def test_too_long_phrase_says_what_was_cut_off(config, quick, tmp_path, capsys):
+    phrase = "opacity " * 75 + "left pleural effusion"
+    _, _, numbers = ground_file.ground_file(config, film(tmp_path / "f.png"), phrase)
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "77 tokens" in line and "left pleural effusion" in line and "shorten" in line
+    assert json.loads(numbers.read_text())["cut_off"] == ["left", "pleural", "effusion"]
+
+
+@pytest.mark.parametrize(
+    ("phrase", "message"),
+    [
+        ("", "empty phrase ''"),
+        (" .,; ", "empty phrase ' .,; '"),
+        ("of the and", "'of the and' has function words only"),
+    ],
+)
+def test_bad_phrases_stop_before_anything_heavy(config, nothing_heavy, tmp_path, phrase, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        ground_file.ground_file(config, film(tmp_path / "film.png"), phrase)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_images_stop_before_anything_heavy(config, nothing_heavy, tmp_path):
+    text = tmp_path / "notes.png"
+    text.write_text("no image")
+    for path, message in (
+        (text, "not an image"),
+        (tmp_path / "gone.png", "no such file"),
+        (tmp_path, "is a directory"),
+        (film(tmp_path / "tiny.png", (4, 90)), "only 90×4 pixels"),
+    ):
+        with pytest.raises(ImageError, match=message) as caught:
+            ground_file.ground_file(config, path, PHRASE)
+        assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    black = tmp_path / "black.png"
+    Image.new("L", (64, 64)).save(black)
+    with pytest.raises(ValueError, match="every pixel is the same"):
+        ground_file.ground_file(config, black, PHRASE)
+    with pytest.raises(ValueError, match="is no folder"):
+        ground_file.ground_file(config, film(tmp_path / "film.png"), PHRASE, out=black)
+
+
+def test_a_phrase_with_dollars_is_drawn(config, quick, tmp_path):
+    files = ground_file.ground_file(config, film(tmp_path / "film.png"), r"mass $x_$ left")
+    assert all(file.is_file() for file in files)
+
+
+def test_unknown_arm_stops_before_anything_heavy(config, nothing_heavy, tmp_path):
+    with pytest.raises(ConfigError, match="unknown arm 'best': choose one of domain-frozen"):
+        ground_file.ground_file(config, film(tmp_path / "film.png"), PHRASE, arm="best")
+
+
+def test_command_line_says_one_line(config, tmp_path):
+    command = [sys.executable, "-m", "g2g_utils", "ground", "--profile", "smoke"]
+    for words in (["gone.png", PHRASE], [str(film(tmp_path / "f.png")), "in the"]):
+        run = subprocess.run(
+            [*command, *words], capture_output=True, text=True, cwd=Path(__file__).parents[3]
+        )
+        assert run.returncode == 2 and run.stdout == ""
+        assert run.stderr.splitlines()[-1].startswith("error: ")
+        assert "Traceback" not in run.stderr
+
+
+def test_notebook_choice(config):
+    own = ground_file.chosen_example(config, "", "", 1)
+    assert own.array().shape == (64, 64) and own.boxes and own.phrase
+    other = ground_file.chosen_example(config, "", "small left pleural effusion", 1)
+    assert other.boxes == () and np.array_equal(other.array(), own.array())
+    with pytest.raises(ValueError, match="pair=99: the test split has pairs 0 to"):
+        ground_file.chosen_example(config, "", "", 99)
+    plain = ground_file.chosen_example(config, "", "", -1)
+    fitting = [
+        pair.phrase
+        for pair in (p.framed(config.image_size) for p in products.evaluation_pairs(config))
+        if ground_file.is_plain(pair.phrase, pair.boxes, config.image_size)
+    ]
+    assert plain.phrase == (fitting[0] if fitting else products.evaluation_pairs(config)[0].phrase)
+    assert ground_file.is_plain("left effusion", [(0, 0, 10, 10)], 31)
+    assert not ground_file.is_plain("left effusion", [(0, 0, 10, 10)], 32)
+    assert not ground_file.is_plain("effusion", [(0, 0, 32, 32)], 32)
+    with pytest.raises(ValueError, match="set the parameter `phrase` too"):
+        ground_file.chosen_example(config, "film.png", "", 0)
+
+
+def test_figures_of_own_images_stay_below_build():
+    config = load("miniature")
+    assert ground_file.figures_folder(config, "") == config.figures_dir
+    assert config.build_dir in ground_file.figures_folder(config, "mine.png").parents
+
+
+def real_images() -> list[Path]:
+    """A handful of real films of different sizes and modes, or none where they are absent."""
+    root = os.environ.get("G2G_SHARED", str(Path(__file__).parents[4] / "shared"))
+    found: list[Path] = []
+    for name, every in (("open", 6), ("nih64", 120)):
+        found += sorted((Path(root) / "realdata" / name / "images").glob("*"))[::every]
+    return found
+
+
+def test_real_films(config, quick, tmp_path):
+    films = real_images()
+    if not films:
+        pytest.skip("no real images (set G2G_SHARED)")
+    assert len({Image.open(path).size for path in films}) > 2
+    for path in films:
+        written = ground_file.ground_file(config, path, PHRASE, out=tmp_path / "real")
+        assert all(one.is_file() for one in written)
+        heatmap = np.load(written[1])["heatmap"]
+        assert heatmap.min() == 0 and heatmap.max() == 1
