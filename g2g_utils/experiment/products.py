@@ -169,6 +169,7 @@ def _build_vae(config: Config, item: str, folder: Path) -> dict[str, Any]:
 
 
 def _build_latents(config: Config, item: str, folder: Path) -> None:
+    from g2g_utils.experiment import assemble
     from g2g_utils.training import finetune
 
     images, vae = training_images(config), _vae(config).to(assemble.default_device(config))
@@ -200,7 +201,6 @@ def untrained_unet(config: Config, seed: int, text_width: int, lora_rank: int | 
     lora_rank: an arm's own, where it differs from the profile's.
     """
     from g2g_utils import models
-    from g2g_utils.experiment import assemble
 
     if config.unet.pretrained:
         unet = models.load_unet(config.unet.pretrained, config.unet.revision)

@@ -32,7 +32,10 @@ def two(out: Path, batch: int) -> list[dict]:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, script):
     """One process with batch 4, two that share it, one that accumulates twice 2."""
-    folder, main = tmp_path_factory.mktemp("runs"), script("tests/unit/training/distributed.py").main
+    folder, main = (
+        tmp_path_factory.mktemp("runs"),
+        script("tests/unit/training/distributed.py").main,
+    )
 
     def alone(name: str, batch: int, accumulate: int) -> list[dict]:
         main(folder / name, batch, accumulate, 3)
