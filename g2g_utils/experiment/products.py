@@ -563,6 +563,8 @@ def model(
     device: by default a GPU for Stable Diffusion's size, where there is one, else the CPU.
     """
 
+    from g2g_utils.experiment import assemble
+
     arm = arm or next(iter(config.training.arms))
     seed = config.training.seeds[0] if seed is None else seed
     if arm in config.training.arms:
