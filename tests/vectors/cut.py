@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 SAMPLES = [0, 2]  # sample 1 has no confidence: its curves are its activation map
 POSITIONS = [0, 1, 2, 5, 6, 76]  # start, content of both samples, padding
 BIASES = [0, 2, 3]  # confidences: none, some, most
-DAAM = ("attention", "raw", "global", "word", "expand", "prompt", "iou", "ioa", "merge_indices")
+DAAM = ("attention", "raw", "global", "word", "expand", "prompt", "merge_indices")
 
 
 def cut_unet(source: Path) -> None:
