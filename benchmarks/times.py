@@ -1,6 +1,6 @@
 """Time the commands of the README as whole processes and write benchmarks/times.json.
 
-    python benchmarks/times.py [smoke] [miniature] [again] [ground] [test]
+    python benchmarks/times.py [smoke] [miniature] [again] [ground] [fast] [test]
 
 Each command runs once in an empty build folder (`again`: in the one just made) with the present
 environment; wall time and the largest resident process are what the operating system counts.
@@ -29,6 +29,7 @@ COMMANDS = {
     "miniature": ("`./run_all.sh`, set-up done, empty `build/`", ["miniature"]),
     "again": ("`./run_all.sh` again, nothing to do", ["miniature"]),
     "ground": ('`./run_all.sh ground IMAGE "PHRASE"`', ["ground", "", "left lung opacity"]),
+    "fast": ("`./run_all.sh test --fast`, set-up done", ["test", "--fast"]),
     "test": ("`./run_all.sh test`, set-up done", ["test"]),
 }
 

@@ -449,7 +449,7 @@ print(f"strongest row without skill: {best.idxmax()}, CNR {best.max():.3f}")
 # truthful, short impressions; radiographs don't.
 #
 # The layout of the miniature's U-Net was first seen to help on these test pairs, in two arms, and
-# then chosen on validation pairs (benchmarks/miniature_log.md); everything else was chosen there.
+# then chosen on validation pairs (docs/miniature_log.md); everything else was chosen there.
 #
 # ## Next
 # - [08 · which settings matter](08_hyperparameters.ipynb)

@@ -1,14 +1,15 @@
-"""Write the tables of README.md from the results of the last miniature run.
+"""Write the tables of the Markdown pages from the results of the last miniature run.
 
-    python tools/readme.py            # from build/miniature: figures/results.json, then README.md
-    python tools/readme.py --render   # only README.md, from the committed files
+    python tools/readme.py            # from build/miniature: figures/results.json, then the pages
+    python tools/readme.py --render   # the pages alone, from the committed files
 
-Numbers come from results.json and claims.json in figures/, times.json and memory.json in
-benchmarks/.
+Numbers come from results.json and findings.json in figures/, times.json and memory.json in
+benchmarks/, and the paper's from docs/paper.csv.
 """
 
 from __future__ import annotations
 
+import csv
 import re
 import sys
 from pathlib import Path
@@ -19,6 +20,38 @@ from g2g_utils.bench import ablations, claims
 from g2g_utils.experiment import products
 
 ROOT = Path(__file__).resolve().parents[1]
+RUNS = ("smoke", "miniature", "ground", "test")  # rows of times.json that the README shows
+CHECKS = ("fast", "test", "smoke")
+FINDINGS = {  # of the paper: what it says, and the notebook that asks
+    "F0": (
+        "The map beats one without skill, the mean box of the finding",
+        "07_grounding_benchmark",
+    ),
+    "F1": (
+        "Frozen domain encoder > frozen generic encoder; frozen generic > learnable",
+        "07_grounding_benchmark",
+    ),
+    "F2": (
+        "Fidelity is reversed: frozen generic > frozen domain; learnable > frozen generic",
+        "09_fidelity_tradeoff",
+    ),
+    "F3": (
+        "A model that draws grounds better than one that compares (BioViL)",
+        "07_grounding_benchmark",
+    ),
+    "F4": (
+        "Bias merging raises CNR; its quadratic curve the mask's IoU",
+        "06_bimodal_bias_merging",
+    ),
+    "F5": ("Content words ground at least as well as disease words", "08_hyperparameters"),
+    "F6": ("About five timesteps suffice", "08_hyperparameters"),
+}
+MEASURES = {
+    "cnr": "CNR",
+    "fid": "Fréchet distance",
+    "balanced_iou": "balanced IoU",
+    "timesteps": "timesteps; CNR of 5 less that of 20, + 0.05",
+}
 CARDS = (16, 24, 40, 48, 80)  # GB of GPU memory
 ALL = "all_layers_"
 COLUMNS = {
@@ -109,7 +142,47 @@ def _cell(interval: list[float] | None) -> str:
     return f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
 
-def findings_table(rows: list[dict[str, Any]]) -> str:
+def summary_table(rows: list[dict[str, Any]], paper: list[dict[str, str]]) -> str:
+    """Markdown table of the paper's findings: its difference, ours, the verdict, the notebook.
+
+    Args:
+        rows: claims of findings.json.
+        paper: rows of docs/paper.csv, one a comparison, with the id of the claim beside it.
+    """
+    found = {row["id"]: claims.Claim(**row) for row in rows}
+    lines = ["| | claim | measure | paper | here | verdict | notebook |", "|---" * 7 + "|"]
+    for name, (text, notebook) in FINDINGS.items():
+        parts = [part for part in paper if part["claim"].startswith(f"{name}-")]
+        made = [found.get(part["claim"]) for part in parts]
+        cells = (
+            name,
+            text,
+            ", ".join(dict.fromkeys(MEASURES[part["measure"]] for part in parts)),
+            "; ".join(_printed(part) for part in parts),
+            "; ".join(claims.shown(c.estimate, c.low, c.high) if c else "-" for c in made),
+            "; ".join(claims.verdict(c) if c else "-" for c in made),
+            f"[{notebook[:2]}](notebooks/{notebook}.ipynb)",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _printed(part: dict[str, str]) -> str:
+    """The paper's number of a comparison: the gain of the better, a single value, or `-`."""
+    if not part["worse"]:
+        return part["better"] or "-"
+    places = len(part["better"].partition(".")[2])
+    sign = -1 if part["measure"] == "fid" else 1
+    return f"{sign * (float(part['better']) - float(part['worse'])):+.{places}f}"
+
+
+def paper_rows() -> list[dict[str, str]]:
+    """Rows of docs/paper.csv, without the comments above its header."""
+    lines = (ROOT / "docs" / "paper.csv").read_text().splitlines()
+    return list(csv.DictReader(line for line in lines if not line.startswith("#")))
+
+
+def claims_table(rows: list[dict[str, Any]]) -> str:
     """Markdown tables of claims; those over all layers and about controls are folded away."""
     parts: dict[str, list[str]] = {"": [], "over all layers": [], "beside the control arms": []}
     held = dict.fromkeys(parts, 0)
@@ -166,33 +239,48 @@ def memory_table(found: dict[str, Any]) -> str:
 
 
 def render(text: str, blocks: dict[str, str]) -> str:
-    """README text with the content between its markers replaced."""
+    """Replace the content between the markers of a page.
+
+    Raises:
+        ValueError: the page lacks the markers of a block.
+    """
     for name, block in blocks.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         if not pattern.search(text):
-            raise ValueError(f"README.md has no markers <!-- {name} --> ... <!-- /{name} -->")
+            raise ValueError(f"the page has no markers <!-- {name} --> ... <!-- /{name} -->")
         text = pattern.sub(lambda match, b=block: f"{match[1]}{b}\n{match[2]}", text)
     return text
 
 
-def blocks() -> dict[str, str]:
-    """The README's tables from the committed result files."""
+def pages() -> dict[str, dict[str, str]]:
+    """Blocks of every page that has some, from the committed result files."""
+    found = runs.read_json(ROOT / "figures" / "findings.json")
+    times = runs.read_json(ROOT / "benchmarks" / "times.json")["rows"]
     return {
-        "memory": memory_table(runs.read_json(ROOT / "benchmarks" / "memory.json")),
-        "times": times_table(runs.read_json(ROOT / "benchmarks" / "times.json")["rows"]),
-        "results": results_table(runs.read_json(ROOT / "figures" / "results.json")),
-        "findings": findings_table(runs.read_json(ROOT / "figures" / "findings.json")),
+        "README.md": {
+            "times": times_table([row for row in times if row["name"] in RUNS]),
+            "summary": summary_table(found, paper_rows()),
+        },
+        "CONTRIBUTING.md": {"times": times_table([row for row in times if row["name"] in CHECKS])},
+        "docs/results.md": {
+            "results": results_table(runs.read_json(ROOT / "figures" / "results.json")),
+            "claims": claims_table(found),
+        },
+        "docs/running.md": {
+            "memory": memory_table(runs.read_json(ROOT / "benchmarks" / "memory.json")),
+        },
     }
 
 
 def main(*arguments: str) -> int:
-    """Refresh results (unless --render) and README.md."""
+    """Refresh results.json (unless --render) and all pages."""
     settings = config.load("miniature")
     if "--render" not in arguments:
         runs.write_json(settings.figures_dir / "results.json", results(settings))
-        print(f"{len(claims.read(settings))} findings")
-    readme = ROOT / "README.md"
-    readme.write_text(render(readme.read_text(), blocks()))
+        print(f"{len(claims.read(settings))} claims")
+    for name, blocks in pages().items():
+        page = ROOT / name
+        page.write_text(render(page.read_text(), blocks))
     return 0
 
 

@@ -71,7 +71,7 @@ class BioViL:
     def heatmap(self, image: np.ndarray | Tensor, phrase: str, filter: str = "lexical") -> Tensor:
         """Mean cosine [h, w] between content words and patches of an image [S, S] in [0, 1].
 
-        Smoothed as the published one: without it the map is worse (benchmarks/miniature_log.md).
+        Smoothed as the published one: without it the map is worse (docs/miniature_log.md).
         """
         words = tokenize(self.tokenizer, phrase, self.max_length)
         states = models.text_states(self.text_encoder, *stack([words]))

@@ -1,4 +1,4 @@
-"""Costs are computed from the profile; the dry run says what is missing; the README agrees."""
+"""Costs are computed from the profile; the dry run says what is missing; docs/running.md agrees."""
 
 import subprocess
 
@@ -120,10 +120,10 @@ def test_a_text_encoder_in_a_pipeline_is_looked_for_there():
 
 
 @pytest.mark.parametrize("profile", ["paper", "open"])
-def test_the_readme_holds_the_computed_sheet(root, profile):
-    text = (root / "README.md").read_text()
+def test_the_page_holds_the_computed_sheet(root, profile):
+    text = (root / "docs" / "running.md").read_text()
     for line in costs.costs(config.load(profile)).lines():
-        assert line in text, f"README lacks: {line}"
+        assert line in text, f"docs/running.md lacks: {line}"
 
 
 def test_a_dry_run_calls_the_sheet(root):
