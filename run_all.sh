@@ -51,7 +51,7 @@ Generate to Ground: phrase grounding in chest X-rays from the cross-attention of
 The first call makes .venv from requirements.lock (2-5 minutes and a download), unless the active
 conda or virtual environment already satisfies it. Results lie in build/PROFILE (or in
 $G2G_BUILD/PROFILE), the miniature's figures in figures/. Further settings, all optional:
-  G2G_PYTHON       a Python 3.11 to make .venv with
+  G2G_PYTHON       a Python 3.11 or 3.12 to make .venv with
   G2G_TORCH_INDEX  package index of the torch build, such as https://download.pytorch.org/whl/cpu
   G2G_BACKGROUNDS  folder of normal radiographs: notebook 07 then also shows its table on phantoms
                    drawn into them
@@ -68,17 +68,17 @@ say() { echo "[g2g] $*"; }
 
 # --- the environment -------------------------------------------------------------------------
 
-find_python() { # a Python 3.11, or one clear line
+find_python() { # a Python 3.11 or 3.12, or one clear line
     local candidate
-    for candidate in ${G2G_PYTHON:+"$G2G_PYTHON"} python3.11 python3 python; do
-        if "$candidate" -c 'import sys; sys.exit(not (3, 11, 5) <= sys.version_info < (3, 12))' \
+    for candidate in ${G2G_PYTHON:+"$G2G_PYTHON"} python3.11 python3.12 python3 python; do
+        if "$candidate" -c 'import sys; sys.exit(not (3, 11, 5) <= sys.version_info < (3, 13))' \
             2>/dev/null; then
             echo "$candidate"
             return
         fi
     done
-    fail "needs Python 3.11 (3.11.5 or later) and found none: install it (conda create -n g2g" \
-        "python=3.11, pyenv install 3.11, apt install python3.11) or set G2G_PYTHON to its path"
+    fail "needs Python 3.11 (3.11.5 or later) or 3.12 and found neither: install one (conda create" \
+        "-n g2g python=3.12, pyenv install 3.12, apt install python3.12) or set G2G_PYTHON to its path"
 }
 
 prepare() { # sets PYTHON; quick when nothing is to do

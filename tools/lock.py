@@ -1,10 +1,12 @@
-"""Renew requirements.lock and environment.yml from pyproject.toml (needs `uv` on the PATH).
+"""Renew requirements.lock from pyproject.toml (needs `uv` on the PATH).
 
     python tools/lock.py             keep the locked versions where pyproject.toml allows them
     python tools/lock.py --upgrade   take the newest versions it allows
+    python tools/lock.py --check     ask the index: has every pin a wheel for Python 3.11 and 3.12?
 
-The lock holds the full closure for Linux and macOS with the hashes of every file, except torch and
-what only torch brings (CUDA, triton): which build of those is right depends on the machine.
+One lock serves Linux and macOS with Python 3.11 and 3.12: markers tell what each of them takes. It
+holds the full closure with the hashes of every file, except torch and what only torch brings (see
+`tool.uv` in pyproject.toml). The check needs pip alone.
 """
 
 import hashlib
@@ -17,28 +19,9 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-APART = re.compile(r"(torch|triton|(nvidia|cuda)-.*)$")
 PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)(?: *; *([^\\\n]+?))?(?= *\\?$)", re.M)
-PLATFORMS = [
-    {
-        "sys_platform": system,
-        "platform_system": name,
-        "platform_machine": machine,
-        "os_name": "posix",
-    }
-    for system, name, machine in [
-        ("linux", "Linux", "x86_64"),
-        ("linux", "Linux", "aarch64"),
-        ("darwin", "Darwin", "arm64"),
-        ("darwin", "Darwin", "x86_64"),
-    ]
-]
-PYTHON = {
-    "python_version": "3.11",
-    "python_full_version": "3.11.9",
-    "implementation_name": "cpython",
-    "platform_python_implementation": "CPython",
-}
+SDISTS = "connection-pool"  # plain Python of Snakemake's, on the index as source alone
+PYTHONS = {"3.11": "3.11.5", "3.12": "3.12.0"}  # the oldest of each that pyproject.toml allows
 HEADER = """\
 # Exact versions of everything but torch, with hashes. Written by `python tools/lock.py`.
 # Install: pip install --no-deps --require-hashes -r requirements.lock
@@ -74,60 +57,56 @@ def pins(lock: str) -> dict[str, tuple[str, str]]:
     return {m[1].lower().replace("_", "-"): (m[2], m[3] or "") for m in found}
 
 
-def environment(lock: str, torch: str) -> str:
-    """environment.yml with the very versions of the lock."""
-    lines = [f"torch=={torch}"]
-    for name, (version, marker) in pins(lock).items():
-        lines.append(f"{name}=={version}" + (f" ; {marker}" if marker else ""))
-    listed = "\n".join(f'      - "{line}"' for line in lines)
-    return f"""\
-# For conda users; written by `python tools/lock.py` from requirements.lock: the same versions.
-# conda env create -f environment.yml && conda activate g2g && pip install --no-deps -e .
-name: g2g
-channels:
-  - conda-forge
-dependencies:
-  - python=3.11
-  - pip
-  - pip:
-{listed}
-"""
-
-
-def narrowed(compiled: str) -> str:
-    """The resolver's output for our platforms only: other markers go, torch's own packages go."""
+def pinned(lock: str, python: str, system: str = sys.platform) -> list[str]:
+    """`name==version` of every package that one Python ("3.12") takes on one system."""
     from packaging.markers import Marker
 
-    kept = []
-    for block in re.split(r"\n(?=\S)", compiled.strip()):
-        name, _, marker = re.match(r"([A-Za-z0-9._-]+)==(\S+)(?: *; *([^\\\n]+))?", block).groups()
-        if APART.match(name.lower()):
-            continue
-        if marker:
-            holds = [Marker(marker).evaluate({**PYTHON, **platform}) for platform in PLATFORMS]
-            if not any(holds):
-                continue
-            if all(holds):
-                block = block.replace(f" ; {marker.strip()}", "", 1)
-        kept.append(block)
-    return "\n".join(kept) + "\n"
+    target = {"python_version": python, "python_full_version": PYTHONS[python]}
+    target["sys_platform"] = system
+    listed = pins(lock).items()
+    return [
+        f"{n}=={v}" for n, (v, marker) in listed if not marker or Marker(marker).evaluate(target)
+    ]
+
+
+def without_wheel(python: str) -> str:
+    """What pip says of pins that this machine could not install as wheels; "" if there is none.
+
+    Downloads no package: the index serves names and metadata apart.
+    """
+    listed = [*pinned((ROOT / "requirements.lock").read_text(), python), f"torch=={torch_pin()}"]
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet"]
+    command += ["--no-deps", "--only-binary=:all:", f"--no-binary={SDISTS}"]
+    command += [f"--python-version={PYTHONS[python]}", "--timeout=15", "--retries=1"]
+    with tempfile.TemporaryDirectory() as folder:
+        run = subprocess.run(
+            [*command, f"--target={folder}", *listed], capture_output=True, text=True
+        )
+    errors = re.findall(r"ERROR: (No matching.*|.*not install.*)", run.stderr)
+    return ("; ".join(errors) or "pip failed") if run.returncode else ""
+
+
+def renew(options: list[str]) -> None:
+    """Resolve and write the lock; the resolver prefers the versions that it finds there."""
+    lock, output = ROOT / "requirements.lock", Path(tempfile.mkdtemp()) / "lock.txt"
+    if lock.exists():
+        output.write_text(lock.read_text())
+    command = ["uv", "pip", "compile", "pyproject.toml", "--extra=dev", "--universal"]
+    command += [f"--python-version={PYTHONS['3.11']}", "--no-emit-package=torch"]
+    command += ["--generate-hashes", "--no-header", "--no-annotate", "-q", "-o", str(output)]
+    subprocess.run([*command, *options], cwd=ROOT, check=True)
+    text = HEADER.format(torch=torch_pin(), digest=digest()) + output.read_text()
+    lock.write_text(text)
+    print(f"{len(pins(text))} packages and torch {torch_pin()} -> requirements.lock")
 
 
 def main() -> None:
-    """Resolve, narrow and write both files."""
-    lock, output = ROOT / "requirements.lock", Path(tempfile.mkdtemp()) / "lock.txt"
-    if lock.exists():
-        output.write_text(lock.read_text())  # the resolver prefers the versions it finds here
-    command = ["uv", "pip", "compile", "pyproject.toml", "--extra", "dev", "--universal"]
-    command += ["--python-version", "3.11.9", "--generate-hashes", "--no-header", "--no-annotate"]
-    command += ["-q", "-o", str(output), *sys.argv[1:]]
-    subprocess.run(command, cwd=ROOT, check=True)
-    text = HEADER.format(torch=torch_pin(), digest=digest()) + narrowed(output.read_text())
-    lock.write_text(text)
-    (ROOT / "environment.yml").write_text(environment(text, torch_pin()))
-    print(
-        f"{len(pins(text))} packages and torch {torch_pin()} -> requirements.lock, environment.yml"
-    )
+    """Renew the lock or check it."""
+    if sys.argv[1:] != ["--check"]:
+        return renew(sys.argv[1:])
+    missing = {python: without_wheel(python) for python in PYTHONS}
+    print("\n".join(f"Python {p}: {why or 'every pin has a wheel'}" for p, why in missing.items()))
+    sys.exit(any(missing.values()))
 
 
 if __name__ == "__main__":

@@ -27,15 +27,12 @@ def say(text: str) -> None:
 
 
 def pins() -> dict[str, str]:
-    """name -> version of this platform's part of the lock, torch included."""
-    found = {}
-    for line in LOCK.read_text().splitlines():
-        if match := re.match(
-            r"(?:# )?([\w.-]+)==([^\s;\\]+)(?: *; *sys_platform == '(\w+)')?", line
-        ):
-            if match[3] in (None, sys.platform):
-                found[normal(match[1])] = match[2]
-    return found
+    """name -> version of what this Python takes of the lock, torch included."""
+    from pip._vendor.packaging.markers import Marker
+
+    pin = re.compile(r"^(?:# )?([\w.-]+)==([^\s;\\]+)(?: *; *([^\\\n]+))?", re.M)
+    found = pin.finditer(LOCK.read_text())
+    return {normal(m[1]): m[2] for m in found if not m[3] or Marker(m[3].strip()).evaluate()}
 
 
 def normal(name: str) -> str:
@@ -54,7 +51,7 @@ def missing() -> list[str]:
 
 
 def lacks(python: Path) -> list[str] | None:
-    """`missing` as another Python sees it; None if that is no Python 3.11."""
+    """`missing` as another Python sees it; None if that is no Python 3.11 or 3.12 with pip."""
     try:
         answer = subprocess.run(
             [python, __file__, "--missing"], capture_output=True, text=True, check=True
@@ -74,7 +71,9 @@ def active() -> Path | None:
         if absent == []:
             return prefix / "bin" / "python"
         why = (
-            "no Python 3.11" if absent is None else f"{len(absent)} packages differ: {absent[0]}, …"
+            "no Python 3.11 or 3.12"
+            if absent is None
+            else f"{len(absent)} packages differ: {absent[0]}, …"
         )
         say(f"the active environment {prefix} does not satisfy the lock ({why}); using .venv")
     return None
@@ -93,7 +92,8 @@ def pip(*arguments: str) -> None:
 
 def make() -> None:
     """Create or complete .venv from the lock; the stamp is written last."""
-    start, torch = time.time(), pins()["torch"]
+    start = time.time()
+    torch = LOCK.read_text().partition("# torch==")[2].split()[0]
     if lacks(VENV / "bin" / "python") is None:
         say(f"making .venv with Python {sys.version.split()[0]}")
         subprocess.run(
@@ -132,7 +132,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["--missing"]:
-        if not (3, 11, 5) <= sys.version_info < (3, 12):
+        if not (3, 11, 5) <= sys.version_info < (3, 13):
             sys.exit(1)
         print(json.dumps(missing()))
     else:
