@@ -24,9 +24,9 @@ from g2g_utils import config as configuration
 from g2g_utils.config import Config, HeldOut
 from g2g_utils.data import chestxray14, mimic_cxr, ms_cxr, openi, reports, rsna, sources
 from g2g_utils.data.files import two_classes
+from g2g_utils.data.images import ImageError, read_image
 from g2g_utils.data.record import Example
 from g2g_utils.data.tables import Row, TableError, matching, read
-from g2g_utils.data.images import ImageError, read_image
 
 PUBLISHED: dict[str, dict[str, int]] = {
     "mimic_cxr": {"images": 377110, "patients": 65379, "images in train": 368960,
@@ -124,12 +124,32 @@ def sampled(names: Iterable[Any], sample: int | None) -> list[Any]:
 def _check_images(report: Report, source: str, paths: Iterable[Path], sample: int | None) -> None:
     """Read whole image files; truncated ones show only then."""
     chosen, wrong = sampled(paths, sample), []
-    for path in tqdm(chosen, f"{source} images", leave=False, disable=len(chosen) < 50):
-        try:
-            read_image(path)
-        except ImageError as error:
-            wrong.append(error)
+    with _said("g2g_utils.data.images") as said:
+        for path in tqdm(chosen, f"{source} images", leave=False, disable=len(chosen) < 50):
+            try:
+                read_image(path)
+            except ImageError as error:
+                wrong.append(error)
     report.none(source, f"damaged among {len(chosen)} images read", wrong)
+    if said:
+        report.none(source, "of them with something to look at", said, note=True)
+
+
+@contextmanager
+def _said(name: str) -> Iterator[list[str]]:
+    """Collect what a module warns of inside, instead of showing it."""
+    said: list[str] = []
+    handler, logger = logging.Handler(logging.WARNING), logging.getLogger(name)
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    level, logger.propagate = logger.level, False
+    logger.setLevel(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield said
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = True
 
 
 # ---------------------------------------------------------------- sources with boxes

@@ -8,9 +8,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from g2g_utils.data.geometry import Box
+from g2g_utils.data.images import ImageError, image_size
 from g2g_utils.data.record import Example
 from g2g_utils.data.tables import Row, TableError, tolerate
-from g2g_utils.data.images import ImageError, image_size
 
 log = logging.getLogger(__name__)
 

@@ -1,19 +1,17 @@
 """The one affine map that images and boxes share.
 
-The largest centred square of an image is resized to S × S (the shorter side becomes S), antialiased;
-boxes go through the same map as numbers.
+The largest centred square of an image is resized to S × S (the shorter side becomes S),
+antialiased; boxes go through the same map as numbers.
 """
 
 from __future__ import annotations
+
 import logging
 import math
-import os
 from collections.abc import Iterable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 
+import numpy as np
+from PIL import Image
 
 Box = tuple[float, float, float, float]
 """``(x, y, w, h)`` in pixels of the image frame, origin top left."""
@@ -21,15 +19,10 @@ Box = tuple[float, float, float, float]
 log = logging.getLogger(__name__)
 
 
-
-# ---------------------------------------------------------------- geometry
-
-
 def _square(height: int, width: int) -> tuple[int, int, int]:
     """Left, top and side of the largest centred square, whole pixels."""
     side = min(height, width)
     return (width - side) // 2, (height - side) // 2, side
-
 
 
 def crop_resize(image: np.ndarray, size: int) -> np.ndarray:
@@ -49,7 +42,6 @@ def crop_resize(image: np.ndarray, size: int) -> np.ndarray:
     return np.array(resized, dtype=np.float32)  # a copy, as Pillow's own is read-only
 
 
-
 def transform_box(box: Box, height: int, width: int, size: int) -> Box | None:
     """One (x, y, w, h) through the map of :func:`crop_resize`, clipped; None if nothing is left."""
     left, top, side = _square(height, width)
@@ -62,13 +54,11 @@ def transform_box(box: Box, height: int, width: int, size: int) -> Box | None:
     return (x0, y0, x1 - x0, y1 - y0) if x1 > x0 and y1 > y0 else None
 
 
-
 def restore_box(box: Box, height: int, width: int, size: int) -> Box:
     """A box of the size × size frame back in pixels of the height × width image."""
     left, top, side = _square(height, width)
     x, y, w, h = (value * side / size for value in box)
     return x + left, y + top, w, h
-
 
 
 def transform_boxes(boxes: Iterable[Box], height: int, width: int, size: int) -> tuple[Box, ...]:
@@ -84,4 +74,3 @@ def transform_boxes(boxes: Iterable[Box], height: int, width: int, size: int) ->
         else:
             kept.append(moved)
     return tuple(kept)
-

@@ -9,7 +9,17 @@ from pathlib import Path
 
 from g2g_utils import runs
 from g2g_utils.config import ROOT, Config, ConfigError, HeldOut
-from g2g_utils.data import chestxray14, folder, manifest, mimic_cxr, ms_cxr, openi, phantoms, rsna, tables
+from g2g_utils.data import (
+    chestxray14,
+    folder,
+    manifest,
+    mimic_cxr,
+    ms_cxr,
+    openi,
+    phantoms,
+    rsna,
+    tables,
+)
 from g2g_utils.data.record import Example
 
 SPLITS = ("train", "validation", "test")

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from scipy.ndimage import map_coordinates
 
-from g2g_utils.data.phantoms.wording import SPLITS, split_of
 from g2g_utils.data.geometry import crop_resize
 from g2g_utils.data.images import read_image
+from g2g_utils.data.phantoms.wording import SPLITS, split_of
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm")
 LUNG, BRIGHT = 0.28, 0.58  # brightness of lung and tissue after levelling

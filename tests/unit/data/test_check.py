@@ -177,3 +177,14 @@ def test_command_line(capsys, roots, tmp_path):
     assert "left out: not frontal" in capsys.readouterr().out
     (roots / "openi" / "indiana_reports.csv").unlink()
     assert check.main([str(mine)]) == 1
+
+
+def test_films_with_something_to_look_at_are_a_note(tmp_path, caplog):
+    from PIL import Image
+
+    Image.new("L", (32, 32), 90).save(tmp_path / "a.png", dpi=(200, 100))
+    report = check.Report()
+    check._check_images(report, "folder", [tmp_path / "a.png"], None)
+    assert not report.failed and not caplog.text
+    assert [line.verdict for line in report.lines] == ["ok", "note"]
+    assert "its pixels are" in report.details[0]
