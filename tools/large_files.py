@@ -8,7 +8,7 @@ FILE, WEIGHTS = 5 * 2**20, 40 * 2**20  # bytes
 
 
 def too_large(files: list[Path]) -> list[str]:
-    """One line for each file that is too large, and one for the weights together."""
+    """One line per file that is too large, and one for the weights together."""
     sizes = {file: file.stat().st_size for file in files if file.is_file()}
     wrong = [f"{f}: {n / 2**20:.1f} MiB, at most 5" for f, n in sizes.items() if n > FILE]
     weights = [p for p in (ROOT / "weights").rglob("*") if p.is_file()]

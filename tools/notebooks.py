@@ -67,7 +67,7 @@ def code_cells(notebook: NotebookNode) -> list[tuple[int, NotebookNode]]:
 
 
 def unpaired(path: Path) -> list[str]:
-    """Where NN.ipynb and NN.py differ in cells."""
+    """Differences between the cells of NN.ipynb and NN.py."""
     source = path.with_suffix(".py")
     if not source.exists():
         return [f"{path.name} has no paired {source.name}"]
@@ -96,7 +96,7 @@ def _long_defs(code: str) -> list[str]:
 
 
 def bad_style(path: Path) -> list[str]:
-    """Breaches of the rules for cells, and headings of the skeleton that are missing."""
+    """Breaches of the rules for cells, and missing headings of the skeleton."""
     notebook, wrong = read(path), []
     for number, cell in code_cells(notebook):
         lines = cell.source.strip().splitlines()
@@ -115,7 +115,7 @@ def bad_style(path: Path) -> list[str]:
 
 
 def bad_parameters(path: Path) -> list[str]:
-    """Anything but one parameters cell with `profile` = miniature."""
+    """Faults of the parameters cell: there must be one, with `profile` = miniature."""
     cells = [c for _, c in code_cells(read(path)) if "parameters" in tags(c)]
     if len(cells) != 1:
         return [f"{path.name} has {len(cells)} cells tagged `parameters`, not 1"]
@@ -160,7 +160,7 @@ def not_executed(path: Path) -> list[str]:
 
 
 def unguarded(path: Path) -> list[str]:
-    """Why comparing with this reference would prove little or nothing."""
+    """Reasons why a comparison with this reference would prove little or nothing."""
     notebook, wrong = read(path), []
     checked = [(i, c) for i, c in code_cells(notebook) if MARK in c.source]
     if not checked:
@@ -198,7 +198,7 @@ def _plain(text: str) -> str:
 
 
 def _is_bar(output: NotebookNode) -> bool:
-    """True for a progress bar: as a file it would stand at 0 % for ever."""
+    """True for a progress bar, which would stay at 0 % in a file."""
     data = output.get("data", {})
     return WIDGET in data and bool(
         re.search(r"\d+%\|.*(it/s|s/it)", str(data.get("text/plain", "")))
@@ -206,7 +206,7 @@ def _is_bar(output: NotebookNode) -> bool:
 
 
 def cleaned(notebook: NotebookNode, images: bool = True) -> NotebookNode:
-    """Without times, paths and bars of the run; without images where those are not wanted."""
+    """A notebook without the run's times, paths and bars, and without images if so chosen."""
     notebook.metadata.pop("papermill", None)
     notebook.metadata["kernelspec"] = KERNEL
     for cell in notebook.cells:
@@ -231,7 +231,7 @@ def cleaned(notebook: NotebookNode, images: bool = True) -> NotebookNode:
 
 
 def executed(profile: str, name: str) -> NotebookNode:
-    """The executed notebook of a finished run; one line if there is none or it is stale."""
+    """The executed notebook of a finished run. The error for a missing or stale one is one line."""
     path = BUILD / profile / "notebooks" / name
     fix = f"run ./run_all.sh {profile} first"
     if not path.with_suffix(".run.json").exists():
@@ -288,7 +288,7 @@ def pair(sources: list[Path]) -> None:
 
 
 def main() -> None:
-    """Read the command line."""
+    """Run one command of the list above."""
     command, *arguments = sys.argv[1:] or ["--help"]
     files = [Path(a).resolve() for a in arguments]
     if command == "pair":

@@ -2,9 +2,9 @@
 
     python tools/ship_weights.py miniature
 
-Run it after `./run_all.sh miniature --retrain`, or after a part of that: what is not in build/ and
-was shipped from the same settings stays. What it writes is committed, so that the default run
-starts from trained models. Each folder keeps the run.json of its training (settings, seeds,
+Run it after `./run_all.sh miniature --retrain`, or after a part of that: products that are not in
+build/ and were shipped from the same settings stay. Its output is committed, so that the default
+run starts from trained models. Each folder keeps the run.json of its training (settings, seeds,
 machine, versions) with the hashes of the float16 files.
 """
 
@@ -34,7 +34,7 @@ def half(source: Path, target: Path) -> None:
 
 
 def ship(source: Path, target: Path) -> None:
-    """Copy one product: weights in float16, everything else as it is, run.json last."""
+    """Copy one product: weights in float16, everything else unchanged, run.json last."""
     with runs.atomic(target) as temporary:
         _ship(source, temporary)
 
@@ -58,7 +58,7 @@ def _ship(source: Path, target: Path) -> None:
 
 
 def main(profile: str) -> int:
-    """Ship every trained product of a profile; stops if something is missing or too large."""
+    """Ship every trained product of a profile; stop if something is missing or too large."""
     settings = config.load(profile, retrain=True)
     names = [name for name in products.plan(settings) if name.startswith(SHIPPED)]
     made = {name: products.find(settings, name) for name in names}

@@ -1,6 +1,6 @@
-"""Snakemake with the given arguments; if it fails on a full disk, the last line says so.
+"""Run Snakemake with the given arguments; if it fails on a full disk, the last line says so.
 
-Whatever finds no room for its files, Snakemake itself included, may end in another message.
+Any program, Snakemake itself included, may find no room for its files and end in another message.
 """
 
 import os

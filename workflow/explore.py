@@ -1,7 +1,7 @@
 """Open the explorer alone in the browser: `./run_all.sh explore [PROFILE] [VOILA OPTIONS]`.
 
-Voilà serves a copy of notebook 10 with the profile filled in, on this machine only and without
-asking anything of any other.
+Voilà serves a copy of notebook 10 with the profile filled in. It listens on this machine only and
+asks nothing of any other.
 """
 
 import os
@@ -17,7 +17,7 @@ LARGEST_UPLOAD = 256 * 2**20  # bytes; the default of 10 MiB is less than many D
 
 
 def application(profile: str, notebook: Path = ROOT / "notebooks" / "10_explorer.ipynb") -> Path:
-    """The explorer's cells of the notebook under a profile, written below the build folder."""
+    """Write the explorer's cells of the notebook under a profile, below the build folder."""
     config = profiles.load(profile)
     content = nbformat.read(notebook, as_version=4)
     content.cells = [c for c in content.cells if "notebook-only" not in c.metadata.get("tags", [])]
@@ -33,14 +33,14 @@ def application(profile: str, notebook: Path = ROOT / "notebooks" / "10_explorer
 
 
 def command(target: Path, options: list[str]) -> list[str]:
-    """Voilà with our template; options given by the user come last and win."""
+    """Command of Voilà with our template. Options of the user come last and win."""
     settings = {"websocket_max_message_size": LARGEST_UPLOAD}
     fixed = ["--Voila.ip=127.0.0.1", "--template=g2g", f"--Voila.tornado_settings={settings}"]
     return [sys.executable, "-m", "voila", str(target), *fixed, *options]
 
 
 def main() -> None:
-    """Become Voilà."""
+    """Replace this process by Voilà."""
     given = sys.argv[1:]
     profile = given.pop(0) if given and not given[0].startswith("-") else "miniature"
     try:

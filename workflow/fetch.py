@@ -1,7 +1,7 @@
-"""On a login node: bring the models of a profile, check its data: ./run_all.sh fetch PROFILE.
+"""Bring the models of a profile to a login node and check its data: ./run_all.sh fetch PROFILE.
 
-Compute nodes often have no internet. What is fetched here lies in the hub's cache (HF_HOME), which
-jobs read with HF_HUB_OFFLINE=1. Exit status 1 if something is missing.
+Compute nodes often have no internet. Fetched files lie in the hub's cache (HF_HOME), which jobs
+read with HF_HUB_OFFLINE=1. Exit status 1 if something is missing.
 """
 
 import os
@@ -39,7 +39,7 @@ def wanted(config: profiles.Config) -> dict[tuple[str, str | None], list[str]]:
 
 
 def fetch(source: str, revision: str | None, patterns: list[str]) -> str:
-    """Bring one model; returns where it lies. Folders are only looked at."""
+    """Bring one model; return its place. Folders are only looked at."""
     from huggingface_hub import snapshot_download
 
     if Path(source).exists():
@@ -50,7 +50,7 @@ def fetch(source: str, revision: str | None, patterns: list[str]) -> str:
 
 
 def fetch_biovil(checkpoint: Path) -> str:
-    """Bring BioViL's image model to where the profile looks for it; returns that place."""
+    """Bring BioViL's image model to the profile's place for it; return that place."""
     from huggingface_hub import hf_hub_download
 
     from g2g_utils.methods.biovil import IMAGE_FILE
@@ -65,7 +65,7 @@ def fetch_biovil(checkpoint: Path) -> str:
 
 
 def models(config: profiles.Config) -> dict[str, Callable[[], str]]:
-    """Name of each model of a profile -> what fetches it and returns where it lies."""
+    """Name of each model of a profile -> the function that fetches it and returns its place."""
     found: dict[str, Callable[[], str]] = {
         f"{source} ({revision or 'newest'})": partial(fetch, source, revision, patterns)
         for (source, revision), patterns in wanted(config).items()
@@ -76,7 +76,7 @@ def models(config: profiles.Config) -> dict[str, Callable[[], str]]:
 
 
 def main() -> None:
-    """Models first, then the data."""
+    """Fetch models, then check the data."""
     config = profiles.load(sys.argv[1])
     missing, tasks = 0, models(config)
     if not tasks:

@@ -1,9 +1,9 @@
 """Run a training as a group of processes: python workflow/launch.py PROCESSES GPUS COMMAND…
 
-In a Slurm job this starts one task a process with `srun`; each becomes its member of the group with
-`accelerate launch`, which finds the others through what Slurm says: number of tasks, own number,
-first host, and a port made from the job's number. Elsewhere `accelerate launch` starts them all on
-this machine. Without GPUs the processes talk over gloo.
+In a Slurm job `srun` starts one task per process. Each joins the group with `accelerate launch`,
+which finds the others through Slurm's environment: number of tasks, own number, first host, and a
+port made from the job's number. Elsewhere `accelerate launch` starts them all on this machine.
+Without GPUs the processes talk over gloo.
 """
 
 import argparse
@@ -20,7 +20,7 @@ STEP = "--in-step"
 
 
 def become_own_array_task(arguments: list[str]) -> None:
-    """In task 2, 3, … of a job array go on as that task's own Snakemake, told by its arguments.
+    """Go on as the Snakemake of this array task, from the task's arguments (tasks 2, 3, …).
 
     The Slurm plugin starts every task as the *first* job, whose files it then looks for: a task
     failed where the first one failed or was slower (snakemake-executor-plugin-slurm, issue 447).
@@ -38,7 +38,7 @@ def become_own_array_task(arguments: list[str]) -> None:
 
 
 def resources(job: Any) -> dict[str, Any]:
-    """Snakemake's resources of a rule, from its section of the profile and run_all.sh's options."""
+    """Snakemake's resources of a rule, from the profile and the options of run_all.sh."""
     found = {"gpu": job.gpu * job.processes, "mem_mb": job.mem_mb, "runtime": job.runtime}
     for name in ("slurm_partition", "slurm_account"):  # of the command line, over the defaults
         if given := os.environ.get(f"G2G_{name.upper()}"):
@@ -56,7 +56,7 @@ def prefix(python: str, job: Any) -> list[str]:
 
 
 def command(arguments: list[str], environment: Mapping[str, str]) -> list[str]:
-    """What this process becomes: srun, or one accelerate launch."""
+    """Command of this process: srun, or one accelerate launch."""
     step = arguments[0] == STEP
     processes, gpus, *script = arguments[1:] if step else arguments
     if "SLURM_JOB_ID" in environment and not step:
@@ -70,7 +70,7 @@ def command(arguments: list[str], environment: Mapping[str, str]) -> list[str]:
 
 
 def rendezvous(environment: Mapping[str, str]) -> list[str]:
-    """Where the group meets, from the environment of a Slurm task."""
+    """Address of the group, from the environment of a Slurm task."""
     job = int(environment["SLURM_JOB_ID"])
     return [
         "--num_machines",
@@ -93,7 +93,7 @@ def first_host(nodes: str) -> str:
 
 
 def main() -> None:
-    """Become that command."""
+    """Replace this process by that command."""
     words = command(sys.argv[1:], os.environ)
     if not int(sys.argv[3 if sys.argv[1] == STEP else 2]):
         os.environ["ACCELERATE_USE_CPU"] = "true"

@@ -1,7 +1,7 @@
 """Run a command as the only one on a build folder: python locked.py BUILD COMMAND…
 
-The lock belongs to the process and vanishes with it, however that ends: nothing to clean up. The
-command replaces this process, so that its id is the one to stop.
+The lock belongs to the process and vanishes with it, however it ends: nothing must be cleaned up.
+The command replaces this process, so that its id is the one to stop.
 """
 
 import errno
@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 def cancel_orphans(prefix: str) -> None:
-    """Cancel Slurm jobs that a killed run on this build folder left: we hold its lock."""
+    """Cancel Slurm jobs that a killed run on this build folder left. We hold its lock."""
     listed = ["squeue", "--me", "--noheader", "--format=%A %j"]
     jobs = [line.split() for line in subprocess.check_output(listed, text=True).splitlines()]
     if lost := sorted({number for number, name in jobs if name.startswith(prefix)}):
@@ -23,7 +23,7 @@ def cancel_orphans(prefix: str) -> None:
 
 
 def take(build: Path) -> int:
-    """Lock the folder and write down who has it; if another run has, say so and stop."""
+    """Lock the folder and write down the holder; stop with one line if another run has it."""
     build.mkdir(parents=True, exist_ok=True)
     lock = os.open(build / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -40,7 +40,7 @@ def take(build: Path) -> int:
 
 
 def main() -> None:
-    """Take the lock or say who has it, then become the command."""
+    """Take the lock, then become the command."""
     build = Path(sys.argv[1])
     try:
         lock = take(build)

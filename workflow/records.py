@@ -1,4 +1,4 @@
-"""Records that jobs write last: where one or what it names is damaged, its step runs again."""
+"""Records that jobs write last. A step runs again if its record or an output is damaged."""
 
 import shutil
 import sys
@@ -13,7 +13,7 @@ SHOWN: set[Path] = set()  # records that a dry run would make again
 
 
 def damage(record: Path) -> str:
-    """What is wrong with a run's record or with an output that it names; empty if nothing."""
+    """Fault of a run's record or of an output that it names; empty if there is none."""
     try:
         for name, digest in runs.read_json(record)["outputs"].items():
             place = record.parent / name
@@ -29,7 +29,7 @@ def damage(record: Path) -> str:
 def forget(lost: Mapping[Path, str]) -> None:
     """Say why these records no longer count, and remove them, so that their steps run again.
 
-    They then also do so after a kill. A dry run removes nothing, and only shows those steps.
+    They run again after a kill too. A dry run removes nothing and only shows those steps.
     """
     for record, why in lost.items():
         name = "/".join(record.parts[-2:])
@@ -41,15 +41,18 @@ def forget(lost: Mapping[Path, str]) -> None:
 
 
 def full_disk(folder: Path) -> str:
-    """One line where hardly any room is left; a program that finds none may not say so itself."""
+    """Print one line if hardly any room is left, since the failing program may not say so."""
     if shutil.disk_usage(folder).free >= ROOM:
         return ""
     return f"[g2g] the disk of {folder} is full: make room there; then the same command goes on"
 
 
 def key(value: Any, written: Iterable[Path]) -> Any:
-    """What decides whether a step runs again; another value where a dry run is to show that.
+    """A value that makes a step run again when it changes; a dry run changes it to show such steps.
 
-    written: the step's records. (Snakemake compares no parameter that is made from `output`.)
+    Snakemake compares no parameter that is made from `output`.
+
+    Args:
+        written: records of the step.
     """
     return value if SHOWN.isdisjoint(written) else [value, "again"]

@@ -1,4 +1,4 @@
-"""Fingerprints of what a notebook depends on: its cells and the package modules it imports."""
+"""Fingerprints of a notebook: its cells and the package modules it imports."""
 
 import ast
 import hashlib
@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def cells(notebook: Path) -> list[list[str]]:
-    """Type and source of every cell; outputs and counts don't matter."""
+    """Type and source of every cell. Outputs and counts do not matter."""
     content = json.loads(notebook.read_text())["cells"]
     return [[cell["cell_type"], "".join(cell["source"])] for cell in content]
 
@@ -40,7 +40,7 @@ def _imports(code: str, package: str) -> set[str]:
 
 @cache
 def _direct(path: Path) -> frozenset[Path]:
-    """Files that a module's own imports lead to."""
+    """Files that a module imports itself."""
     package = ".".join(path.relative_to(ROOT).parent.parts)
     found = map(_file, _imports(path.read_text(), package))
     return frozenset(file for file in found if file)
@@ -61,7 +61,7 @@ def modules(code: str) -> list[Path]:
 def fingerprint(notebook: Path, config: str) -> str:
     """Hash of the notebook's source, the modules it reaches and the profile's settings.
 
-    Values of the G2G_ variables that the notebook itself reads count, where they are set.
+    G2G_ variables that the notebook itself reads count too, if they are set.
     """
     source = cells(notebook)
     code = "\n".join(text for kind, text in source if kind == "code")

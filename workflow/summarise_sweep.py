@@ -1,7 +1,7 @@
 """Table, figure and record of a finished sweep: python summarise_sweep.py SWEEP WORLD FOLDER.
 
-summary.csv has one row a point and metric: point, the axes, metric, value. summary.png shows the
-metrics that the sweep's `figure:` names against its x axis, a line a value of its colour axis.
+summary.csv has one row per point and metric: point, the axes, metric, value. summary.png shows the
+metrics that the sweep's `figure:` names against its x axis, one line per value of its colour axis.
 summary.run.json, written last, holds the summary's id, which the figure carries, and both hashes.
 """
 
@@ -19,7 +19,7 @@ from g2g_utils import plots, runs
 
 
 def table(sweep: sweeps.Sweep, folder: Path) -> pd.DataFrame:
-    """Long format: point, axes, metric, value; a null metric is an empty value."""
+    """Long format: point, axes, metric, value. A null metric is an empty value."""
     rows: list[dict[str, Any]] = []
     for point in sweep.points:
         found = runs.read_json(folder / point.id / "metrics.json")
@@ -36,7 +36,7 @@ def _scalar(value: Any) -> Any:
 
 
 def draw(sweep: sweeps.Sweep, world: str, rows: pd.DataFrame, folder: Path) -> None:
-    """summary.png, with the sweep's run in its metadata."""
+    """Draw summary.png, with the sweep's run in its metadata."""
     from g2g_utils.plots import charts
 
     plots.use_style()
@@ -54,7 +54,7 @@ def draw(sweep: sweeps.Sweep, world: str, rows: pd.DataFrame, folder: Path) -> N
 
 
 def identity(sweep: sweeps.Sweep, world: str, folder: Path) -> str:
-    """Id of the summary: profile and hash of its settings, sweep, hash of its points' ids."""
+    """Id of the summary: profile, hash of its settings, sweep, hash of its points' ids."""
     records = [runs.read_json(folder / point.id / "run.json") for point in sweep.points]
     points = [record.get("id") for record in records]
     return f"{plots.run_id(profiles.load(world))}.{sweep.name}.{runs.digest(points, 8)}"

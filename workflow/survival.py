@@ -1,4 +1,4 @@
-"""Kill a run again and again, then compare what it found with an undisturbed one.
+"""Kill a run again and again, then compare its results with those of an undisturbed one.
 
     ./run_all.sh survival [--kills N] [--seed S] [--sweep NAME]
 
@@ -6,7 +6,7 @@ Runs the smoke profile and a sweep twice, in two new folders below build/surviva
 once killed with SIGKILL at random moments (in the caching of latents, in training, evaluation, a
 notebook and the summary, in turn) and started again. Every second kill spares the jobs and hits the
 controller alone. All final metrics must be equal to the last digit, and every planned phase must
-have been hit; exit status 1 if not.
+have been hit. Exit status 1 if not.
 """
 
 import argparse
@@ -39,7 +39,7 @@ LEFT_OUT = ("run", "wall_s", "date", "peak_memory_mib")  # of findings: they nam
 
 @dataclass
 class Killed:
-    """One kill: in which phase, how long after the start, whether the jobs were spared."""
+    """One kill: its phase, seconds after the start, and whether the jobs were spared."""
 
     phase: str
     after_s: float
@@ -54,13 +54,13 @@ class Killed:
 
 
 def plan(kills: int, phases: Mapping[str, str]) -> list[str]:
-    """The phase of each kill, in the order of the run, evenly spread."""
+    """Phase of each kill, in the order of the run, evenly spread."""
     names = list(phases)
     return sorted((names[i % len(names)] for i in range(kills)), key=names.index)
 
 
 def family(process: subprocess.Popen) -> list[psutil.Process]:
-    """All processes below one that runs; none if it is gone."""
+    """All processes below a running one; none if it is gone."""
     try:
         return psutil.Process(process.pid).children(recursive=True)
     except psutil.NoSuchProcess:
@@ -79,14 +79,14 @@ def at_work(process: subprocess.Popen) -> list[str]:
 
 
 def controller(build: Path) -> int | None:
-    """Process that holds a build folder's lock (workflow/locked.py); None before there is one."""
+    """Process that holds a build folder's lock (workflow/locked.py), or None."""
     lock = build / ".lock"
     written = lock.read_text().split() if lock.is_file() else []
     return int(written[0]) if written and psutil.pid_exists(int(written[0])) else None
 
 
 def kill(process: subprocess.Popen, spared: int | None) -> None:
-    """SIGKILL everything, or only the controller if its number is given: its jobs are spared."""
+    """Send SIGKILL to everything, or to the controller alone if its number is given."""
     if spared is not None:
         os.kill(spared, signal.SIGKILL)
     else:
@@ -136,9 +136,9 @@ def disturb(
     phases: Mapping[str, str] = PHASES,
     delay: float = DELAY,
 ) -> list[Killed]:
-    """Kill so many times, then let it finish; a run that fails by itself is an error.
+    """Kill a run `kills` times, then let it finish. A run that fails by itself is an error.
 
-    Where a phase is over before its kill, a fresh start is killed instead and named "start".
+    A phase that is over before its kill gets a kill of a fresh start instead, named "start".
     """
     done: list[Killed] = []
     for number, phase in enumerate(plan(kills, phases)):
@@ -154,13 +154,13 @@ def disturb(
 
 
 def missed(kills: int, done: list[Killed], phases: Mapping[str, str] = PHASES) -> list[str]:
-    """Planned phases in which fewer kills fell than planned, each once."""
+    """Planned phases with fewer kills than planned, each once."""
     planned, hit = plan(kills, phases), [kill.phase for kill in done]
     return [phase for phase in phases if hit.count(phase) < planned.count(phase)]
 
 
 def metrics(build: Path) -> dict[str, Any]:
-    """Every final number of a build folder: products, tables, notebooks, points, findings."""
+    """Final numbers of a build folder: products, tables, notebooks, points, claims."""
     found: dict[str, Any] = {}
     for path in sorted(build.rglob("*")):
         name = str(path.relative_to(build))
@@ -181,14 +181,14 @@ def metrics(build: Path) -> dict[str, Any]:
 
 
 def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """What is missing or unequal."""
+    """Metrics that are missing or unequal."""
     lines = [f"{name}: only in one of the two" for name in sorted(one.keys() ^ other.keys())]
     both = sorted(one.keys() & other.keys())
     return lines + [f"{name}: differs" for name in both if one[name] != other[name]]
 
 
 def main() -> None:
-    """Both runs, then the comparison."""
+    """Do both runs, then compare."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

@@ -38,7 +38,7 @@ SLUG = 60  # characters of a point's name that come from its values
 
 
 class SweepError(ValueError):
-    """A sweep that cannot run; the message names the file, the place and the fix."""
+    """A sweep that cannot run. The message names the file, the place and the fix."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Point:
 
     @cached_property
     def id(self) -> str:
-        """Folder name: the axes' values, readable, and a hash of everything given."""
+        """Folder name: the axes' values, readable, and a hash of all values."""
         from g2g_utils import runs
 
         parts = (f"{name.rpartition('.')[2]}-{value}" for name, value in self.values.items())
@@ -86,7 +86,7 @@ class Sweep:
         return [self.filled(pattern, point) for pattern in self.needs]
 
     def filled(self, pattern: str, point: Point) -> str:
-        """A pattern with the point's values in the places of their {name}."""
+        """A pattern with the point's values in place of their {name}."""
         try:
             return pattern.format(**point.parameters)
         except (KeyError, IndexError, ValueError, AttributeError, TypeError):
@@ -97,9 +97,9 @@ class Sweep:
             ) from None
 
     def products(self, point: Point, plan: dict[str, list[str]]) -> list[str]:
-        """Products that a point waits for, also a training beyond the plan: of another seed.
+        """Products that a point waits for, also a training of a seed beyond the plan.
 
-        What the profile loads and does not make (a released VAE) is none.
+        Models that the profile loads and does not make (a released VAE) are left out.
         """
         trains = any(name.startswith("ldm/") for name in plan)
         names: list[str] = []
@@ -115,7 +115,7 @@ def is_wild(pattern: str) -> bool:
 
 
 def locate(name: str) -> Path:
-    """File of a sweep by name or path; an unknown one is an error that lists those there are."""
+    """File of a sweep by name or path. The error for an unknown one lists the known ones."""
     for path in (SWEEPS / f"{name}.yaml", Path(name)):
         if path.suffix == ".yaml" and path.is_file():
             return path
@@ -124,7 +124,7 @@ def locate(name: str) -> Path:
 
 
 def read(name: str) -> Sweep:
-    """Read and expand a sweep; what doesn't depend on the notebook or profile is checked."""
+    """Read and expand a sweep, and check all that needs neither notebook nor profile."""
     path = locate(name)
     content = parse(path)
     notebook = ROOT / "notebooks" / f"{content['notebook']}.ipynb"
@@ -167,7 +167,7 @@ def is_texts(value: Any) -> bool:
 
 
 def check_figure(path: Path, figure: dict[str, Any], axes: set[str]) -> None:
-    """Keys of a sweep's figure, and its axes; the metrics are known only when points have run."""
+    """Check the keys and axes of a sweep's figure. Its metrics are known only after a run."""
     if unknown := [key for key in figure if key not in FIGURE]:
         raise SweepError(
             f"{path.name}: unknown key figure.{unknown[0]}; known: {', '.join(FIGURE)}"
@@ -184,7 +184,7 @@ def check_figure(path: Path, figure: dict[str, Any], axes: set[str]) -> None:
 
 
 def expand(path: Path, grid: Any, fixed: dict[str, Any]) -> tuple[Point, ...]:
-    """All points of one grid or a list of grids, in the order written, each once."""
+    """All points of one grid or of a list of grids, in the order written, each once."""
     points: dict[str, Point] = {}
     for part in grid if isinstance(grid, list) else [grid]:
         if not isinstance(part, dict) or not part:
@@ -205,9 +205,10 @@ def expand(path: Path, grid: Any, fixed: dict[str, Any]) -> tuple[Point, ...]:
 
 
 def check(sweep: Sweep, world: str) -> None:
-    """Names and types of all values against the notebook's parameters cell and the profile.
+    """Check names and types of all values against the notebook's parameters cell and the profile.
 
-    Raises SweepError with every mistake, one a line.
+    Raises:
+        SweepError: every mistake, one per line.
     """
     known = parameters(sweep.notebook)
     wrong: dict[str, None] = {}  # ordered, each once
@@ -238,7 +239,7 @@ def parameters(notebook: Path) -> dict[str, tuple[str, Any]]:
 
 
 def mismatch(name: str, value: Any, known: dict[str, tuple[str, Any]]) -> str:
-    """What is wrong with a parameter; empty if nothing."""
+    """Fault of a parameter; empty if there is none."""
     if name == "profile":
         return "takes its profile from the command line: ./run_all.sh sweep NAME PROFILE"
     if name not in known:
@@ -254,7 +255,7 @@ def mismatch(name: str, value: Any, known: dict[str, tuple[str, Any]]) -> str:
 
 
 def unusable(sweep: Sweep, point: Point, world: str) -> str:
-    """Why the profile cannot take a point's settings, arm or products; empty if it can."""
+    """Reason why the profile cannot take a point's settings, arm or products; empty if it can."""
     from g2g_utils import config
     from g2g_utils.experiment import products
 
@@ -276,7 +277,7 @@ def unusable(sweep: Sweep, point: Point, world: str) -> str:
 
 
 def main() -> None:
-    """Check and list, or say what is wrong and stop with status 2."""
+    """Check and list, or print the faults and stop with status 2."""
     sys.path.insert(0, str(ROOT))
     name, world = sys.argv[1:]
     try:

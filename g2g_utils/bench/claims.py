@@ -1,4 +1,4 @@
-"""Claims computed by a run: printed with their number, and collected in findings.json."""
+"""Claims that a run computes: printed with their numbers and collected in findings.json."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SCHEMA: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Claim:
-    """A finding: it holds only if the 95 % interval of the difference lies above zero."""
+    """A claim. It holds only if the 95 % interval of the difference lies above zero."""
 
     id: str
     claim: str
@@ -55,7 +55,15 @@ class Claim:
 def claim(
     config: Config, id: str, text: str, gap: Interval, seeds: Sequence[int], split: str = "test"
 ) -> Claim:
-    """A claim about a paired difference (positive if it is right), kept for findings.json."""
+    """Make a claim about a paired difference and keep it for findings.json.
+
+    Args:
+        id: key of the claim; a later one of the same id replaces it.
+        text: the claim in words.
+        gap: difference with its interval, positive if the claim is right.
+        seeds: seeds of the trainings behind it.
+        split: "test" or "validation".
+    """
     estimate, low, high = (round(float(end), 4) for end in gap)
     made = Claim(
         id=id,
@@ -74,7 +82,7 @@ def claim(
 
 
 def shown(estimate: float, low: float, high: float) -> str:
-    """A difference with its interval: two decimals, more where it is small or a bound near zero."""
+    """A difference with its interval: two decimals, more if it is small or a bound near zero."""
     places = 2 if abs(estimate) >= 0.1 else 3
     while places < 6 and any(end and not round(end, places) for end in (low, high)):
         places += 1
@@ -82,12 +90,12 @@ def shown(estimate: float, low: float, high: float) -> str:
 
 
 def verdict(row: Claim) -> str:
-    """Holds, not shown (the interval meets zero), or reversed (all of it lies below)."""
+    """"holds", "not shown" (the interval meets zero) or "reversed" (it lies below zero)."""
     return "holds" if row.holds else "reversed" if row.high < 0 else "not shown"
 
 
 def verdicts(claims: Sequence[Claim]) -> str:
-    """Markdown list of claims: holds, not shown, or reversed (the whole interval below zero)."""
+    """Markdown list of claims with their verdicts."""
     rows = []
     for made in claims:
         number = shown(made.estimate, made.low, made.high)
@@ -98,17 +106,17 @@ def verdicts(claims: Sequence[Claim]) -> str:
 
 
 def path(config: Config) -> Path:
-    """Where a profile's findings are collected."""
+    """File of a profile's claims, findings.json."""
     return config.figures_dir / "findings.json"
 
 
 def read(config: Config) -> list[dict[str, Any]]:
-    """All findings computed so far under a profile."""
+    """All claims computed so far under a profile."""
     return runs.read_json(path(config)) if path(config).is_file() else []
 
 
 def _keep(file: Path, made: Claim) -> None:
-    """Replace the entry of the same id and drop those of other settings, which have no run here.
+    """Replace the entry of the same id and drop entries of other settings, which have no run here.
 
     Notebooks may write at the same time.
     """

@@ -1,4 +1,4 @@
-"""Data sources: every one yields the same records (:class:`~g2g_utils.data.record.Example`)."""
+"""Data sources: files and phantoms, all read into one record type, `record.Example`."""
 
 from g2g_utils.data.geometry import Box
 from g2g_utils.data.record import Example, Region, pairs

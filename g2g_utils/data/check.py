@@ -1,7 +1,7 @@
-"""Is a data root complete and sound? `python -m g2g_utils.data.check PROFILE` prints one table.
+"""Check that a data root is complete and sound: `python -m g2g_utils.data.check PROFILE`.
 
-Columns, counts against the published ones, missing files, damaged ones (a sample, or all with
---all), boxes outside images, duplicate ids, patients in two splits. Nothing is written.
+Prints one table: columns, counts beside the published ones, missing files, damaged files (a sample,
+or all with --all), boxes outside images, duplicate ids, patients in two splits. Writes nothing.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ KINDS = {
 }  # fmt: skip
 PEOPLE = {"ms_cxr": "mimic_cxr"}  # sources that share their patients' ids
 Place = tuple[str, Path, Path | None, str | None]  # source, root, images, subset
-SHOWN = 3  # complaints of a kind that are printed in full
+SHOWN = 3  # complaints of one kind printed in full
 
 
 @dataclass(frozen=True)
 class Line:
-    """One row of the table; the verdict is "ok", "note" (look at it) or "FAIL"."""
+    """One line of the table. Verdicts: "ok", "note" (worth a look), "FAIL"."""
 
     source: str
     what: str
@@ -60,7 +60,7 @@ class Line:
 
 @dataclass
 class Report:
-    """The table and, below it, complaints in full."""
+    """The table, and the complaints printed in full below it."""
 
     lines: list[Line] = field(default_factory=list)
     details: list[str] = field(default_factory=list)
@@ -71,7 +71,7 @@ class Report:
         return any(line.verdict == "FAIL" for line in self.lines)
 
     def count(self, source: str, what: str, found: int) -> None:
-        """A count beside the published one; parts of a data set are fine, so it never fails."""
+        """Add a count beside the published one. It never fails: parts of a data set are allowed."""
         wanted = PUBLISHED.get(source, {}).get(what)
         verdict = "ok" if wanted in (None, found) else "note"
         self.lines.append(
@@ -79,7 +79,7 @@ class Report:
         )
 
     def none(self, source: str, what: str, wrong: Sequence[object], note: bool = False) -> None:
-        """A list that should be empty; its first entries become details."""
+        """Add a list that should be empty. Its first entries become details."""
         verdict = ("note" if note else "FAIL") if wrong else "ok"
         self.lines.append(Line(source, what, str(len(wrong)), "0", verdict))
         self.details += [f"{source}: {item}" for item in wrong[:SHOWN]]
@@ -87,7 +87,7 @@ class Report:
             self.details.append(f"{source}: … and {len(wrong) - SHOWN} more ({what})")
 
     def unusable(self, source: str, error: ValueError) -> None:
-        """A source that could not be checked to the end."""
+        """Add a source whose check broke off."""
         what = KINDS[error.kind] if isinstance(error, TableError) else "profile"
         line = Line(source, what, "unusable", "", "FAIL")
         if f"{source}: {error}" not in self.details:
@@ -95,7 +95,7 @@ class Report:
             self.details.append(f"{source}: {error}")
 
     def problems(self, source: str, problems: Iterable[TableError]) -> None:
-        """Bad rows by kind; the kinds that every table is checked for are always listed."""
+        """Add bad rows by kind. Kinds that are checked for every table are always listed."""
         kinds: dict[str, list[TableError]] = {"box": [], "class": [], "duplicate": [], "image": []}
         for problem in problems:
             kinds.setdefault(problem.kind, []).append(problem)
@@ -114,7 +114,7 @@ class Report:
 
 
 def sampled(names: Iterable[Any], sample: int | None) -> list[Any]:
-    """All of them, or a fixed sample that does not depend on their order."""
+    """A fixed sample that does not depend on the order; all items if count is None."""
     distinct = list(dict.fromkeys(names))
     if sample is None or len(distinct) <= sample:
         return distinct
@@ -122,7 +122,7 @@ def sampled(names: Iterable[Any], sample: int | None) -> list[Any]:
 
 
 def _check_images(report: Report, source: str, paths: Iterable[Path], sample: int | None) -> None:
-    """Read whole image files; truncated ones show only then."""
+    """Read image files whole, because only then truncated ones show."""
     chosen, wrong = sampled(paths, sample), []
     with _said("g2g_utils.data.images") as said:
         for path in tqdm(chosen, f"{source} images", leave=False, disable=len(chosen) < 50):
@@ -190,7 +190,7 @@ def _check_boxed(report: Report, held: HeldOut, sample: int | None) -> list[Exam
 
 
 def _repeats(rows: Iterable[Row]) -> list[str]:
-    """The rows whose cells an earlier row has too; the union of boxes takes them once."""
+    """Rows that repeat the cells of an earlier row. The union of boxes takes them once."""
     first: dict[tuple[str, ...], Row] = {}
     repeats = []
     for row in rows:
@@ -201,7 +201,7 @@ def _repeats(rows: Iterable[Row]) -> list[str]:
 
 
 def _check_entries(report: Report, root: Path, boxed: list[Example]) -> list[TableError]:
-    """The entries of ChestX-ray14, where they are: their count, and the boxes' classes in them."""
+    """Check ChestX-ray14's entries, if present: their count and the classes of the boxes."""
     problems: list[TableError] = []
     if root.is_file() or not matching(root, chestxray14.ENTRIES):
         return problems
@@ -269,7 +269,7 @@ def _check_mimic_files(
     kept: list[tuple[str, str, str, str]],
     sample: int | None,
 ) -> None:
-    """All training images are there; a sample of them, and of their reports, is read."""
+    """Check that all training images exist, and read a sample of them and of their reports."""
     paths = [
         mimic_cxr.image_path(images, subject, study, dicom) for dicom, subject, study, _ in kept
     ]
@@ -291,7 +291,7 @@ def _check_mimic_files(
 
 
 def _training(report: Report, config: Config, sample: int | None) -> set[str]:
-    """Check the training source; its patients."""
+    """Check the training source; return its patients."""
     data = config.data
     assert data.root is not None  # the configuration's own check
     root = sources.resolve(data.root)
@@ -310,7 +310,7 @@ def _training(report: Report, config: Config, sample: int | None) -> set[str]:
 def _evaluation(
     report: Report, held: HeldOut, sample: int | None, known: dict[Place, list[Example]]
 ) -> set[str]:
-    """Check a held-out source, once where it serves both splits; the patients of this split."""
+    """Check a held-out source, once if it serves both splits; return the patients of this split."""
     if held.source in ("mimic_cxr", "openi"):
         message = f"{held.source} has no boxes: it can be trained on, not evaluated on"
         raise configuration.ConfigError(message)
@@ -327,7 +327,7 @@ def _evaluation(
 def _works(
     report: Report, config: Config, sample: int | None
 ) -> dict[str, tuple[str, Callable[[], set[str]]]]:
-    """The check of every split that reads files: its source, and a function to its patients."""
+    """Checks of all splits that read files: the source and a function that gives its patients."""
     known: dict[Place, list[Example]] = {}
     works: dict[str, tuple[str, Callable[[], set[str]]]] = {}
     if config.data.source != "phantoms":
@@ -340,7 +340,11 @@ def _works(
 
 
 def check(config: Config, sample: int | None = 200) -> Report:
-    """Check every source of a profile; ``sample`` images and reports are read (None: all)."""
+    """Check every source of a profile.
+
+    Args:
+        sample: number of images and reports to read; None reads all.
+    """
     report = Report()
     people: dict[str, tuple[str, set[str]]] = {}
     if config.data.source == "phantoms":
@@ -355,7 +359,7 @@ def check(config: Config, sample: int | None = 200) -> Report:
 
 
 def _check_leaks(report: Report, people: dict[str, tuple[str, set[str]]]) -> None:
-    """Patients that two splits share, where the ids are of one collection."""
+    """Patients that two splits share, for splits whose ids come from one collection."""
     for one, other in combinations(people, 2):
         (source, a), (another, b) = people[one], people[other]
         if PEOPLE.get(source, source) == PEOPLE.get(another, another):
@@ -366,7 +370,7 @@ def _check_leaks(report: Report, people: dict[str, tuple[str, set[str]]]) -> Non
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No warnings of this package inside."""
+    """Silence this package's warnings inside the block."""
     logger = logging.getLogger("g2g_utils")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -377,7 +381,7 @@ def _quiet() -> Iterator[None]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table of a profile; exit status 1 if something fails, 2 if nothing can be said."""
+    """Print the table of a profile. Exit status: 1 if it has a FAIL, 2 if it cannot be made."""
     parser = argparse.ArgumentParser(prog="python -m g2g_utils.data.check", description=__doc__)
     parser.add_argument("profile", nargs="?", default="miniature", help="profile or its YAML file")
     parser.add_argument("--sample", type=int, default=200, help="files read of every source")
@@ -388,7 +392,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except configuration.ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    with _quiet():  # the table says what the loaders would warn of
+    with _quiet():  # the table already lists what the loaders warn of
         report = check(config, None if options.all else options.sample)
     print(report)
     return int(report.failed)

@@ -36,7 +36,7 @@ OTHER_LABELS = {
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A row of ``Data_Entry_2017``: what text mining found in the report of an image."""
+    """A row of `Data_Entry_2017`: findings that text mining found in the report of an image."""
 
     image_id: str
     findings: tuple[str, ...]
@@ -45,13 +45,13 @@ class Entry:
 
 
 def image_folders(root: Path) -> list[Path]:
-    """Where images lie: one folder, or the twelve of the published archives."""
+    """Folders of the images: one, or the twelve of the published archives."""
     parts = sorted(path for path in root.glob("images*/images") if path.is_dir())
     return [root / "images", *parts, root]
 
 
 def entries(root: Path, problems: list[TableError] | None = None) -> Iterator[Entry]:
-    """The entries, 2017's or 2020's table; ``root`` may be the file itself."""
+    """Entries of the 2017 or 2020 table. `root` may be the file itself."""
     path = root if root.is_file() else locate(root, ENTRIES)
     for row in unique(read(path, ENTRY_COLUMNS), "Image Index", problems):
         with tolerate(problems):
@@ -72,7 +72,7 @@ def _entry(row: Row) -> Entry:
 
 
 def rows(root: Path) -> Iterator[Row]:
-    """One row a box; ``root`` may be the file itself."""
+    """Rows of the box table, one per box. `root` may be the file itself."""
     return read(root if root.is_file() else locate(root, BOXES), COLUMNS, RENAME)
 
 
@@ -100,9 +100,12 @@ def load(
     template: str = "{}",
     problems: list[TableError] | None = None,
 ) -> list[Example]:
-    """The boxed images, one record per (image, class), its phrase ``template`` of the class name.
+    """Load the boxed images: one record per (image, class).
 
-    Boxes are given in 1024² pixels and returned in pixels of the file (smaller copies are fine).
+    Boxes are in pixels of the file: the table's 1024² pixels, scaled for smaller copies.
+
+    Args:
+        template: text of a phrase, with a place for the class name.
     """
     films = Images([images] if images else image_folders(root))
 

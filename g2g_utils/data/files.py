@@ -1,4 +1,4 @@
-"""Image files that tables name: where they are, their sizes, and boxes in their pixels."""
+"""Image files that tables name: their place, their size, and boxes in their pixels."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ CONSTANT = {"subject_id": "patient", "image": "file", "split": "split"}
 
 
 class Images:
-    """The folders in which a table's images may lie; sizes come from the files' headers, once.
+    """The folders in which a table's images may lie. Sizes are read from the files' headers, once.
 
-    ``cut`` lists the boxes that stuck out of their images.
+    `cut` lists the boxes that stuck out of their images.
     """
 
     def __init__(self, folders: Sequence[Path], suffixes: Sequence[str] = ()) -> None:
@@ -31,12 +31,16 @@ class Images:
         self.size = lru_cache(maxsize=None)(image_size)  # path -> (height, width)
 
     def candidates(self, name: str) -> list[Path]:
-        """Where an image may be: every folder, its own suffix first."""
+        """Paths at which an image may lie: every folder, its own suffix first."""
         names = [name, *(str(Path(name).with_suffix(suffix)) for suffix in self.suffixes)]
         return [folder / n for folder in self.folders for n in dict.fromkeys(names)]
 
     def find(self, row: Row, column: str, name: str) -> Path:
-        """The path of a readable image; else an error that names the row and where was looked."""
+        """Path of a readable image.
+
+        Raises:
+            TableError: there is none; the message names the row and the places searched.
+        """
         candidates = self.candidates(name)
         try:
             path = next((p for p in candidates if p.is_file()), candidates[0])
@@ -52,7 +56,7 @@ class Images:
     def rescale(self, box: Box, declared: tuple[float, float], path: Path, row: Row) -> Box:
         """A box of the declared (height, width) frame in pixels of the file.
 
-        Resized copies of the images are fine; cropped ones are an error.
+        Resized copies of the images are scaled; cropped copies are an error.
         """
         height, width = self.size(path)
         sy, sx = height / declared[0], width / declared[1]
@@ -73,11 +77,14 @@ def collect(
     images: Images,
     problems: list[TableError] | None,
 ) -> list[Example]:
-    """The records of a table (``example`` gives None for a row without one).
+    """Read the records of a table, row by row.
 
-    ``column`` names the image. A bad row, or one that gives an image another patient, file or
-    split than an earlier row, raises TableError or is collected in ``problems``. Boxes that were
-    cut (``images.cut``) are counted in one warning, or collected too.
+    Args:
+        example: makes the record of a row, or None for a row without one.
+        column: name of the column with the image.
+        problems: collects TableErrors; without it the first one is raised. A row is bad by itself,
+            or because it gives an image another patient, file or split than an earlier row. Cut
+            boxes (`images.cut`) are collected too; without a list one warning counts them.
     """
     first: dict[str, tuple[Example, Row]] = {}
     found: list[Example] = []
@@ -96,7 +103,7 @@ def collect(
 
 
 def _same_image(before: Example, its_row: Row, now: Example, row: Row, column: str) -> None:
-    """An error where two rows of one image contradict each other."""
+    """Raise an error if two rows of one image contradict each other."""
     for name, word in CONSTANT.items():
         one, other = getattr(before, name), getattr(now, name)
         if one != other:
@@ -115,7 +122,7 @@ def two_classes(examples: Iterable[Example]) -> list[tuple[str, str, tuple[str, 
 
 
 def report_two_classes(examples: Iterable[Example], path: Path) -> None:
-    """Log each phrase with two classes: its rows stay apart, as pairs of their own."""
+    """Log each phrase with two classes. Its rows stay apart, as separate pairs."""
     for image, phrase, classes in two_classes(examples):
         log.warning(
             "%s: image %s: phrase %r has the classes %s; they stay apart as pairs of their own, "

@@ -1,4 +1,4 @@
-"""Images of a training set that stay in their files until they are asked for."""
+"""Training images that stay in their files until they are read."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ THREADS = min(16, 2 * (os.cpu_count() or 1))  # decoding releases Python's lock
 
 
 class Films:
-    """Images as if they were one uint8 array [n, S, S]; each index reads and crops its files.
+    """Image files behind the interface of one uint8 array [n, S, S].
 
-    Index with an integer, a slice or an array of rows. Raises ImageError for a bad file.
+    Each index (an integer, a slice or an array of rows) reads and crops its files. Raises
+    ImageError for a bad file.
     """
 
     dtype = np.dtype(np.uint8)
@@ -50,5 +51,5 @@ class Films:
 
 
 def to_bytes(images: np.ndarray) -> np.ndarray:
-    """Images in [0, 1] as uint8."""
+    """Convert images in [0, 1] to uint8."""
     return np.round(images * 255).astype(np.uint8)

@@ -1,7 +1,7 @@
-"""Any folder of images with a CSV: ``image, phrase`` and optionally ``finding, x, y, w, h``.
+"""Any folder of images with a CSV: `image, phrase` and optionally `finding, x, y, w, h`.
 
-A ``subject`` column, where there is one, names the patient (bootstrap intervals are drawn over
-patients); without it every image counts as a patient. Other columns are ignored.
+An optional column `subject` names the patient, for bootstrap intervals over patients. Without it
+every image counts as a patient. Other columns are ignored.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ def _example(row: Row, images: Images) -> Example:
 
 
 def _subject(row: Row) -> str:
-    """The patient; spreadsheets write numbers beside empty cells as "10.0" and "nan"."""
+    """The patient. Spreadsheets write numbers beside empty cells as "10.0" and "nan"."""
     name = row.get("subject")
     return "" if name.lower() == "nan" else re.sub(r"^(\d+)\.0$", r"\1", name)
 
 
 def _check_names(path: Path, header: Iterable[str]) -> None:
-    """Refuse columns that are meant to be read and would be ignored."""
+    """Refuse misspelt column names, which would be ignored silently."""
     place: dict[str, Any] = {"place": "line 1", "kind": "columns"}
     for column in header:
         name = column.lower()
@@ -62,7 +62,7 @@ def _check_names(path: Path, header: Iterable[str]) -> None:
 
 
 def _checked(path: Path) -> Iterator[Row]:
-    """The rows of the CSV; its box columns come together or not at all."""
+    """The rows of the CSV. Box columns must be complete or absent."""
     checked = False
     for row in read(path, REQUIRED):
         if not checked:
@@ -81,11 +81,13 @@ def load(
     image_root: str | os.PathLike[str] | None = None,
     problems: list[TableError] | None = None,
 ) -> list[Example]:
-    """The pairs of a CSV, one record per (image, phrase, finding), boxes of equal rows united.
+    """Load the pairs of a CSV: one record per (image, phrase, finding), boxes of equal rows united.
 
-    Image names are relative to ``image_root``, by default the CSV's folder. Images stay on disk
-    (``Example.load``); boxes are pixels of the file. Raises FolderError at the first bad row, or
-    collects it in ``problems`` and goes on.
+    Images stay on disk (`Example.load` reads them); boxes are in pixels of the file.
+
+    Args:
+        image_root: folder to which image names are relative; by default the CSV's folder.
+        problems: collects bad rows; without it the first one raises FolderError.
     """
     path = Path(csv_path)
     images = Images([Path(image_root) if image_root is not None else path.parent])

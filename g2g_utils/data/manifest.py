@@ -1,4 +1,4 @@
-"""What a loader kept and what it dropped, and why: written beside the run, read back next time."""
+"""Lists of what a loader kept and dropped, and why: written beside the run, read back next time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KEPT = ("image", "phrase", "image_id", "subject_id", "split")
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """An image, or a whole report, that gives no pair; ``detail`` adds to the reason."""
+    """An image or a report that gives no pair. `detail` adds to the reason."""
 
     image_id: str
     subject_id: str
@@ -27,7 +27,7 @@ class Dropped:
 
 
 class Selection(NamedTuple):
-    """Pairs of a split, what was dropped on the way, and facts for the summary."""
+    """Pairs of a split, the images and reports dropped, and facts for the summary."""
 
     examples: list[Example]
     dropped: list[Dropped]
@@ -35,7 +35,7 @@ class Selection(NamedTuple):
 
 
 def summary(selection: Selection) -> dict[str, Any]:
-    """Counts of what was kept and of every reason to drop."""
+    """Counts of the kept images and of every reason to drop one."""
     return {
         "kept": len(selection.examples),
         "subjects": len({example.subject_id for example in selection.examples}),
@@ -52,9 +52,9 @@ def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]])
 
 
 def write(folder: Path, name: str, selection: Selection, key: str = "") -> Path:
-    """``NAME-kept.csv``, ``NAME-dropped.csv``, and last ``NAME.json`` with the counts and the key.
+    """Write `NAME-kept.csv`, `NAME-dropped.csv`, and last `NAME.json` with the counts and the key.
 
-    Both tables name patients' images and hold report text: the folder lies below build/.
+    Both tables name patients' images and hold report text: the folder must lie below build/.
     """
     kept = ((e.image, e.phrase, e.image_id, e.subject_id, e.split) for e in selection.examples)
     _write_csv(folder / f"{name}-kept.csv", KEPT, kept)
@@ -66,7 +66,7 @@ def write(folder: Path, name: str, selection: Selection, key: str = "") -> Path:
 
 
 def read(folder: Path, name: str, key: str) -> list[Example] | None:
-    """The pairs of an earlier run with the same key, else None."""
+    """Pairs of an earlier run with the same key, or None."""
     record = folder / f"{name}.json"
     if not record.is_file() or runs.read_json(record).get("key") != key:
         return None

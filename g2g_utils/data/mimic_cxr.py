@@ -1,4 +1,4 @@
-"""MIMIC-CXR-JPG 2.x with the reports of MIMIC-CXR: frontal images and what was said about them."""
+"""MIMIC-CXR-JPG 2.x with the reports of MIMIC-CXR: frontal images and their report text."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ Row4 = tuple[str, str, str, str]  # dicom, subject, study, view
 
 
 def folder_of(root: Path, subject: str) -> Path:
-    """Folder of a patient: ``files/p10/p10000032``; ``root`` may be the ``files`` folder itself."""
+    """Folder of a patient: `files/p10/p10000032`. `root` may be the `files` folder itself."""
     base = root if root.name == "files" and not (root / "files").is_dir() else root / "files"
     return base / f"p{subject[:2]}" / f"p{subject}"
 
 
 def image_path(root: Path, subject: str, study: str, dicom: str) -> Path:
-    """``files/p10/p10000032/s50414267/DICOM.jpg`` below the root."""
+    """`files/p10/p10000032/s50414267/DICOM.jpg` below the root."""
     return folder_of(root, subject) / f"s{study}" / f"{dicom}.jpg"
 
 
@@ -63,7 +63,7 @@ def _zip_reader(archive: Path) -> Callable[[Report], str | None]:
         content = zipfile.ZipFile(archive)
     except zipfile.BadZipFile as error:
         raise TableError(archive, str(error), "download it again", kind="file") from error
-    # zipped again, the folder may lie in another one or be zipped without itself
+    # repacked archives nest the folder, or lack it
     names = {PurePosixPath(name).parts[-3:]: name for name in content.namelist()}
 
     def from_zip(report: Report) -> str | None:
@@ -103,7 +103,11 @@ def _number(row: Row, column: str) -> str:
 def select(
     root: Path, split: str, excluded: frozenset[str]
 ) -> tuple[list[Row4], list[Dropped], int]:
-    """Frontal images of the split without the excluded subjects; dropped ones; others' count."""
+    """Choose the frontal images of a split, without the excluded subjects.
+
+    Returns:
+        The images, those dropped with the reason, and the number of images of other splits.
+    """
     official = splits(root)
     kept: list[Row4] = []
     dropped: list[Dropped] = []
@@ -124,7 +128,7 @@ def select(
 
 
 def absent(paths: Iterable[Path]) -> set[Path]:
-    """The paths that are no files; several are asked for at once, as they are often far away."""
+    """Paths that are no files. Several are looked up at once, as they are often far away."""
     wanted = list(paths)
 
     def among(part: list[Path]) -> set[Path]:
@@ -137,7 +141,7 @@ def absent(paths: Iterable[Path]) -> set[Path]:
 def _phrases(
     studies: Iterable[Report], read_report: Callable[[Report], str | None], progress: bool
 ) -> dict[Report, text.Phrase | str]:
-    """Phrase of every study, or the reason why there is none."""
+    """Phrase of every study, or the reason why it has none."""
 
     def one(study: Report) -> text.Phrase | str:
         report = read_report(study)
@@ -159,11 +163,14 @@ def load(
     images: Path | None = None,
     progress: bool = False,
 ) -> Selection:
-    """Frontal image–report pairs of an official split, without the excluded subjects.
+    """Load the frontal image–report pairs of an official split, without the excluded subjects.
 
-    ``reports``: folder with ``files/p10/…/s….txt``, or the published zip; by default ``root``.
-    ``images``: folder of the images, by default ``root``. They stay on disk and are not opened;
-    those that are not there are dropped. Every pair of a study shares its phrase.
+    Images stay on disk and are not opened; absent ones are dropped. All pairs of a study share its
+    phrase.
+
+    Args:
+        reports: folder with `files/p10/…/s….txt`, or the published zip; by default `root`.
+        images: folder of the images; by default `root`.
     """
     if split not in SPLITS.values():
         raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS.values())}")

@@ -27,12 +27,12 @@ SUFFIXES = (".jpg", ".png", ".dcm")  # MIMIC-CXR-JPG, a converted copy, MIMIC-CX
 
 
 def table(root: Path) -> Path:
-    """The annotation file: given itself, or the newest of the folder."""
+    """Path of the annotation file: `root` itself, or the newest file of the folder."""
     return root if root.is_file() else locate(root, *TABLES)
 
 
 def rows(root: Path) -> Iterator[Row]:
-    """One row a box, with the CSV's columns, whichever file it comes from."""
+    """Rows of either file, one per box, with the CSV's columns."""
     path = table(root)
     is_json = path.name.removesuffix(".gz").endswith(".json")
     return _coco(path) if is_json else read(path, COLUMNS)
@@ -69,7 +69,7 @@ def _tree(path: Path) -> Any:
 
 
 def _by_id(tree: Any, name: str) -> dict[Any, Any]:
-    """The entries of a COCO list under their ids; no two may share one."""
+    """Entries of a COCO list by id. Two entries with one id are an error."""
     entries = {entry["id"]: entry for entry in tree[name]}
     if len(entries) < len(tree[name]):
         raise ValueError(f"two {name} have one id")
@@ -77,7 +77,7 @@ def _by_id(tree: Any, name: str) -> dict[Any, Any]:
 
 
 def _cells(annotation: Any, films: dict[Any, Any], categories: dict[Any, Any]) -> dict[str, str]:
-    """One annotation under the CSV's column names; an absent text stays empty."""
+    """One annotation under the CSV's column names. An absent text stays empty."""
     label = annotation["label_text"]
     if not isinstance(label, str | None):
         raise TypeError(f"label_text is {label!r}, not a text")
@@ -97,7 +97,7 @@ def _cells(annotation: Any, films: dict[Any, Any], categories: dict[Any, Any]) -
 
 
 def subject_of(row: Row) -> str:
-    """Patient of a row, from its path ``files/p10/p10000032/s50414267/…``."""
+    """Patient of a row, from its path `files/p10/p10000032/s50414267/…`."""
     found = SUBJECT.search(row["path"])
     if not found:
         fix = "paths are files/p10/p10000032/s50414267/DICOM.jpg"
@@ -106,7 +106,7 @@ def subject_of(row: Row) -> str:
 
 
 def subjects(root: Path) -> frozenset[str]:
-    """All patients of MS-CXR: none of them may be trained on."""
+    """All patients of MS-CXR. None of them may be trained on."""
     return frozenset(map(subject_of, rows(root)))
 
 
@@ -131,7 +131,7 @@ def _example(row: Row, images: Images) -> Example:
 
 
 def _is_files(images: Images) -> bool:
-    """True if the folder given is MIMIC-CXR-JPG's ``files`` folder itself."""
+    """True if the folder is MIMIC-CXR-JPG's `files` folder itself."""
     folder = images.folders[0]
     return folder.name == "files" and not (folder / "files").is_dir()
 
@@ -142,12 +142,16 @@ def load(
     subset: str | None = None,
     problems: list[TableError] | None = None,
 ) -> list[Example]:
-    """The image–phrase pairs: rows of one (image, phrase, class) merged, their boxes united.
+    """Load the image–phrase pairs: rows of one (image, phrase, class) merged, their boxes united.
 
-    ``root``: folder of MS-CXR (or its CSV or JSON); ``images``: folder of MIMIC-CXR-JPG.
-    ``subset`` keeps "train", "validation" or "test" of version 1.1's own split column.
-    Boxes are in pixels of the file: resized copies are fine. A box that sticks out is cut at the
-    edge; bad rows raise TableError, or are collected in ``problems``.
+    Boxes are in pixels of the file; resized copies are scaled. A box that sticks out is cut at the
+    edge.
+
+    Args:
+        root: folder of MS-CXR, or its CSV or JSON.
+        images: folder of MIMIC-CXR-JPG.
+        subset: "train", "validation" or "test" of version 1.1's split column; None keeps all.
+        problems: collects bad rows; without it the first one raises TableError.
     """
     films = Images([images], SUFFIXES)
     found = collect(rows(root), lambda row: _example(row, films), "dicom_id", films, problems)

@@ -1,4 +1,4 @@
-"""OpenI (Indiana University): frontal images and reports anyone can download."""
+"""OpenI (Indiana University): frontal images and reports that anyone can download."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ MOSTLY = 0.5  # share of redacted words from which a sentence is left out
 
 
 def unredact(text: str) -> str:
-    """A report's text without its XXXX: ``x-XXXX`` is read as x-ray, other words are left out.
+    """A report's text without its XXXX: `x-XXXX` becomes x-ray, other redacted words are left out.
 
-    Sentences that lost half of their words are dropped: what is left of them says little.
+    Sentences that lost half of their words are dropped, for their rest says little.
     """
     kept = []
     for sentence in re.split(r"(?<=[.;?!])\s+", X_RAY.sub("x-ray", text)):
@@ -38,7 +38,7 @@ def unredact(text: str) -> str:
 
 
 def xml_rows(folder: Path) -> Iterator[Row]:
-    """The ecgen-radiology XML reports as rows of ``indiana_reports.csv``."""
+    """The ecgen-radiology XML reports as rows of `indiana_reports.csv`."""
     paths = sorted(folder.glob("*.xml"), key=lambda p: (len(p.stem), p.stem))
     if not paths:
         raise TableError(folder, "no XML reports", "unpack NLMCXR_reports.tgz there", kind="file")
@@ -61,14 +61,14 @@ def xml_rows(folder: Path) -> Iterator[Row]:
 
 
 def reports(root: Path) -> Iterator[Row]:
-    """One row a report: from the CSV of the Kaggle edition, else from the XML files."""
+    """Rows of the reports, one per report: the CSV of the Kaggle edition, or else the XML files."""
     if not matching(root, REPORTS) and (root / XML_FOLDER).is_dir():
         return xml_rows(root / XML_FOLDER)
     return read(locate(root, REPORTS), REPORT_COLUMNS)
 
 
 def projections(root: Path, problems: list[TableError] | None = None) -> Iterator[Row]:
-    """One row an image with its view; the XML files do not say which image is frontal."""
+    """Rows of the images, one per image, with its view, which the XML files lack."""
     if root.is_dir() and not matching(root, PROJECTIONS):
         problem = f"no file {PROJECTIONS}, which alone says which images are frontal"
         fix = "take it from the Kaggle edition; it fits the XML reports too (data/README.md)"
@@ -77,7 +77,7 @@ def projections(root: Path, problems: list[TableError] | None = None) -> Iterato
 
 
 def _phrase(row: Row) -> tuple[str, str]:
-    """Impression, else findings, without redactions; and which of the two ("" if neither)."""
+    """Impression, or else findings, without redactions; and which of the two ("" for neither)."""
     for section in ("impression", "findings"):
         text = unredact(row.get(section))
         if re.search(r"[^\W\d_]{2}", text):
@@ -86,7 +86,7 @@ def _phrase(row: Row) -> tuple[str, str]:
 
 
 def _path(folders: list[Path], filename: str) -> Path:
-    """An image under its Kaggle name ``1_IM-0001-4001.dcm.png`` or NLM's ``CXR1_1_IM-….png``."""
+    """Path of an image: Kaggle's name `1_IM-0001-4001.dcm.png` or NLM's `CXR1_1_IM-….png`."""
     stem = filename.removesuffix(".png").removesuffix(".dcm")
     names = (filename, f"CXR{stem}.png", f"{stem}.png", f"{stem}.dcm")
     found = (f / name for f in folders for name in names if (f / name).is_file())
@@ -96,10 +96,10 @@ def _path(folders: list[Path], filename: str) -> Path:
 def load(
     root: Path, images: Path | None = None, problems: list[TableError] | None = None
 ) -> Selection:
-    """Frontal image–report pairs; every report is a patient of its own, as the source says.
+    """Load the frontal image–report pairs. Every report counts as a patient, as the source says.
 
-    Impression preferred, then findings; reports left without words are dropped, with the reason.
-    Images that are not on disk are dropped too: parts of the collection are common.
+    The phrase is the impression, or else the findings. Reports left without words are dropped with
+    the reason. Images that are not on disk are dropped too, for parts of the collection are common.
     """
     folders = [images] if images else [root / f for f in FOLDERS if (root / f).is_dir()] or [root]
     phrases = {row["uid"]: _phrase(row) for row in unique(reports(root), "uid", problems)}

@@ -21,16 +21,16 @@ FINDINGS = (
     "Pneumonia",
     "Pneumothorax",
 )
-"""The eight classes of MS-CXR, spelt as its ``category_name`` column spells them."""
+"""The eight classes of MS-CXR, spelt as its `category_name` column spells them."""
 
 
 @dataclass(frozen=True, eq=False)
 class Region:
     """One described abnormality of an image.
 
-    ``phrase`` is its span of the impression; ``side`` is the *patient's* side (``"left"``,
-    ``"right"``, ``"bilateral"``) or None; ``boxes`` are in image pixels, one per lung for
-    bilateral findings; ``mask`` is bool [H, W] or None where only boxes are known.
+    `phrase` is its span of the impression. `side` is the *patient's* side ("left", "right",
+    "bilateral") or None. `boxes` are in image pixels, one per lung for bilateral findings. `mask`
+    is bool [H, W], or None if only boxes are known.
     """
 
     phrase: str
@@ -42,10 +42,10 @@ class Region:
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """An image with its text: an impression (``regions`` filled) or one phrase (a pair).
+    """An image with its text: an impression (`regions` filled) or one phrase (a pair).
 
-    ``image`` is float32 [H, W] in [0, 1], or the path of an image file; ``boxes`` are pixels of
-    that image (of the file's own frame for a path): :meth:`framed` maps both to a square.
+    `image` is float32 [H, W] in [0, 1], or the path of an image file. `boxes` are pixels of that
+    image, or of the file's own frame for a path. `framed` maps both to a square.
     """
 
     image: np.ndarray | Path
@@ -59,7 +59,7 @@ class Example:
     mask: np.ndarray | None = None
 
     def array(self) -> np.ndarray:
-        """The whole image, float32 [H, W] in [0, 1]; a file is read (``ImageError`` if bad)."""
+        """The whole image, float32 [H, W] in [0, 1]. A file is read (ImageError if it is bad)."""
         return read_image(self.image) if isinstance(self.image, Path) else self.image
 
     def load(self, size: int | None = None) -> np.ndarray:
@@ -68,9 +68,9 @@ class Example:
         return image if size is None else crop_resize(image, size)
 
     def framed(self, size: int) -> Example:
-        """The same record in a size×size frame: image loaded, all boxes mapped, masks dropped.
+        """The same record in a size × size frame: image loaded, all boxes mapped, masks dropped.
 
-        Boxes that fall outside the crop vanish; a pair left without boxes cannot be scored.
+        Boxes outside the crop are dropped. A pair left without boxes cannot be scored.
         """
         image = self.array()
         height, width = image.shape
@@ -86,7 +86,7 @@ class Example:
 
 
 def unite(boxes: Iterable[Box]) -> tuple[Box, ...]:
-    """Boxes without duplicates, in their first order (their union is the target)."""
+    """Boxes without duplicates, in their first order. Their union is the target."""
     return tuple(dict.fromkeys(boxes))
 
 
@@ -97,7 +97,7 @@ def _merge(first: Example, second: Example) -> Example:
 
 
 def merge_rows(rows: Iterable[Example]) -> list[Example]:
-    """Rows of one (image, phrase, class) become one record, their boxes united."""
+    """Merge rows of one (image, phrase, class) into one record, their boxes united."""
     merged: dict[tuple[str, str, str | None], Example] = {}
     for row in rows:
         key = (row.image_id, row.phrase, row.finding)
@@ -117,10 +117,10 @@ def _as_pair(example: Example, region: Region) -> Example:
 
 
 def pairs(examples: Iterable[Example]) -> list[Example]:
-    """One record per image–phrase pair, from the regions of each image.
+    """Image–phrase pairs from the regions of each image, one record per pair.
 
-    Rows of one (image, phrase, class) merge, their boxes united. A record without regions but
-    with boxes is a pair already; images without any box (normals) give none.
+    Rows of one (image, phrase, class) merge, their boxes united. A record with boxes and no regions
+    is a pair already. Images without boxes (normals) give no pair.
     """
     rows: list[Example] = []
     for example in examples:

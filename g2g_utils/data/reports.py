@@ -1,4 +1,4 @@
-"""What a radiology report says about its image: impression, else findings, else last paragraph."""
+"""Text of a radiology report about its image: impression, else findings, else last paragraph."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ HEADING = re.compile(
     r"|(?=[A-Z])(?P<usual>(?i:impression|finding|conclusion)s?)[ \t]*[:;])",
     re.MULTILINE,
 )
-"""A heading: capitals at the start of a line, then a colon; the usual ones however they are set."""
+"""A heading: capitals at the start of a line and a colon; usual headings in any case."""
 
 PREFERENCE = ("impression", "findings", "last paragraph")
 IMPRESSIONS = ("IMPRESSION", "CONCLUSION", "SUMMARY", "OPINION", "INTERPRETATION")
@@ -28,19 +28,19 @@ POINTERS = re.compile(
     re.IGNORECASE,
 )
 STAMP = re.compile(r"\b\d{1,2}:\d{2}\s*([AP]\.?M\b\.?)?|\bX{3,}\b")
-"""A time of day, or a redacted word: no text by itself."""
+"""A time of day, or a redacted word. Neither is a text by itself."""
 BANNER = re.compile(r"^\W*(final|preliminary|wet read|addendum)?\W*(report|final)\W*$", re.I)
 
 
 class Phrase(NamedTuple):
-    """Text of a report and the section it comes from (one of ``PREFERENCE``)."""
+    """Text of a report and the section it comes from (one of `PREFERENCE`)."""
 
     text: str
     section: str
 
 
 def _kind(heading: str) -> str:
-    """What stands under a heading, misspelt or not.
+    """Kind of a heading, misspelt or not.
 
     "impression", "provisional" (an impression that a final one replaces), "findings", "aside" or
     "other".
@@ -64,12 +64,12 @@ def _kind(heading: str) -> str:
 
 
 def clean(text: str) -> str:
-    """Text on one line, single spaces, without the enumeration's and rulers' ornaments."""
+    """Text on one line, with single spaces, without rulers and the ornaments of enumerations."""
     return " ".join(re.sub(r"[_=*-]{4,}", " ", text).split())
 
 
 def sections(report: str) -> list[tuple[str, str]]:
-    """(kind, text) of every part of a report, in order; what precedes all headings is "other".
+    """(kind, text) of every part of a report, in order. Text before all headings is "other".
 
     Unknown headings directly below IMPRESSION or FINDINGS (NOTE, LUNGS) are parts of its text.
     """
@@ -90,7 +90,7 @@ def sections(report: str) -> list[tuple[str, str]]:
 
 
 def _last_paragraph(report: str) -> str:
-    """The last paragraph; the first one under a heading such as HISTORY belongs to that heading."""
+    """The last paragraph. The first one below a heading such as HISTORY belongs to that heading."""
     for kind, text in reversed(sections(report)):
         paragraphs = [clean(p) for p in re.split(r"\n[ \t]*\n", text)]
         paragraphs = [p for p in paragraphs if p and not BANNER.match(p)]
@@ -101,16 +101,16 @@ def _last_paragraph(report: str) -> str:
 
 
 def _usable(text: str) -> bool:
-    """Has a word of two letters, and is more than a time or a pointer to another section."""
+    """True if the text has a word of two letters and is more than a time or a pointer elsewhere."""
     return bool(re.search(r"[^\W\d_]{2}", STAMP.sub("", text))) and not POINTERS.fullmatch(text)
 
 
 def phrase(report: str) -> Phrase | None:
-    """The text to train on, or None where a report says nothing usable.
+    """Text to train on, or None if a report says nothing usable.
 
-    Of several impressions (a wet read, then the final report) the last that is not empty counts,
-    a provisional one only where there is no other.
-    The de-identification's underscores stay, as in the published text.
+    Of several impressions (a wet read, then the final report) the last that is not empty counts. A
+    provisional one counts only if there is no other. The de-identification's underscores stay, as
+    in the published text.
     """
     report = report.replace("\r\n", "\n").replace("\r", "\n")
     parts = [(kind, clean(text)) for kind, text in sections(report)]

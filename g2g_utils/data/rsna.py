@@ -19,12 +19,12 @@ FINDING = "Lung Opacity"
 
 
 def rows(root: Path) -> Iterator[Row]:
-    """One row a box, and one for every image without; ``root`` may be the file itself."""
+    """Rows of the table, one per box or image without a box. `root` may be the file itself."""
     return read(root if root.is_file() else locate(root, LABELS), COLUMNS)
 
 
 def _target(row: Row) -> bool:
-    """True for a row with a box; the box and Target must agree."""
+    """True for a row with a box. The box and Target must agree."""
     if row["Target"] not in ("0", "1"):
         raise row.error(f"{row['Target']!r} is no target", "Target is 0 or 1", "Target")
     boxed = any(row.get(column) for column in BOX_COLUMNS)
@@ -56,7 +56,7 @@ def load(
     negatives: bool = False,
     problems: list[TableError] | None = None,
 ) -> list[Example]:
-    """The boxed images (with ``negatives`` the others too, without boxes), boxes united.
+    """Load the boxed images, boxes united; with `negatives` also the images without boxes.
 
     The challenge names images, not patients: every image counts as a patient.
     """

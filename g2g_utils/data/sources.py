@@ -1,4 +1,4 @@
-"""The data source that a profile names, as records: one entry to every loader."""
+"""The data source that a profile names, as records: one entry point to every loader."""
 
 from __future__ import annotations
 
@@ -24,18 +24,24 @@ from g2g_utils.data.record import Example
 
 SPLITS = ("train", "validation", "test")
 SHARES = {"train": 8, "validation": 1, "test": 1}
-"""Parts of the patients where one source without splits of its own serves several splits."""
+"""Parts of the patients by split, for a source without splits that serves several."""
 
 CREDENTIALED = frozenset({"mimic_cxr", "ms_cxr"})
-"""Sources under a data use agreement: nothing made from them leaves build/."""
+"""Sources under a data use agreement. Nothing made from them leaves build/."""
 
 
 def examples(config: Config, split: str) -> list[Example]:
-    """Examples of a split ("train", "validation" or "test"), of as many images as are asked for.
+    """Examples of a split, of as many images as the profile sets.
 
-    Files are named, not opened. Which images and patients are taken depends on their ids alone;
-    held-out pairs come in a fixed mixed order (published tables are sorted by class), so that
-    their first n are a fair sample.
+    Files are named, not opened. The choice of images and patients depends on their ids alone.
+    Held-out pairs come in a fixed mixed order (published tables are sorted by class), so that their
+    first n are a fair sample.
+
+    Args:
+        split: "train", "validation" or "test".
+
+    Raises:
+        ConfigError: the split is unknown, or its source has no examples.
     """
     data = config.data
     counts = {"train": data.train, "validation": data.validation, "test": data.test}
@@ -57,7 +63,7 @@ def examples(config: Config, split: str) -> list[Example]:
 
 
 def held_out(config: Config, split: str) -> HeldOut | None:
-    """The profile's own source of validation or test pairs, if it names one."""
+    """The profile's own source of validation or test pairs, or None."""
     return {"validation": config.data.validation_from, "test": config.data.test_from}.get(split)
 
 
@@ -68,7 +74,7 @@ def credentialed(config: Config) -> bool:
 
 
 def resolve(path: Path) -> Path:
-    """A path of a profile: absolute, below the home folder, or below the repository."""
+    """Resolve a path of a profile: absolute, below the home folder, or below the repository."""
     return ROOT / path.expanduser()
 
 
@@ -87,7 +93,7 @@ def share(found: Iterable[Example], patients: tuple[float, float]) -> list[Examp
 
 
 def limited(found: list[Example], images: int) -> list[Example]:
-    """All examples of at most so many images, in their order; the same images every time."""
+    """Examples of at most `images` images, in their order; the same images every time."""
     ids = {example.image_id for example in found}
     if len(ids) <= images:
         return found
@@ -115,7 +121,7 @@ def boxed(
     subset: str | None = None,
     problems: list[tables.TableError] | None = None,
 ) -> list[Example]:
-    """Image–phrase pairs with boxes of a source that has them."""
+    """Image–phrase pairs with boxes, from a source that has them."""
     if source == "ms_cxr":
         return ms_cxr.load(root, images or root, subset, problems)
     if subset:
@@ -130,7 +136,7 @@ def boxed(
 
 
 def table(root: Path) -> Path:
-    """The CSV of a folder source: given itself, or the only one of the folder."""
+    """Path of the CSV of a folder source: `root` itself, or the only CSV in the folder."""
     found = tables.matching(root, "*.csv") if root.is_dir() else [root]
     if len(found) != 1:
         names = ", ".join(p.name for p in found) or "none"
@@ -151,7 +157,7 @@ def _training_examples(config: Config, split: str) -> list[Example]:
 
 
 def own_share(config: Config, split: str) -> tuple[float, float]:
-    """[from, to) of the training source's patients that serve a split."""
+    """[from, to): the share of the training source's patients that serves a split."""
     parts = {name: SHARES[name] for name in SPLITS if held_out(config, name) is None}
     before = sum(parts[name] for name in list(parts)[: list(parts).index(split)])
     total = sum(parts.values())
@@ -159,7 +165,11 @@ def own_share(config: Config, split: str) -> tuple[float, float]:
 
 
 def excluded_subjects(config: Config) -> frozenset[str]:
-    """Patients of MS-CXR, who are never trained on; an error where they cannot be known."""
+    """Patients of MS-CXR, who are never trained on.
+
+    Raises:
+        ConfigError: the profile names no table of MS-CXR, so that they are unknown.
+    """
     held = (config.data.validation_from, config.data.test_from)
     roots = [resolve(h.root) for h in held if h and h.source == "ms_cxr"]
     if not roots:
@@ -173,7 +183,7 @@ def excluded_subjects(config: Config) -> frozenset[str]:
 def _reports(
     config: Config, source: str, root: Path, images: Path | None, split: str
 ) -> list[Example]:
-    """Image–report pairs; what was kept and dropped lies in build/<profile>/manifests."""
+    """Image–report pairs. build/<profile>/manifests lists those kept and dropped."""
     if source == "openi":
         selection = openi.load(root, images)
         manifest.write(manifests(config), f"openi-{split}", selection)
@@ -194,5 +204,5 @@ def _reports(
 
 
 def manifests(config: Config) -> Path:
-    """Folder of the lists of kept and dropped images (report text: it stays below build/)."""
+    """Folder of the lists of kept and dropped images. They hold report text and stay in build/."""
     return config.build_dir / "manifests"

@@ -1,4 +1,4 @@
-"""CSV tables with checked columns; every complaint is one line: file, row, column, problem, fix."""
+"""CSV tables with checked columns. Every complaint is one line: file, row, column, problem, fix."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ README = "data/README.md says where each file goes"
 class TableError(ValueError):
     """A table that cannot be used: one line with file, row, column, problem and fix.
 
-    ``kind`` sorts it for the check: "file", "columns", "value", "class", "box", "cut",
-    "duplicate" or "image".
+    `kind` sorts it for the check: "file", "columns", "value", "class", "box", "cut", "duplicate" or
+    "image".
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class TableError(ValueError):
 
 @contextmanager
 def tolerate(problems: list[TableError] | None) -> Iterator[None]:
-    """Collect a TableError in ``problems`` and go on; raise it where there is no such list."""
+    """Collect a TableError in `problems` and go on; without a list raise it."""
     try:
         yield
     except TableError as error:
@@ -60,7 +60,7 @@ def tolerate(problems: list[TableError] | None) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One data row, cells stripped, that knows where it stands (``place``: "line 7")."""
+    """One data row, cells stripped, that knows its `place` ("line 7")."""
 
     path: Path
     place: str
@@ -70,7 +70,7 @@ class Row:
         return self.cells[column]
 
     def get(self, column: str) -> str:
-        """A cell, or the empty text where the column is absent."""
+        """A cell, or the empty text if the column is absent."""
         return self.cells.get(column, "")
 
     def error(
@@ -112,10 +112,10 @@ class Row:
         columns: Sequence[str] = BOX_COLUMNS,
         cut: list[TableError] | None = None,
     ) -> Box | None:
-        """The row's box in a height × width image; None where all four cells are empty.
+        """The row's box in a height × width image, or None if all four cells are empty.
 
-        A box that sticks out by more than a pixel is an error. With a list ``cut`` it is cut off
-        at the image's edge and named in the list, as long as something of it is left.
+        A box that sticks out by more than a pixel is an error. With a list `cut` it is cut at the
+        edge of the image and added to the list, as long as something of it is left.
         """
         if not any(self.get(column) for column in columns):
             return None
@@ -144,7 +144,7 @@ class Row:
         return clipped((x, y, w, h), height, width)
 
     def one_of(self, column: str, names: Mapping[str, str], or_else: str = "") -> str:
-        """The canonical name of a cell: ``names`` maps lower-case spellings to it."""
+        """The canonical name of a cell. `names` maps lower-case spellings to it."""
         text = self.get(column)
         if text.lower() in names:
             return names[text.lower()]
@@ -165,12 +165,12 @@ def clipped(box: Box, height: float, width: float) -> Box:
 
 
 def matching(folder: Path, pattern: str) -> list[Path]:
-    """The files of a folder that match a pattern, compressed or not, by name."""
+    """Files of a folder that match a pattern, compressed or not, by name."""
     return sorted([*folder.glob(pattern), *folder.glob(pattern + ".gz")])
 
 
 def locate(folder: Path, *patterns: str) -> Path:
-    """The file of a folder that matches the first pattern that any does, compressed or not.
+    """Path of a folder's file that matches the first matching pattern, compressed or not.
 
     Of several versions the last by name is taken.
     """
@@ -185,9 +185,9 @@ def locate(folder: Path, *patterns: str) -> Path:
 
 @contextmanager
 def opened(path: Path) -> Iterator[TextIO]:
-    """A text file, gunzipped where its content (not its name) says so, without byte-order mark.
+    """Open a text file without byte-order mark, gunzipped if its content (not its name) says so.
 
-    Text that is not UTF-8 and a damaged archive are a TableError, whenever they are met.
+    Text that is not UTF-8 and a damaged archive raise TableError, whenever they are met.
     """
     try:
         with _open_text(path) as file:
@@ -200,10 +200,10 @@ def opened(path: Path) -> Iterator[TextIO]:
 
 
 def _open_text(path: Path) -> TextIO:
-    """A text file, gunzipped where its content says so.
+    """Open a text file, gunzipped if its content says so.
 
-    What browsers and downloaders leave in place of a table is named: a login page, an archive,
-    a Git LFS pointer.
+    The error names what browsers and downloaders leave in place of a table: a login page, an
+    archive, a Git LFS pointer.
     """
     if not path.is_file():
         raise TableError(path, "no such file", "give the path of a CSV file", kind="file")
@@ -281,10 +281,16 @@ def _rows(
 def read(
     path: str | os.PathLike[str], required: Sequence[str], rename: Mapping[str, str] | None = None
 ) -> Iterator[Row]:
-    """The data rows of a CSV, plain or gzipped, one at a time; other columns are kept too.
+    """Data rows of a CSV, plain or gzipped, one at a time. Unlisted columns are kept.
 
-    ``required`` columns must be there (after ``rename`` of odd published headers). Trailing empty
-    columns and blank lines are ignored. Raises TableError at the first line that is no table's.
+    Trailing empty columns and blank lines are ignored.
+
+    Args:
+        required: columns that must exist, after renaming.
+        rename: odd published headers and their names here.
+
+    Raises:
+        TableError: at the first line that does not fit.
     """
     path = Path(path)
     empty = True
@@ -303,7 +309,7 @@ def read(
 def unique(
     rows: Iterable[Row], column: str, problems: list[TableError] | None = None
 ) -> Iterator[Row]:
-    """The rows; the second with the same id is an error (or collected, and left out)."""
+    """The rows. A second row with the same id is an error, or is collected and left out."""
     first: dict[str, str] = {}
     for row in rows:
         name = row[column]

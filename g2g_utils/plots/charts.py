@@ -1,7 +1,7 @@
 """Charts and tables of results: bars, lines and points with their intervals, one idea each.
 
-Tables come from `studies.summary`: one row a method, cells are `metrics.Interval`. Intervals are
-95 %, over patients; dots are single seeds.
+Tables have one row per method; their cells are `Interval`. Intervals are 95 %, over patients. Dots
+are single seeds.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ LABELS = {
 
 
 def colour(name: object) -> str:
-    """The colour that a method has in every figure."""
+    """Colour of a method, the same in every figure."""
     return COLOURS.get(str(name), GREY)
 
 
@@ -52,13 +52,13 @@ def colour(name: object) -> str:
 
 
 def readable(table: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
-    """The table as text: '1.24 [1.12, 1.35]'; unknown numbers are '–'; columns get their names."""
+    """The table as text: '1.24 [1.12, 1.35]'. Unknown numbers are '–'; columns get their names."""
     shown = table.map(lambda cell: _text(cell, digits))
     return shown.rename(columns=LABELS)
 
 
 def _text(cell: Any, digits: int) -> str:
-    """One cell: an interval, a number, or what it already is."""
+    """One cell as text: an interval, a number, or a text unchanged."""
     if isinstance(cell, Interval):
         if not np.isfinite(cell.value):
             return "–"
@@ -69,7 +69,7 @@ def _text(cell: Any, digits: int) -> str:
 
 
 def mean_interval(cells: pd.Series) -> Interval:
-    """Mean of intervals, end by end: of one method over its seeds."""
+    """Mean of intervals, end by end, of one method over its seeds."""
     return Interval(*np.mean([tuple(cell) for cell in cells], axis=0).tolist())
 
 
@@ -83,10 +83,12 @@ def bars(
     title: str = "",
     zero: float | Mapping[str, float] = 0.0,
 ) -> Figure:
-    """Horizontal bars with intervals, a panel a metric; seeds as dots.
+    """Draw horizontal bars with intervals, one panel per metric; seeds are dots.
 
-    table: rows of methods, columns of `Interval`; dots: long table with the index's name and the
-    metrics, one row a seed; zero: where bars start (chance level), for all or by metric.
+    Args:
+        table: rows of methods, columns of `Interval`.
+        dots: long table with the index's name and the metrics, one row per seed.
+        zero: start of the bars (chance level), for all metrics or by metric.
     """
     height = 0.9 + 0.27 * len(table)
     size = (1.7 + 1.75 * len(columns), height + 0.3 * bool(title))
@@ -104,7 +106,7 @@ def bars(
 
 
 def _bar_panel(ax: Axes, cells: pd.Series, zero: float) -> None:
-    """Bars from `zero` to the estimates, whiskers to the ends of the intervals."""
+    """Draw bars from `zero` to the estimates, with whiskers to the ends of the intervals."""
     known = any(name in COLOURS for name in cells.index)
     for y, (name, cell) in enumerate(cells.items()):
         if not isinstance(cell, Interval) or not np.isfinite(cell.value):
@@ -119,7 +121,7 @@ def _bar_panel(ax: Axes, cells: pd.Series, zero: float) -> None:
 
 
 def _dots(ax: Axes, names: pd.Index, dots: pd.DataFrame, column: str) -> None:
-    """One dot a seed on its method's bar."""
+    """Draw one dot per seed on its method's bar."""
     for y, name in enumerate(names):
         values = dots.loc[dots[names.name] == name, column]
         if len(values) > 1:
@@ -128,7 +130,7 @@ def _dots(ax: Axes, names: pd.Index, dots: pd.DataFrame, column: str) -> None:
 
 
 def forest(claims: Sequence[Any], title: str = "") -> Figure:
-    """Estimates of claims with their intervals: filled above zero, orange below, else grey."""
+    """Draw estimates of claims with intervals: filled above zero, orange below, else grey."""
     height = 0.8 + 0.34 * len(claims) + 0.3 * bool(title)
     fig, ax = plt.subplots(figsize=(7.2, height))
     for y, made in enumerate(claims):
@@ -149,7 +151,7 @@ def forest(claims: Sequence[Any], title: str = "") -> Figure:
 
 
 def classes(table: pd.DataFrame, counts: pd.Series, label: str, title: str = "") -> Figure:
-    """A number for every class (rows) and method (columns), as a coloured table."""
+    """Draw a number for every class (rows) and method (columns) as a coloured table."""
     size = (2.2 + 1.1 * table.shape[1], 1.1 + 0.3 * len(table) + 0.3 * bool(title))
     fig, ax = plt.subplots(figsize=size)
     values = table.to_numpy(float)
@@ -166,7 +168,7 @@ def classes(table: pd.DataFrame, counts: pd.Series, label: str, title: str = "")
 
 
 def _cells(ax: Axes, values: np.ndarray, limit: float, digits: int = 2) -> None:
-    """The numbers of a coloured table, white where the ground is dark."""
+    """Write the numbers of a coloured table, white on dark cells."""
     for (y, x), value in np.ndenumerate(values):
         if np.isfinite(value):
             shade = "white" if abs(value) > 0.55 * limit else "black"
@@ -181,7 +183,7 @@ def _no_frame(ax: Axes) -> None:
 
 
 def shares(weights: pd.DataFrame, title: str = "") -> Figure:
-    """Share of every class (rows) under several averages (columns, one panel each)."""
+    """Draw the share of every class (rows) under several averages (columns), one panel each."""
     size = (1.8 + 2.0 * weights.shape[1], 1.0 + 0.27 * len(weights))
     fig, axes = plt.subplots(
         1, weights.shape[1], figsize=size, sharex=True, sharey=True, squeeze=False
@@ -198,8 +200,11 @@ def shares(weights: pd.DataFrame, title: str = "") -> Figure:
 
 
 def fidelity_scatter(points: pd.DataFrame, title: str = "") -> Figure:
-    """Grounding against fidelity, one point a seed with its interval: columns arm, cnr, frechet,
-    low, high."""
+    """Draw grounding against fidelity, one point per seed with its interval.
+
+    Args:
+        table: columns arm, cnr, frechet, low, high.
+    """
     fig, ax = plt.subplots(figsize=(5.4, 3.4))
     for arm, part in points.groupby("arm", sort=False):
         spread = np.abs(part[["low", "high"]].T.to_numpy() - part["frechet"].to_numpy())
@@ -225,9 +230,10 @@ def lines(
     title: str = "",
     log: bool = False,
 ) -> Figure:
-    """Metrics against a setting, a panel a metric, a line a method, bands are intervals.
+    """Draw metrics against a setting: a panel per metric, a line per method, intervals as bands.
 
-    tables: method -> rows of settings (numbers in the index), columns of `Interval`.
+    Args:
+        tables: method -> rows of settings (numbers in the index), columns of `Interval`.
     """
     fig, axes = plt.subplots(1, len(columns), figsize=(3.1 * len(columns), 2.9), squeeze=False)
     for ax, column in zip(axes[0], columns, strict=True):
@@ -247,7 +253,7 @@ def lines(
 
 
 def _band(ax: Axes, cells: pd.Series, name: str) -> None:
-    """One line with markers and its interval."""
+    """Draw one line with markers and its interval."""
     x, rows = cells.index.to_numpy(float), np.array([tuple(cell) for cell in cells], float)
     shade = COLOURS.get(name, COLOURS["domain-frozen"])
     ax.plot(x, rows[:, 0], "o-", color=shade, ms=4, label=name)
@@ -261,9 +267,10 @@ def sweep(
     colour_by: str | None = None,
     title: str = "",
 ) -> Figure:
-    """Metrics of a sweep against one axis, a panel a metric; dots are points, lines their means.
+    """Draw metrics of a sweep against one axis. Dots are points, lines their means.
 
-    rows: long format with columns `x`, maybe `colour_by`, `metric` and `value`.
+    Args:
+        rows: long format with columns `x`, perhaps `colour_by`, `metric` and `value`.
     """
     fig, axes = plt.subplots(1, len(columns), figsize=(3.1 * len(columns), 2.9), squeeze=False)
     groups = list(rows.groupby(colour_by, sort=False)) if colour_by else [("", rows)]
@@ -290,7 +297,7 @@ def field(
     title: str = "",
     xlabel: str = "timestep (noise falls to the right)",
 ) -> Figure:
-    """A number for every layer (rows) and timestep (columns), as a coloured field."""
+    """Draw a number for every layer (rows) and timestep (columns) as a coloured field."""
     size = (2.4 + 0.46 * table.shape[1], 1.2 + 0.3 * len(table) + 0.3 * bool(title))
     fig, ax = plt.subplots(figsize=size)
     values = table.to_numpy(float)
@@ -315,9 +322,10 @@ CURVES: dict[str, Any] = {
 
 
 def curve_weights(confidences: Sequence[float] = (), title: str = "") -> Figure:
-    """How much of A, M and their product each merging curve takes, against the confidence c.
+    """Draw the weights of A, M and their product in each merging curve, against the confidence c.
 
-    confidences: seen in the data, drawn as ticks along the bottom.
+    Args:
+        confidences: values in the data, drawn as ticks along the bottom.
     """
     fig, axes = plt.subplots(1, 3, figsize=(8.4, 2.7), sharey=True)
     c = np.linspace(0, 1, 101)
@@ -336,7 +344,7 @@ def curve_weights(confidences: Sequence[float] = (), title: str = "") -> Figure:
 
 
 def empty_overlap(mask: Any, box: Any, score: float) -> Figure:
-    """A mask that misses its box, both bool [H, W], and the balanced IoU of all such misses."""
+    """Draw a mask [H, W] that misses its box, and the balanced IoU of all such misses."""
     fig, (picture, ax) = plt.subplots(1, 2, figsize=(6.6, 2.8), width_ratios=(1, 1.3))
     inside = {"mask": np.asarray(mask), "box": np.asarray(box)}
     shades = {"mask": COLOURS["linear"], "box": COLOURS["quadratic"]}
@@ -359,7 +367,7 @@ def empty_overlap(mask: Any, box: Any, score: float) -> Figure:
 
 
 def histogram(values: Sequence[float], xlabel: str, title: str = "", bins: int = 20) -> Figure:
-    """Distribution of a number over pairs, its median marked."""
+    """Draw the distribution of a number over pairs, with its median."""
     fig, ax = plt.subplots(figsize=(4.6, 2.4))
     ax.hist(values, bins=bins, color=COLOURS["domain-frozen"], alpha=0.55)
     middle = float(np.median(values))
@@ -373,7 +381,7 @@ def histogram(values: Sequence[float], xlabel: str, title: str = "", bins: int =
 def paired_points(
     before: Sequence[float], after: Sequence[float], labels: tuple[str, str], title: str = ""
 ) -> Figure:
-    """A point a pair: a metric under two settings, and the diagonal where nothing changes."""
+    """Draw one point per pair: a metric under two settings, and the diagonal of no change."""
     fig, ax = plt.subplots(figsize=(3.4, 3.4))
     ax.plot(before, after, "o", ms=3.5, color=COLOURS["domain-frozen"], alpha=0.5, mew=0)
     ends = [float(np.nanmin([*before, *after])), float(np.nanmax([*before, *after]))]
@@ -385,6 +393,6 @@ def paired_points(
 
 
 def _suptitle(fig: Figure, title: str) -> None:
-    """The figure's claim, top left."""
+    """Write the figure's claim, top left."""
     if title:
         fig.suptitle(title, x=0.01, ha="left", fontsize=10)

@@ -1,7 +1,7 @@
-"""Radiographs with what a model says about them: heat maps, masks, boxes, and grids of maps.
+"""Radiographs with the output of a model: heat maps, masks, boxes, and grids of maps.
 
-Images are [S, S] in [0, 1], maps any [H, W]; both fill the same frame of S x S pixels, in which
-boxes [x, y, w, h] are given. The patient's right is image left, as on a film, and marked "R".
+Images are [S, S] in [0, 1], maps any [H, W]. Both fill the same frame of S x S pixels, in which
+boxes [x, y, w, h] are given. The patient's right is image left, as on a radiograph, and marked "R".
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ def _map(heatmap: Array) -> Tensor:
 
 
 def _heat_colours(strongest: float = 0.75) -> ListedColormap:
-    """The heat colour map, the more opaque the hotter: what is cold leaves the film visible."""
+    """The heat colour map, more opaque where hotter: cold parts leave the image visible."""
     colours = plt.get_cmap(HEAT)(np.linspace(0.12, 1, 256))
     colours[:, 3] = strongest * np.linspace(0, 1, 256) ** 0.7
     return ListedColormap(colours)
 
 
 def _over_grey(colours: Colormap, grey: float = 0.35) -> ListedColormap:
-    """A translucent colour map as it looks over mid-grey, for colour bars."""
+    """A translucent colour map over mid-grey, for colour bars."""
     table = colours(np.linspace(0, 1, 256))
     solid = table[:, :3] * table[:, 3:] + grey * (1 - table[:, 3:])
     return ListedColormap(solid)
@@ -64,7 +64,7 @@ def _over_grey(colours: Colormap, grey: float = 0.35) -> ListedColormap:
 def show_image(
     ax: Axes, image: Array, *, boxes: Boxes = (), title: str = "", marker: bool = True
 ) -> None:
-    """A radiograph in grey with boxes; "R" marks the patient's right."""
+    """Draw a radiograph in grey with boxes; "R" marks the patient's right."""
     grey = _grey(image)
     height, width = grey.shape
     ax.imshow(grey, cmap="gray", vmin=0, vmax=1, extent=(0, width, height, 0))
@@ -79,7 +79,7 @@ def show_image(
 
 
 def wrapped(text: str, width: int) -> str:
-    """A text on several lines of at most `width` letters; its own line breaks stay."""
+    """A text on several lines of at most `width` letters. Its own line breaks stay."""
     lines = [textwrap.wrap(line, width) for line in text.split("\n")]
     return literal("\n".join(line for part in lines for line in part))
 
@@ -99,7 +99,7 @@ def _bare(ax: Axes, title: str = "") -> None:
 
 
 def draw_boxes(ax: Axes, boxes: Boxes, colour: str = BOX_COLOUR) -> None:
-    """Boxes [x, y, w, h] in the pixels of the shown frame."""
+    """Draw boxes [x, y, w, h] in pixels of the shown frame."""
     for x, y, w, h in np.asarray(boxes, dtype=float).reshape(-1, 4):
         outline = [withStroke(linewidth=2.6, foreground="black", alpha=0.6)]
         ax.add_patch(
@@ -108,7 +108,7 @@ def draw_boxes(ax: Axes, boxes: Boxes, colour: str = BOX_COLOUR) -> None:
 
 
 def draw_mask(ax: Axes, mask: Array, size: int, colour: str = MASK_COLOUR) -> None:
-    """Contour of a boolean mask [h, w] in a frame of `size` pixels, along its pixels' edges."""
+    """Draw the contour of a boolean mask [h, w] in a frame of `size` pixels, along pixel edges."""
     factor = max(1, size // np.asarray(mask).shape[-1])
     fine = np.kron(np.asarray(mask, dtype=float), np.ones((factor, factor)))
     fine = np.pad(fine, 1)
@@ -131,10 +131,14 @@ def overlay(
     marker: bool = True,
     smooth: bool = True,
 ) -> AxesImage:
-    """A heat map over a radiograph, with boxes and the mask's contour.
+    """Draw a heat map over a radiograph, with boxes and the contour of the mask.
 
-    The map is shown as the metrics see it: bilinearly enlarged (smooth=False: its own pixels).
-    Colours always span `limits`. Returns what a colour bar needs.
+    Args:
+        smooth: show the map as the metrics see it, bilinearly enlarged; False shows its own pixels.
+        limits: range of the colours, never that of the map.
+
+    Returns:
+        The mappable for a colour bar.
     """
     show_image(ax, image, boxes=boxes, title=title, marker=marker)
     size = _grey(image).shape[-1]
@@ -153,7 +157,7 @@ def overlay(
 def show_map(
     ax: Axes, values: Array, *, title: str = "", limits: Limits = (0.0, 1.0), signed: bool = False
 ) -> AxesImage:
-    """A map alone, pixel by pixel; signed: a diverging colour map whose middle is zero."""
+    """Draw a map alone, pixel by pixel. signed: a diverging colour map with zero in the middle."""
     colours = SIGNED if signed else HEAT
     shown = _map(values).numpy()
     artist = ax.imshow(shown, cmap=colours, vmin=limits[0], vmax=limits[1], interpolation="nearest")
@@ -164,14 +168,18 @@ def show_map(
 def colour_bar(
     fig: Figure, axes: Any, label: str, limits: Limits = (0.0, 1.0), *, over_image: bool = True
 ) -> None:
-    """One colour bar for axes that share `limits`; over_image: of `overlay`, else of `show_map`."""
+    """Draw one colour bar for axes that share `limits`.
+
+    Args:
+        over_image: colours of `overlay`; False: those of `show_map`.
+    """
     colours = _over_grey(_heat_colours()) if over_image else plt.get_cmap(HEAT)
     mappable = ScalarMappable(Normalize(*limits), colours)
     fig.colorbar(mappable, ax=axes, label=label, fraction=0.05, pad=0.02, aspect=25)
 
 
 def legend(fig: Figure, *, boxes: bool = True, mask: bool = False) -> None:
-    """Below the panels: what the marks mean."""
+    """Explain the marks below the panels."""
     handles = []
     if boxes:
         handles.append(Line2D([], [], color=BOX_COLOUR, lw=1.5, label="ground-truth box"))
@@ -199,9 +207,10 @@ def grounding_panels(
     film: Array | None = None,
     fig: Figure | None = None,
 ) -> Figure:
-    """The three views of a grounding: the image, the heat map and the mask over it.
+    """Draw the three views of a grounding: the image, the heat map and the mask over it.
 
-    film: the same crop with more pixels, on which map and mask are shown.
+    Args:
+        film: the same crop with more pixels, over which map and mask are shown.
     """
     fig = fig or plt.figure(figsize=(3 * PANEL + 0.7, PANEL + 0.7))
     axes = fig.subplots(1, 3)
@@ -229,7 +238,7 @@ def image_grid(
     columns: int = 4,
     size: float = 1.9,
 ) -> Figure:
-    """Radiographs in rows of `columns`, each with its title and boxes."""
+    """Draw radiographs in rows of `columns`, each with its title and boxes."""
     rows = -(-len(images) // columns)
     fig, axes = panels(columns, rows, size)
     for ax in axes.flat[len(images) :]:
@@ -251,7 +260,7 @@ def token_strip(
     label: str = "attention",
     size: float = 1.5,
 ) -> Figure:
-    """One overlay a token: maps [n, h, w] share limits (default: 0 to the largest value)."""
+    """Draw one overlay per token. Maps [n, h, w] share limits (default: 0 to the largest value)."""
     shown = _map(maps)
     span = limits or (0.0, float(shown.max()))
     columns = min(columns, len(labels))
@@ -274,10 +283,12 @@ def layer_step_grid(
     frame: int | None = None,
     size: float = 0.8,
 ) -> Figure:
-    """Maps of every layer (rows, each [T, h, w] in its own resolution) and timestep (columns).
+    """Draw maps of every layer (rows, each [T, h, w] in its own resolution) and timestep (columns).
 
-    Each map is scaled to [0, 1] by itself: the grid shows where, not how much. boxes: in pixels of
-    a `frame` x `frame` image.
+    Each map is scaled to [0, 1] by itself: the grid shows places, not amounts.
+
+    Args:
+        boxes: in pixels of a `frame` x `frame` image.
     """
     fig, axes = plt.subplots(
         len(layers), len(timesteps), squeeze=False,

@@ -1,7 +1,7 @@
 """Procedural frontal chest X-ray phantoms with impressions, boxes and masks (the miniature world).
 
-Scenes are drawn one by one from their own random streams, so that an example depends on
-``(seed, split, index)`` and the world alone; rendering is vectorised over batches.
+Each scene is drawn from a random stream of its own, so that an example depends on `(seed, split,
+index)` and the world alone. Rendering is vectorised over batches.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ def _stream(seed: int, split: str, index: int, *more: int) -> np.random.Generato
 
 
 def _owner(seed: int, split: str, index: int, world: World) -> int:
-    """The first image of the patient: images 2j and 2j + 1 may share one."""
+    """The first image of the patient. Images 2j and 2j + 1 may share a patient."""
     first = index - index % 2
     shared = _stream(seed, split, first, 2).random() < world.second_image
     return first if shared else index
 
 
 def draw_example(seed: int, split: str, index: int, world: World) -> tuple[Scene, Any]:
-    """The scene of an example and, drawn after it from the same stream, its wording."""
+    """Draw the scene of an example and then, from the same stream, its wording."""
     rng = _stream(seed, split, index)
     draw = random.Random(int(rng.integers(2**62)))
     patient = _stream(seed, split, _owner(seed, split, index, world), 1)
@@ -102,11 +102,14 @@ def _batch(indices: range, seed: int, split: str, world: World) -> list[Example]
 
 
 def generate(n: int, seed: int, split: str, **world: Any) -> list[Example]:
-    """``n`` phantoms of a split: image [size, size], impression, and a region per finding.
+    """Generate `n` phantoms of a split: image [size, size], impression, and a region per finding.
 
-    ``split`` is "train", "validation" or "test"; ``world`` are fields of :class:`World`. An
-    example depends on (seed, split, index) and the world alone: ``generate(9, …)[:5]`` equals
-    ``generate(5, …)``. Phrases and subjects of different splits are disjoint.
+    An example depends on (seed, split, index) and the world alone: `generate(9, …)[:5]` equals
+    `generate(5, …)`. Phrases and subjects of different splits are disjoint.
+
+    Args:
+        split: "train", "validation" or "test".
+        world: fields of `World`.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")

@@ -22,10 +22,13 @@ Frame = tuple[float, float, float, float]  # scale u, v; shift u, v
 
 @lru_cache(maxsize=8)
 def files(source: Source) -> dict[str, tuple[Path, ...]]:
-    """The films of a folder, or a tuple of image paths, by split (ValueError if one has none).
+    """The images of a folder, or a tuple of image paths, by split.
 
-    A film goes to the split that the hash of its patient picks: the file name up to the first
-    ``_``, as ChestX-ray14 names files.
+    An image goes to the split that the hash of its patient picks. The patient is the file name up
+    to the first `_`, as ChestX-ray14 names files.
+
+    Raises:
+        ValueError: a split has no image.
     """
     if isinstance(source, str):
         folder = Path(source)
@@ -48,14 +51,14 @@ def files(source: Source) -> dict[str, tuple[Path, ...]]:
 
 @dataclass(frozen=True, eq=False)
 class Background:
-    """A normal film and where its chest lies: film = body · scale + shift, in half sides."""
+    """A normal image and the place of its chest: image = body · scale + shift, in half sides."""
 
     image: np.ndarray  # float32 [size, size] in [0, 1], lungs near LUNG, mediastinum near BRIGHT
     scale: tuple[float, float]  # u, v
     shift: tuple[float, float]
 
     def sample(self, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-        """The film at body coordinates [H, W]; black beyond its edge."""
+        """The image at body coordinates [H, W]; black beyond its edge."""
         half = self.image.shape[0] / 2
         column = (u * self.scale[0] + self.shift[0] + 1) * half - 0.5
         row = (v * self.scale[1] + self.shift[1] + 1) * half - 0.5
@@ -63,7 +66,7 @@ class Background:
 
 
 def _lungs(u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where an average build has lungs, and where the tissue between and around them."""
+    """Masks of an average build: the lungs, and the tissue between and around them."""
     side, rise = (np.abs(u) - 0.445) / 0.38, (v + 0.2) / 0.62
     radius = np.sqrt(side**2 + rise**2)
     return radius < 0.9, (radius > 1.15) & (np.abs(u) < 1.0) & (np.abs(v + 0.2) < 0.7)
@@ -71,7 +74,7 @@ def _lungs(u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @lru_cache(maxsize=2048)
 def film(path: Path, size: int) -> Background:
-    """One background: the frame in which the lungs are darkest, brightness made comparable."""
+    """One background: the frame in which the lungs are darkest, with comparable brightness."""
     image = crop_resize(read_image(path), size)
     v, u = np.mgrid[-1:1:32j, -1:1:32j]
     lungs, tissue = _lungs(u, v)
@@ -93,6 +96,6 @@ def film(path: Path, size: int) -> Background:
 
 
 def pick(source: Source, split: str, rng: np.random.Generator, size: int) -> Background:
-    """A background of that split for one patient."""
+    """A background of the split for one patient."""
     choices = files(source)[split]
     return film(choices[int(rng.integers(len(choices)))], size)

@@ -1,7 +1,7 @@
 """Captioned coloured glyphs: the domain-agnostic world of the miniature CLIP.
 
 A stand-in for web images: objects with colour, size, number and texture on a background, and
-captions about them. Nothing in it knows chests, sides or zones.
+captions about them. Nothing in it names chests, sides or zones.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ TEMPLATES = (
 
 
 def generate(n: int, seed: int, size: int = 32) -> tuple[np.ndarray, list[str]]:
-    """`n` colour images float32 [n, 3, size, size] in [0, 1] and their captions."""
+    """Generate `n` colour images float32 [n, 3, size, size] in [0, 1] and their captions."""
     rng = np.random.default_rng([seed, 77])
     yy, xx = np.mgrid[0:size, 0:size] / size
     images, captions = np.empty((n, 3, size, size), np.float32), []
@@ -52,7 +52,7 @@ def generate(n: int, seed: int, size: int = 32) -> tuple[np.ndarray, list[str]]:
 
 
 def _draw(rng: np.random.Generator, yy: np.ndarray, xx: np.ndarray) -> tuple[np.ndarray, str]:
-    """One image [3, size, size] and its caption: one or two kinds of glyph."""
+    """Draw one image [3, size, size] with one or two kinds of glyph, and its caption."""
     ground = _colour(rng)
     image = np.broadcast_to(np.array(COLOURS[ground])[:, None, None] * 0.6, (3, *yy.shape)).copy()
     phrases = []
@@ -75,7 +75,7 @@ def _colour(rng: np.random.Generator) -> str:
 
 
 def vocabulary() -> list[str]:
-    """Everyday English on which a byte-pair tokenizer learns its merges, beside captions."""
+    """Everyday English from which, beside captions, a byte-pair tokenizer learns its merges."""
     return [*COLOURS, *sorted(STOP_WORDS)]
 
 

@@ -1,4 +1,4 @@
-"""How a phantom looks: scenes to films and masks, vectorised over a batch."""
+"""Rendering of phantoms: scenes to images and masks, vectorised over a batch."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class _Body:
         return np.sqrt(du**2 + (dv - 0.25 * du) ** 2)
 
     def density(self) -> Array:
-        """The normal film: 0 is black, 1 is white."""
+        """Density of the normal image: 0 is black, 1 is white."""
         u, v, p = self.u, self.v, self.p
         both = np.minimum(self.lung.sum(1), 1)
         width = 0.34 + 0.82 * _sigmoid((v + 1.02) * 14)
@@ -85,7 +85,7 @@ class _Body:
         return density + self._bones(trunk)
 
     def _markings(self) -> Array:
-        """Hila and vessels that fan out from them; vanish where air fills the pleura."""
+        """Hila, and the vessels that fan out from them. They vanish where air fills the pleura."""
         p = self.p
         side = np.abs(self.u) - 0.16
         rise = self.v - p["hilum_v"]
@@ -135,7 +135,7 @@ class _Lesions:
         return np.array(values, np.float32)[:, None, None]
 
     def wobble(self, amount: float) -> Array:
-        """A factor about 1 that varies with the angle: an irregular outline."""
+        """A factor about 1 that varies with the angle and makes an outline irregular."""
         angle, n = np.arctan2(self.dv, self.du), 2 * np.pi * self.noise
         return 1 + amount * (np.sin(2 * angle + n[:, 0]) + 0.7 * np.sin(5 * angle + n[:, 1]))
 
@@ -223,7 +223,7 @@ def _pneumothorax(k: _Lesions) -> Rendered:
 
 
 RENDERERS: dict[str, Callable[[_Lesions], Rendered]] = {
-    "Pneumothorax": _pneumothorax,  # first: it removes the markings that others cover
+    "Pneumothorax": _pneumothorax,  # first: it removes the markings that other findings cover
     "Edema": _edema,
     "Lung Opacity": _opacity,
     "Pneumonia": _pneumonia,
@@ -234,7 +234,7 @@ RENDERERS: dict[str, Callable[[_Lesions], Rendered]] = {
 
 
 def _add_devices(body: _Body, scenes: Sequence[Scene], density: Array) -> None:
-    """Draw pacemakers, lines and leads over the film (in place)."""
+    """Draw pacemakers, lines and leads over the image (in place)."""
     kinds = np.array([s.devices[0] if s.devices else "" for s in scenes])
     pixel = body.pixel
     for kind in DEVICE_KINDS:
@@ -266,7 +266,7 @@ _DEVICES = {"pacemaker": _pacemaker, "line": _central_line, "leads": _leads}
 
 
 def _expose(density: Array, body: _Body, scenes: Sequence[Scene]) -> Array:
-    """Exposure, blur, noise and 8-bit rounding: float32 [B, H, W] in [0, 1]."""
+    """Apply exposure, blur, noise and 8-bit rounding: float32 [B, H, W] in [0, 1]."""
     p, size = body.p, body.size
     across = np.linspace(-1, 1, size, dtype=np.float32)[None, None, :]
     film = (density - 0.45) * p["gain"] + 0.45 + p["offset"] + p["tilt"] * across
@@ -277,7 +277,7 @@ def _expose(density: Array, body: _Body, scenes: Sequence[Scene]) -> Array:
 
 
 def _blur(film: Array, sigma: Array) -> Array:
-    """A small Gaussian blur, each image with its own sigma (pixels)."""
+    """Blur each image with a small Gaussian of its own sigma (pixels)."""
     for image, width in zip(film, sigma, strict=True):
         rows = gaussian_filter1d(image, width, axis=0, truncate=3)
         gaussian_filter1d(rows, width, axis=1, truncate=3, output=image)
@@ -285,7 +285,7 @@ def _blur(film: Array, sigma: Array) -> Array:
 
 
 def _normal_films(body: _Body, scenes: Sequence[Scene]) -> Array:
-    """The films before lesions, [B, H, W]: drawn anatomy, or real backgrounds in each pose."""
+    """Images before lesions, [B, H, W]: drawn anatomy, or real backgrounds in each pose."""
     backgrounds = [scene.background for scene in scenes if scene.background is not None]
     if len(backgrounds) < len(scenes):
         return body.density()
@@ -303,7 +303,7 @@ def _normal_films(body: _Body, scenes: Sequence[Scene]) -> Array:
 def _render_finding(
     body: _Body, density: Array, finding: str, jobs: list[tuple[int, int, int, Part]]
 ) -> Iterator[tuple[int, int, int, Array]]:
-    """Add all parts of one finding to the films; yields (image, region, part, mask [H, W])."""
+    """Add all parts of one finding to the images; yields (image, region, part, mask [H, W])."""
     lesions = _Lesions(body, [job[0] for job in jobs], [job[3] for job in jobs])
     change, mask = RENDERERS[finding](lesions)
     if finding == "Pneumothorax":
@@ -315,7 +315,7 @@ def _render_finding(
 
 
 def render(scenes: Sequence[Scene], size: int) -> tuple[Array, Masks]:
-    """Films float32 [B, H, W] in [0, 1] and masks {(image, region, part): bool [H, W]}."""
+    """Images float32 [B, H, W] in [0, 1] and masks {(image, region, part): bool [H, W]}."""
     for scene in scenes:  # an enlarged heart is anatomy
         for part in (p for parts in scene.parts for p in parts if p.finding == "Cardiomegaly"):
             scene.params["heart_w"] = part.extent

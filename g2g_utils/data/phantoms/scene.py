@@ -1,7 +1,7 @@
-"""What a phantom shows: worlds, patients, poses and findings, drawn as numbers (no pixels).
+"""Scenes of phantoms: worlds, patients, poses and findings, drawn as numbers (no pixels).
 
 Everything is laid out in *body coordinates*: u to the image right and v down, both about [-1, 1]
-over the thorax. The patient's right is image left, as on a film.
+over the thorax. The patient's right is image left, as on a radiograph.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class World:
 
 @dataclass(frozen=True)
 class Part:
-    """One lung's share of a finding: what a renderer needs (``noise``: uniforms in [0, 1))."""
+    """One lung's share of a finding, as a renderer needs it (`noise`: uniforms in [0, 1))."""
 
     finding: str
     lung: int
@@ -134,7 +134,7 @@ class Scene:
 
 
 def world_of(**options: Any) -> World:
-    """A validated World; an unknown key is a ValueError that lists the known ones."""
+    """A validated World. An unknown key is a ValueError that lists the known ones."""
     known = [f.name for f in fields(World)]
     for key in options:
         if key not in known:
@@ -143,7 +143,7 @@ def world_of(**options: Any) -> World:
 
 
 def uniform(rng: np.random.Generator, ranges: dict[str, tuple[float, float]]) -> dict[str, float]:
-    """One value a name, drawn uniformly from its (low, high)."""
+    """Draw one value per name, uniformly from its (low, high)."""
     low, high = np.array(list(ranges.values())).T
     values = low + (high - low) * rng.random(len(ranges))
     return dict(zip(ranges, values.tolist(), strict=True))
@@ -164,7 +164,7 @@ def _draw_pose(rng: np.random.Generator, world: World) -> dict[str, float]:
 
 
 def _landmarks(part: Part, build: dict[str, float]) -> list[tuple[float, float]]:
-    """Points (u, v) that must lie in the frame for the finding to be seen as described."""
+    """Points (u, v) that must lie in the frame, so that the finding is seen as described."""
     top, sign = build["top"], SIGN[part.lung]
     dome = build["dome_right"] + (build["dome_drop"] if part.lung == LEFT else 0)
 
@@ -200,7 +200,7 @@ def _in_frame(points: list[tuple[float, float]], pose: dict[str, float]) -> bool
 def _fit_pose(
     rng: np.random.Generator, world: World, points: list[tuple[float, float]]
 ) -> dict[str, float]:
-    """A pose whose frame may cut the thorax but not the landmarks (the last draw if none does)."""
+    """Draw a pose whose frame keeps the landmarks; the last draw if none does."""
     for _ in range(40):
         pose = _draw_pose(rng, world)
         if _in_frame(points, pose):
@@ -219,7 +219,7 @@ class _Planner:
         self.parts: list[list[Part]] = []
 
     def fill(self, count: int) -> None:
-        """Place up to ``count`` findings (fewer only if the lungs are full)."""
+        """Place up to `count` findings; fewer only if the lungs are full."""
         for _ in range(30):
             if len(self.facts) == count:
                 return
@@ -324,7 +324,7 @@ class _Planner:
 def draw_scene(
     rng: np.random.Generator, draw: random.Random, build: dict[str, float], world: World
 ) -> Scene:
-    """One image of a patient of that build: findings, exposure, devices and noise."""
+    """Draw one image of a patient: findings, exposure, devices and noise."""
     planner = _Planner(rng, draw, world)
     if draw.random() >= world.normal:
         planner.fill(draw.choices((1, 2, 3), world.counts)[0])

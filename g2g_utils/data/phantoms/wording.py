@@ -1,7 +1,7 @@
 """Truthful radiology wording for phantoms, held out by split.
 
-A region's phrase is drawn from templates until its text hashes into the wanted split, so no
-phrase of one split is ever a phrase of another, while all words are shared.
+A region's phrase is drawn from templates until its text hashes into the wanted split. No phrase of
+one split is ever a phrase of another, while all words are shared.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Facts:
-    """What is true of one region: all that its phrase may say."""
+    """Facts about one region: all that its phrase may say."""
 
     finding: str
     side: str | None  # "left" | "right" | "bilateral" | None (patient's side)
@@ -158,7 +158,7 @@ NORMALS = (
 
 
 def split_of(phrase: str) -> str:
-    """The one split a phrase text may belong to: crc32 of the lower-case text, 7 : 1 : 2."""
+    """The one split to which a phrase may belong: crc32 of the lower-case text, 7 : 1 : 2."""
     bucket = zlib.crc32(phrase.lower().encode()) % 10
     return "train" if bucket < 7 else "validation" if bucket == 7 else "test"
 
@@ -240,9 +240,10 @@ def _one_sided(facts: Facts, draw: random.Random) -> tuple[str, str]:
 
 
 def draw_phrase(facts: Facts, split: str, draw: random.Random) -> tuple[str, str]:
-    """A wording of the facts that belongs to the split, with its grammatical number.
+    """Draw a wording of the facts that belongs to the split, with its grammatical number.
 
-    Raises RuntimeError if the templates hold no wording for the split (they do for all facts).
+    Raises:
+        RuntimeError: the templates hold no wording for the split (they do for all facts).
     """
     words = _heart if facts.side is None else _one_sided
     words = _bilateral if facts.side == "bilateral" else words
@@ -254,7 +255,7 @@ def draw_phrase(facts: Facts, split: str, draw: random.Random) -> tuple[str, str
 
 
 def _lead_in(phrase: str, number: str, draw: random.Random) -> str:
-    """'there is a small …', 'evidence of …' or the phrase as it is."""
+    """'there is a small …', 'evidence of …', or the phrase unchanged."""
     article = {"a": "an " if phrase[0] in "aeio" else "a "}.get(number, "")
     be = "there are " if number == "s" else "there is "
     choices = ["", "", "", be + article, be + article, article, "evidence of " + article]
@@ -306,9 +307,11 @@ def draw_impression(
     split: str,
     draw: random.Random,
 ) -> tuple[str, list[str]]:
-    """An impression of 5–25 words that describes every region, and the regions' phrases in it.
+    """Draw an impression of 5–25 words that describes every region, and the regions' phrases in it.
 
-    ``absent`` are findings the image does not show (for negations), ``devices`` keys of DEVICES.
+    Args:
+        absent: findings that the image does not show, for negations.
+        devices: keys of DEVICES.
     """
     if not facts:
         return _draw_normal(split, draw), []
@@ -323,7 +326,7 @@ def draw_impression(
 
 
 def _draw_normal(split: str, draw: random.Random) -> str:
-    """An impression of a normal film, held out by the same hash."""
+    """Draw an impression of a normal image, held out by the same hash."""
     while True:
         start, process, clear = (draw.choice(options) for options in NORMALS)
         parts = [f"{start} {process}", clear, "no " + draw.choice(NEGATIONS["Pneumothorax"])]
