@@ -90,7 +90,7 @@ def shown(estimate: float, low: float, high: float) -> str:
 
 
 def verdict(row: Claim) -> str:
-    """"holds", "not shown" (the interval meets zero) or "reversed" (it lies below zero)."""
+    """Verdict: "holds", "not shown" (the interval meets zero) or "reversed" (it lies below)."""
     return "holds" if row.holds else "reversed" if row.high < 0 else "not shown"
 
 

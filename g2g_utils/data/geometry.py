@@ -1,7 +1,7 @@
-"""The one affine map that images and boxes share.
+"""The affine map that images and boxes share.
 
 The largest centred square of an image is resized to S × S (the shorter side becomes S),
-antialiased; boxes go through the same map as numbers.
+antialiased. Boxes go through the same map as numbers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 Box = tuple[float, float, float, float]
-"""``(x, y, w, h)`` in pixels of the image frame, origin top left."""
+"""`(x, y, w, h)` in pixels of the image frame, origin top left."""
 
 log = logging.getLogger(__name__)
 
@@ -26,9 +26,9 @@ def _square(height: int, width: int) -> tuple[int, int, int]:
 
 
 def crop_resize(image: np.ndarray, size: int) -> np.ndarray:
-    """Shorter side to ``size`` (antialiased bilinear), centre crop: [H, W] to [size, size].
+    """Crop the centred square and resize it: [H, W] to [size, size], antialiased bilinear.
 
-    Keeps float32 and the range; an image that is size × size already is returned unchanged.
+    Keeps float32 and the range. An image that is size × size already is returned unchanged.
     """
     if image.ndim != 2:
         raise ValueError(f"crop_resize wants an image [H, W], got shape {image.shape}")
@@ -43,7 +43,7 @@ def crop_resize(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def transform_box(box: Box, height: int, width: int, size: int) -> Box | None:
-    """One (x, y, w, h) through the map of :func:`crop_resize`, clipped; None if nothing is left."""
+    """Map one (x, y, w, h) like `crop_resize` and clip it; None if nothing is left."""
     left, top, side = _square(height, width)
     x, y, w, h = box
     if not all(map(math.isfinite, box)):
@@ -55,16 +55,16 @@ def transform_box(box: Box, height: int, width: int, size: int) -> Box | None:
 
 
 def restore_box(box: Box, height: int, width: int, size: int) -> Box:
-    """A box of the size × size frame back in pixels of the height × width image."""
+    """Map a box of the size × size frame back to pixels of the height × width image."""
     left, top, side = _square(height, width)
     x, y, w, h = (value * side / size for value in box)
     return x + left, y + top, w, h
 
 
 def transform_boxes(boxes: Iterable[Box], height: int, width: int, size: int) -> tuple[Box, ...]:
-    """Boxes of a height × width image in the frame of :func:`crop_resize`, in pixels of size².
+    """Map boxes of a height × width image like `crop_resize`, to pixels of size².
 
-    Boxes are clipped to the frame; those wholly outside are dropped and reported in the log.
+    Boxes are clipped to the frame. Boxes wholly outside are dropped and reported in the log.
     """
     kept = []
     for box in boxes:
