@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -19,10 +20,57 @@ from pydantic import (
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
+FINDINGS = (  # the eight classes of MS-CXR, spelt as in its column `category_name`
+    "Atelectasis",
+    "Cardiomegaly",
+    "Consolidation",
+    "Edema",
+    "Lung Opacity",
+    "Pleural Effusion",
+    "Pneumonia",
+    "Pneumothorax",
+)
 
 
 class ConfigError(ValueError):
     """A profile, key or value that cannot be used; the message names it and the fix."""
+
+
+@dataclass(frozen=True)
+class World:
+    """Settings of the phantoms; every field is an argument of `data.phantoms.generate`."""
+
+    size: int = 64  # side of the square image, pixels (>= 32)
+    zoom: tuple[float, float] = (0.7, 1.2)  # thorax size / image size
+    aspect: tuple[float, float] = (0.84, 1.2)  # thorax width / height, 1 = unstretched
+    shift: float = 0.25  # largest shift of the thorax, fraction of the image side
+    rotation: float = 5.0  # largest in-plane rotation, degrees
+    normal: float = 0.08  # share of images without a finding
+    counts: tuple[float, float, float] = (0.28, 0.47, 0.25)  # 1, 2, 3 findings among the others
+    findings: tuple[str, ...] = FINDINGS  # classes that occur
+    same_finding: float = 0.2  # chance that a focal finding recurs in the other lung
+    bilateral: float = 0.3  # chance that an effusion takes both sides, 1 − it for one-sided edema
+    devices: float = 0.25  # share of images with a pacemaker, line or leads
+    second_image: float = 0.3  # share of patients with two images
+    noise: tuple[float, float] = (0.01, 0.025)  # standard deviation of the noise
+    backgrounds: str | tuple[str, ...] | None = None  # folder or files of normal radiographs
+
+    def __post_init__(self) -> None:
+        checks = {
+            "size": self.size >= 32,
+            "zoom": 0.4 <= self.zoom[0] <= self.zoom[1] <= 1.5,
+            "aspect": 0.5 <= self.aspect[0] <= self.aspect[1] <= 2,
+            "shift": 0 <= self.shift <= 0.3,
+            "rotation": 0 <= self.rotation <= 20,
+            "counts": len(self.counts) == 3 and abs(sum(self.counts) - 1) < 1e-6,
+            "findings": bool(self.findings) and set(self.findings) <= set(FINDINGS),
+            "noise": 0 <= self.noise[0] <= self.noise[1],
+        }
+        for name in ("normal", "same_finding", "bilateral", "devices", "second_image"):
+            checks[name] = 0 <= getattr(self, name) <= 1
+        for name, ok in checks.items():
+            if not ok:
+                raise ValueError(f"World.{name} = {getattr(self, name)!r} is out of range")
 
 
 class Section(BaseModel):
@@ -61,7 +109,7 @@ class Data(Section):
     validation: int = Field(gt=0)  # images for every choice
     test: int = Field(gt=0)  # images for every reported number
     seed: int = 0
-    world: dict[str, Any] = {}  # fields of data.phantoms.World that differ from its defaults
+    world: dict[str, Any] = {}  # fields of `World` that differ from its defaults
     images: Path | None = None  # folder of the training images, where they lie outside root
     reports: Path | None = None  # mimic_cxr: folder or zip of the reports, where outside root
     validation_from: HeldOut | None = None  # None: from the training source
@@ -76,10 +124,6 @@ class Data(Section):
     @field_validator("world")
     @classmethod
     def _world_exists(cls, world: dict[str, Any]) -> dict[str, Any]:
-        from dataclasses import fields
-
-        from g2g_utils.data.phantoms.scene import World
-
         known = [field.name for field in fields(World)]
         if unknown := [name for name in world if name not in known]:
             raise ValueError(f"world has no {', '.join(unknown)}: choose from {', '.join(known)}")
@@ -354,6 +398,20 @@ class Config(Section):
     def build_dir(self) -> Path:
         """Everything a run makes lies below this folder (ignored by git)."""
         return Path(os.environ.get("G2G_BUILD", ROOT / "build")) / self.profile
+
+    def loaded_unet(self, arm: str) -> tuple[str, str | None] | None:
+        """Source and revision of the U-Net that an arm loads as it is; None: it is trained here."""
+        if self.training.arms[arm].untuned:
+            return str(self.unet.pretrained), self.unet.revision
+        if self.unet.pretrained and self.adaptation.released:
+            return str(self.adaptation.released), self.adaptation.revision
+        return None
+
+    def seeds(self, arm: str) -> tuple[int, ...]:
+        """Seeds that an arm is trained with; the first stands for an arm that is loaded."""
+        own = self.training.arms[arm].seeds
+        found = self.training.seeds if own is None else own
+        return found if self.loaded_unet(arm) is None else found[:1]
 
     def job(self, rule: str) -> Resources:
         """What a job of this rule of the workflow may take."""

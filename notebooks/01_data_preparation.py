@@ -103,14 +103,14 @@ plots.save_figure(config, fig, "01_data_findings")
 
 # %%
 texts = products.training_texts(config)
-for caption in texts["captions"][:8]:
+for caption in texts.captions[:8]:
     print("-", caption)
 
 # %%
-counts = pd.Series([r["finding"] for r in texts["regions"]]).value_counts()
-denied = np.mean([bool({"no", "without"} & set(c.lower().split())) for c in texts["captions"]])
+counts = pd.Series([r["finding"] for r in texts.regions]).value_counts()
+denied = np.mean([bool({"no", "without"} & set(c.lower().split())) for c in texts.captions])
 print(
-    f"{len(texts['captions'])} training impressions, {len(texts['regions'])} described regions, "
+    f"{len(texts.captions)} training impressions, {len(texts.regions)} described regions, "
     f"{denied:.0%} of impressions deny something"
 )
 counts.to_frame("training regions")
@@ -133,8 +133,7 @@ for one, other in (("train", "validation"), ("train", "test"), ("validation", "t
 
 # %%
 read = {
-    name: text.occurring(sorted(phrases[name]), texts["captions"])
-    for name in ("validation", "test")
+    name: text.occurring(sorted(phrases[name]), texts.captions) for name in ("validation", "test")
 }
 for name, found in read.items():
     print(f"{name}: {sum(found)} of {len(found)} phrases occur in a training impression")

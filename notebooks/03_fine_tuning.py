@@ -62,7 +62,7 @@ plots.use_style()
 
 # %%
 arm = arm or next(iter(config.training.arms))
-captions = products.training_texts(config)["captions"]
+captions = products.training_texts(config).captions
 pairs = finetune.load_pairs(products.ensure(config, "latents"), captions)
 
 # %%

@@ -337,7 +337,7 @@ pd.DataFrame(read).add_suffix(", specificity").round(2)
 # model would have learned phrases by heart:
 
 # %%
-known = text.occurring(rows["phrase"], products.training_texts(config)["captions"])
+known = text.occurring(rows["phrase"], products.training_texts(config).captions)
 wording = np.where(known, "occurs in training", "does not")
 first = rows.assign(wording=wording)[rows["arm"] == "domain-frozen"]
 draws = config.evaluation.bootstrap

@@ -16,7 +16,6 @@ from g2g_utils.config import Config
 from g2g_utils.data import phantoms, record
 from g2g_utils.data.record import Example
 from g2g_utils.experiment import products
-from g2g_utils.experiment.plan import seeds
 
 PRIOR_IMAGES = 512  # training phantoms whose boxes make the mean-box rows
 
@@ -41,7 +40,7 @@ def methods(config: Config, folder: Path, images: int) -> pd.DataFrame:
     trained = record.pairs(examples(config, folder, "train", min(PRIOR_IMAGES, config.data.train)))
     regions = [{"finding": pair.finding, "boxes": pair.boxes} for pair in trained]
     options, tables = products.grounding_options(config), []
-    trainings = [(arm, seed) for arm in config.training.compared for seed in seeds(config, arm)]
+    trainings = [(arm, seed) for arm in config.training.compared for seed in config.seeds(arm)]
     for arm, seed in tqdm(trainings, desc="real backgrounds"):
         model = products.model(config, arm, seed)
         rows = grounding.evaluate(model, pairs, others=True, progress=False, **options)

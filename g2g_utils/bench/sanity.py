@@ -33,7 +33,7 @@ def no_skill_maps(config: Config, image: Any, size: tuple[int, int]) -> dict[str
         "brightness": no_skill.brightness(torch.as_tensor(np.asarray(image))[None], size),
     }
     if config.data.source == "phantoms":
-        boxes = [region["boxes"] for region in products.training_texts(config)["regions"]]
+        boxes = [region["boxes"] for region in products.training_texts(config).regions]
         maps["mean box"] = no_skill.mean_box(boxes, config.image_size, size)
     return maps
 
@@ -79,7 +79,7 @@ def beside_no_skill(
     others = draw_others(pairs, config.image_size)  # the same for every seed and for the priors
     tables = [evaluate(model, pairs, others=others, **options).assign(method="model")]
     if config.data.source == "phantoms":
-        regions = products.training_texts(config)["regions"]
+        regions = products.training_texts(config).regions
         tables.append(no_skill_rows(pairs, regions, config.image_size, model.latent_shape[-1]))
     return pd.concat(tables, ignore_index=True)
 

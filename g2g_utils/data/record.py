@@ -8,20 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from g2g_utils.config import FINDINGS
 from g2g_utils.data.geometry import Box, crop_resize, transform_boxes
 from g2g_utils.data.images import read_image
 
-FINDINGS = (
-    "Atelectasis",
-    "Cardiomegaly",
-    "Consolidation",
-    "Edema",
-    "Lung Opacity",
-    "Pleural Effusion",
-    "Pneumonia",
-    "Pneumothorax",
-)
-"""The eight classes of MS-CXR, spelt as its `category_name` column spells them."""
+__all__ = ["FINDINGS", "Example", "Region", "merge_rows", "pairs", "unite"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,1 +1,5 @@
-"""The experiment: what a profile makes (plan), how (products, recipes) and at what cost."""
+"""The experiment: a profile's products (plan), how they are made (recipes) and at what cost."""
+
+from g2g_utils.experiment import recipes, scores
+
+__all__ = ["recipes", "scores"]  # importing them fills the table of products

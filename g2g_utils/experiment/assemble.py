@@ -52,7 +52,7 @@ def load(
     name = f"ldm/{arm}-s{seed}"
     tokenizer, encoder = arm_text_encoder(config, arm, seed)
     check_length(config, arm, encoder)
-    if loaded := plan.loaded_unet(config, arm):
+    if loaded := config.loaded_unet(arm):
         unet = load_unet(*loaded)
         check_width(config, arm, encoder, unet)
     else:

@@ -149,7 +149,7 @@ def test_jobs_of_a_controller_that_died_are_cancelled_by_the_next(
 def test_a_pre_empted_training_of_two_processes_resumes(
     world: SweepWorld, cluster: dict[str, str]
 ) -> None:
-    (world.folder / "g2g_utils" / "products.py").write_text(TRAINING)
+    world.products(TRAINING)
     world.sweep(grid={"number": [1]})
     log, starts = world.build / "trained" / "log.jsonl", world.build / "trained" / "starts.txt"
     command = ("sweep", "numbers", "smoke", "--profile", "slurm")

@@ -51,7 +51,7 @@ REPORT = (
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """A world with one notebook."""
     made = World(tmp_path_factory.mktemp("survival") / "repo")
-    (made.folder / "g2g_utils" / "products.py").write_text(PRODUCTS)
+    made.products(PRODUCTS)
     (made.folder / "notebooks" / "02_two.ipynb").unlink()
     made.write("01_one", NOTEBOOK + REPORT)
     return made

@@ -30,6 +30,10 @@ def needs(config, name):
     return plan(config)[name]
 
 
+def bundles(config):
+    return {}
+
+
 def key(config, name):
     chain = [name, *plan(config)[name]]
     return runs.digest([os.environ.get("KEY_" + part.replace("/", "_"), "") for part in chain])
@@ -43,6 +47,14 @@ def ensure(config, name):
     time.sleep(float(os.environ.get("SLOW", 0)))
     runs.write_json(folder / "run.json", {"key": key(config, name)})
     return folder
+'''
+
+COSTS = '''
+"""Costs of nothing."""
+
+
+def sheet(config, step_seconds=None):
+    return f"profile {config.profile}"
 '''
 
 NOTEBOOK = """
@@ -75,13 +87,19 @@ class World:
             shutil.copytree(ROOT / name, folder / name)
         for name in ("run_all.sh", "requirements.lock", "pyproject.toml"):
             shutil.copy(ROOT / name, folder / name)
-        (folder / "g2g_utils" / "plots").mkdir(parents=True)
-        for name in ("__init__.py", "config.py", "runs.py", "plots/__init__.py"):
-            shutil.copy(ROOT / "g2g_utils" / name, folder / "g2g_utils" / name)
-        (folder / "g2g_utils" / "products.py").write_text(PRODUCTS)
+        unwanted = shutil.ignore_patterns("__pycache__", "experiment")
+        shutil.copytree(ROOT / "g2g_utils", folder / "g2g_utils", ignore=unwanted)
+        (folder / "g2g_utils" / "experiment").mkdir()
+        shutil.copy(ROOT / "g2g_utils/experiment/privacy.py", folder / "g2g_utils/experiment")
+        (folder / "g2g_utils" / "experiment" / "costs.py").write_text(COSTS)
+        self.products(PRODUCTS)
         (folder / "notebooks").mkdir()
         self.write("01_one", NOTEBOOK)
         self.write("02_two", NOTEBOOK.replace("01_figure", "02_figure"))
+
+    def products(self, source: str) -> None:
+        """Stand-in products, in the place of the experiment."""
+        (self.folder / "g2g_utils" / "experiment" / "products.py").write_text(source)
 
     def write(self, name: str, text: str) -> None:
         """Write a notebook (the workflow reads only the .ipynb of a pair)."""
@@ -155,16 +173,10 @@ runs.report({"offline": offline})
 
 
 class SweepWorld(World):
-    """With the whole package (stand-in products apart) and a notebook for points."""
+    """With a notebook for points."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        for path in (ROOT / "g2g_utils").iterdir():
-            target = folder / "g2g_utils" / path.name
-            if path.suffix == ".py" and not target.exists():
-                shutil.copy(path, target)
-            elif path.is_dir() and path.name != "__pycache__":
-                shutil.copytree(path, target, dirs_exist_ok=True)
         self.write("03_point", POINT)
 
     def sweep(self, **content: object) -> None:

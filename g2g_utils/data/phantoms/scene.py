@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from g2g_utils.config import World
 from g2g_utils.data.phantoms.backgrounds import Background
 from g2g_utils.data.phantoms.wording import Facts
-from g2g_utils.data.record import FINDINGS
 
 Array = np.ndarray
 RIGHT, LEFT = 0, 1  # the patient's lungs; u is negative in the right one
@@ -70,43 +70,6 @@ POSE = {
     "marker": (0.0, 1.0),
 }
 DEVICE_KINDS = ("pacemaker", "line", "leads")
-
-
-@dataclass(frozen=True)
-class World:
-    """What may be set about the phantoms; every field is an argument of :func:`generate`."""
-
-    size: int = 64  # side of the square image, pixels (>= 32)
-    zoom: tuple[float, float] = (0.7, 1.2)  # thorax size / image size
-    aspect: tuple[float, float] = (0.84, 1.2)  # thorax width / height, 1 = unstretched
-    shift: float = 0.25  # largest shift of the thorax, fraction of the image side
-    rotation: float = 5.0  # largest in-plane rotation, degrees
-    normal: float = 0.08  # share of images without a finding
-    counts: tuple[float, float, float] = (0.28, 0.47, 0.25)  # 1, 2, 3 findings among the others
-    findings: tuple[str, ...] = FINDINGS  # classes that occur
-    same_finding: float = 0.2  # chance that a focal finding recurs in the other lung
-    bilateral: float = 0.3  # chance that an effusion takes both sides, 1 − it for one-sided edema
-    devices: float = 0.25  # share of images with a pacemaker, line or leads
-    second_image: float = 0.3  # share of patients with two images
-    noise: tuple[float, float] = (0.01, 0.025)  # standard deviation of the noise
-    backgrounds: str | tuple[str, ...] | None = None  # folder or files of normal radiographs
-
-    def __post_init__(self) -> None:
-        checks = {
-            "size": self.size >= 32,
-            "zoom": 0.4 <= self.zoom[0] <= self.zoom[1] <= 1.5,
-            "aspect": 0.5 <= self.aspect[0] <= self.aspect[1] <= 2,
-            "shift": 0 <= self.shift <= 0.3,
-            "rotation": 0 <= self.rotation <= 20,
-            "counts": len(self.counts) == 3 and abs(sum(self.counts) - 1) < 1e-6,
-            "findings": bool(self.findings) and set(self.findings) <= set(FINDINGS),
-            "noise": 0 <= self.noise[0] <= self.noise[1],
-        }
-        for name in ("normal", "same_finding", "bilateral", "devices", "second_image"):
-            checks[name] = 0 <= getattr(self, name) <= 1
-        for name, ok in checks.items():
-            if not ok:
-                raise ValueError(f"World.{name} = {getattr(self, name)!r} is out of range")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from g2g_utils import config
-from g2g_utils.experiment import products
+from g2g_utils.experiment import apart, products, scores
 
 TINY = {
     "data.train": 16,
@@ -214,7 +215,7 @@ def test_a_larger_ms_cxr_is_left_out_of_training(standins, tmp_path, monkeypatch
         return config.load("paper", **{"data.root": films, **both})
 
     products.ensure(load("some"), "pairs")
-    trained_on = set(products.training_texts(load("all"))["image_ids"])
+    trained_on = set(products.training_texts(load("all")).image_ids)
     tested = {pair.image_id for pair in products.evaluation_pairs(load("all"))}
     assert trained_on and tested and not trained_on & tested
 
@@ -224,16 +225,16 @@ def test_training_on_test_patients_is_refused(real, monkeypatch):
     products.ensure(settings, "pairs")
     held = products.evaluation_pairs(settings)[0]
     texts = products.training_texts(settings)
-    products._check_apart(settings, texts)
-    leaked = texts | {"image_ids": [*texts["image_ids"], held.image_id]}
+    apart.check_training(settings, texts)
+    leaked = replace(texts, image_ids=[*texts.image_ids, held.image_id])
     with pytest.raises(config.ConfigError, match=rf"trained on, such as image {held.image_id}"):
-        products._check_apart(settings, leaked)
+        apart.check_training(settings, leaked)
 
 
 def test_an_evaluation_that_was_stopped_goes_on_where_it_was(real, monkeypatch):
     from g2g_utils import grounding
 
-    monkeypatch.setattr(products, "PART", 2)
+    monkeypatch.setattr(scores, "PART", 2)
     settings, name = real(), "evaluation/domain-frozen-s4200"
     count = len(products.evaluation_pairs(settings))
     scored, evaluate = [], grounding.evaluate

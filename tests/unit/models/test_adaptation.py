@@ -210,7 +210,7 @@ def test_an_untuned_arm_stays_beside_released_weights(load, world):
     }
     settings = load(**{"training.arms": arms, "adaptation.released": "somewhere"})
     assert list(settings.training.arms) == ["domain-frozen", "untuned"]
-    loaded = [plan.loaded_unet(settings, arm)[0] for arm in settings.training.arms]
+    loaded = [settings.loaded_unet(arm)[0] for arm in settings.training.arms]
     assert loaded == ["somewhere", world["unet.pretrained"]]
 
 

@@ -1,0 +1,221 @@
+"""Parts of an experiment, read from its products: pairs, texts, models, features.
+
+Every function makes the products that it reads if they are missing. Heavy imports happen inside.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from g2g_utils import runs
+from g2g_utils.config import Config, ConfigError
+from g2g_utils.experiment.make import ensure
+from g2g_utils.experiment.product import present
+
+if TYPE_CHECKING:
+    import numpy as np
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from g2g_utils.data.record import Example
+    from g2g_utils.models import GroundingModel
+
+REFERENCE = 2000  # training images whose features samples are compared with
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Texts of the training images, one entry per image; `regions` has one per described finding.
+
+    A region is a dictionary: `phrase`, `finding`, `boxes` (pixels of the profile's frame) and
+    `image` (index of its image).
+    """
+
+    captions: list[str]
+    labels: list[list[str]]  # findings
+    regions: list[dict[str, Any]]
+    image_ids: list[str] = field(default_factory=list)  # of images in files
+    subject_ids: list[str] = field(default_factory=list)  # of images in files
+    files: list[str] = field(default_factory=list)  # paths; none where images.npy holds the images
+
+
+def training_texts(config: Config) -> Texts:
+    """Captions, finding labels and described regions of the training images."""
+    return Texts(**runs.read_json(ensure(config, "pairs") / "texts.json"))
+
+
+def training_images(config: Config) -> Any:
+    """Training images [n, S, S], uint8: a memory map, or files that are read when indexed."""
+    import numpy as np
+
+    from g2g_utils.data.films import Films
+
+    made = ensure(config, "pairs")
+    if (made / "images.npy").is_file():
+        return np.load(made / "images.npy", mmap_mode="r")
+    return Films(training_texts(config).files, config.image_size)
+
+
+def tensor_images(config: Config, rows: slice = slice(None)) -> Tensor:
+    """Training images as float tensor [n, 1, S, S] in [0, 1], all in memory."""
+    import torch
+
+    return torch.from_numpy(training_images(config)[rows].copy())[:, None].float() / 255
+
+
+def evaluation_pairs(config: Config, split: str = "test") -> list[Example]:
+    """Image-phrase pairs of a split on which results are reported ("test") or choices made.
+
+    Raises ConfigError if the split has none with boxes.
+    """
+    from g2g_utils.data import record, sources
+
+    count = config.evaluation.pairs if split == "test" else config.evaluation.validation_pairs
+    found = record.pairs(sources.examples(config, split))[:count]
+    if not found:
+        raise ConfigError(
+            f"profile {config.profile!r} has no {split} pairs with boxes: look at "
+            f"`python -m g2g_utils.data.check {config.profile}`"
+        )
+    return found
+
+
+def prior_regions(config: Config) -> list[dict[str, Any]]:
+    """Regions whose boxes make the mean-box maps: `phrase`, `finding`, `boxes` in the frame.
+
+    Those of training images; of validation pairs where training images have no boxes.
+    """
+    if regions := training_texts(config).regions:
+        return regions
+    framed = (pair.framed(config.image_size) for pair in evaluation_pairs(config, "validation"))
+    return [
+        {"phrase": pair.phrase, "finding": pair.finding, "boxes": pair.boxes}
+        for pair in framed
+        if pair.boxes
+    ]
+
+
+def grounding_options(config: Config) -> dict[str, Any]:
+    """The profile's keywords for `grounding.ground`, without bias merging."""
+    return config.grounding.model_dump(exclude={"curve"})
+
+
+# ---------------------------------------------------------------- models
+
+
+def vae(config: Config) -> AutoencoderKL:
+    """The profile's autoencoder: published, or made here."""
+    from g2g_utils import models
+
+    return models.load_vae(config.vae.pretrained or ensure(config, "vae"), config.vae.revision)
+
+
+def latent_size(config: Config) -> tuple[int, int]:
+    """Channels and side of a latent of the profile's autoencoder."""
+    from g2g_utils import models
+
+    found = vae(config)
+    levels = len(found.config.block_out_channels) - 1
+    side = config.image_size // (models.unshuffle_factor(found) * 2**levels)
+    return found.config.latent_channels, side
+
+
+def text_encoder(config: Config, name: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """Tokenizer and text encoder of a name in `encoders`: published, or made here."""
+    from g2g_utils import models
+
+    encoder = config.encoders[name]
+    source = encoder.pretrained or ensure(config, f"encoders/{name}")
+    return models.load_text_encoder(source, encoder.revision, encoder.subfolder)
+
+
+def untrained_unet(
+    config: Config, seed: int, text_width: int, lora_rank: int | None = None
+) -> UNet2DConditionModel:
+    """A U-Net before any training here: the pretrained one, or a new one of the profile's shape.
+
+    lora_rank: an arm's own, where it differs from the profile's.
+    """
+    from g2g_utils import models
+
+    if config.unet.pretrained:
+        unet = models.load_unet(config.unet.pretrained, config.unet.revision)
+        own = {} if lora_rank is None else {"lora_rank": lora_rank}
+        with models.initialised(seed):
+            return models.adapt_unet(unet, config.adaptation.model_copy(update=own), text_width)
+    channels, side = latent_size(config)
+    with models.initialised(seed):
+        return models.build_unet(config.unet, channels, side, text_width)
+
+
+def start_unet(
+    config: Config, seed: int, text_width: int, lora_rank: int | None = None
+) -> UNet2DConditionModel:
+    """The U-Net every arm of a seed starts from: pretrained, the foundation's, or a new one."""
+    from g2g_utils import models
+
+    unet = untrained_unet(config, seed, text_width, lora_rank)
+    if config.unet.foundation_steps and not config.unet.pretrained:
+        models.adopt(unet, ensure(config, "foundation") / "unet")
+    return unet
+
+
+def model(
+    config: Config, arm: str | None = None, seed: int | None = None, device: str | None = None
+) -> GroundingModel:
+    """The grounding model of an arm and seed (the first ones by default).
+
+    device: by default a GPU for Stable Diffusion's size, where there is one, else the CPU.
+    """
+    from g2g_utils.experiment import assemble
+
+    arm = arm or next(iter(config.training.arms))
+    seed = config.training.seeds[0] if seed is None else seed
+    if arm in config.training.arms:
+        encoder = f"encoders/{config.training.arms[arm].encoder}"
+        wanted = present(config, ["vae", encoder])
+        for name in [*wanted, *([] if config.loaded_unet(arm) else [f"ldm/{arm}-s{seed}"])]:
+            ensure(config, name)
+    return assemble.load(config, arm, seed, device or assemble.default_device(config))
+
+
+# ---------------------------------------------------------------- features of images
+
+
+def feature_networks(config: Config) -> dict[str, Any]:
+    """Networks in whose features image fidelity is measured.
+
+    "classifier": of the training images' findings, independent of every arm; "generic": image
+    branch of the domain-agnostic task, where the profile trains one.
+    """
+    from g2g_utils.bench import fidelity
+
+    networks: dict[str, Any] = {
+        "classifier": fidelity.load_classifier(ensure(config, "classifier"))
+    }
+    if present(config, ["encoders/generic"]):
+        networks["generic"] = fidelity.load_generic(ensure(config, "encoders/generic"))
+    return networks
+
+
+def reference_features(config: Config, network: Any) -> np.ndarray:
+    """Features [n, d] of the first training images, read a batch at a time."""
+    import numpy as np
+
+    from g2g_utils.bench import fidelity
+
+    count = min(REFERENCE, len(training_images(config)))
+    batches = (slice(k, min(k + 64, count)) for k in range(0, count, 64))
+    return np.concatenate(
+        [fidelity.extract(network, tensor_images(config, rows)) for rows in batches]
+    )
+
+
+def fidelity_features(config: Config, arm: str, seed: int) -> dict[str, np.ndarray]:
+    """Features of an arm's samples, and mean and covariance of the real ones, by network."""
+    import numpy as np
+
+    with np.load(ensure(config, f"fidelity/{arm}-s{seed}") / "features.npz") as file:
+        return {name: file[name].astype(float) for name in file.files}

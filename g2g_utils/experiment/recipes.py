@@ -1,0 +1,334 @@
+"""Recipes: how each kind of product is made, and what it is made from.
+
+A new kind is one function here: `@product(kind, ...)` says which items a profile has, what they
+need, which settings determine them and which job of the workflow makes them. The order of this
+file is an order in which all can be made. Heavy imports happen inside the functions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from g2g_utils import runs
+from g2g_utils.config import ROOT, Config, Section
+from g2g_utils.experiment import apart, parts
+from g2g_utils.experiment.make import ensure
+from g2g_utils.experiment.plan import needs
+from g2g_utils.experiment.product import arm_and_seed, present, product
+
+TABLES = (".csv", ".csv.gz", ".json", ".json.gz")
+_OPTIONAL = ("subfolder", "lora_rank", "scheduler_revision", "untuned")  # in keys only where set
+_OF_TEXT = ("steps", "text_learning_rate", "attention_lr_scale", "dropout")  # of no foundation
+SAMPLED = 1  # raise when fidelity measures otherwise, or more
+CLASSIFIED = 8000  # training images at most that the classifier of findings sees
+
+
+def dump(section: Section, exclude: set[str] | None = None) -> dict[str, Any]:
+    """A section's settings for a key; optional ones count only where they are set."""
+    found = section.model_dump(exclude=exclude or set())
+    return {k: v for k, v in found.items() if k not in _OPTIONAL or v not in (None, False)}
+
+
+# ---------------------------------------------------------------- training data
+
+
+def _training_data(config: Config, item: str) -> dict[str, Any]:
+    """Settings that decide which images are trained on; of files also their tables' content.
+
+    Patients of MS-CXR are left out, and those whom validation and test take from the source.
+    """
+    data = config.data
+    if data.source == "phantoms":
+        return {"data": data.model_dump(include={"source", "root", "train", "seed", "world"})}
+    fields = {"source", "root", "train", "seed", "images", "reports"}
+    held = [h for h in (data.validation_from, data.test_from) if h]
+    roots = [data.root, data.reports, *(h.root for h in held if h.source == "ms_cxr")]
+    return {
+        "data": data.model_dump(include=fields),
+        "own": [split for split in ("validation", "test") if not getattr(data, f"{split}_from")],
+        "tables": {str(root): _tables(ROOT / root.expanduser()) for root in roots if root},
+    }
+
+
+def _tables(place: Path) -> dict[str, str]:
+    """Digests of a table, or of the tables that lie in a folder, by name."""
+    files = [place] if place.is_file() else [p for end in TABLES for p in place.glob(f"*{end}")]
+    return {file.name: runs.once(runs.file_digest, file) for file in sorted(files)}
+
+
+@product("pairs", parameters=_training_data, needs=lambda config, item: [])
+def pairs(config: Config, item: str, folder: Path) -> None:
+    """Training images with their texts: images.npy (phantoms; films stay files), texts.json."""
+    import numpy as np
+
+    from g2g_utils import text
+    from g2g_utils.data import films, sources
+
+    examples = sources.examples(config, "train")
+    captions = [example.phrase for example in examples]
+    regions = [
+        {"phrase": r.phrase, "finding": r.finding, "boxes": r.boxes, "image": i}
+        for i, example in enumerate(examples)
+        for r in example.regions
+    ]
+    if isinstance(examples[0].image, Path):
+        labels = [text.named_findings(caption) for caption in captions]
+        texts = parts.Texts(
+            captions,
+            labels,
+            regions,
+            image_ids=[example.image_id for example in examples],
+            subject_ids=[example.subject_id for example in examples],
+            files=[str(example.image) for example in examples],
+        )
+    else:
+        labels = [sorted({r.finding for r in example.regions}) for example in examples]
+        texts = parts.Texts(captions, labels, regions)
+        images = np.stack([example.load(config.image_size) for example in examples])
+        with runs.atomic(folder / "images.npy") as temporary, open(temporary, "wb") as stream:
+            np.save(stream, films.to_bytes(images))
+    runs.write_json(folder / "texts.json", asdict(texts))
+
+
+# ---------------------------------------------------------------- autoencoder, text encoders
+
+
+@product(
+    "vae",
+    items=lambda config: [] if config.vae.pretrained else [""],
+    needs=lambda config, item: ["pairs"],
+    parameters=lambda config, item: {"vae": config.vae.model_dump()},
+)
+def vae(config: Config, item: str, folder: Path) -> dict[str, Any]:
+    """The latent autoencoder."""
+    from g2g_utils.training import pretrain
+
+    return pretrain.train_vae(parts.tensor_images(config), config.vae, folder, config.data.seed)
+
+
+@product(
+    "latents",
+    needs=lambda config, item: ["pairs", "vae"],
+    parameters=lambda config, item: {"vae": config.vae.model_dump()},
+)
+def latents(config: Config, item: str, folder: Path) -> None:
+    """Posterior mean and standard deviation of every training image's latent."""
+    from g2g_utils.experiment import assemble
+    from g2g_utils.training import finetune
+
+    images, encoder = parts.training_images(config), parts.vae(config)
+    ids = parts.training_texts(config).files or [str(k) for k in range(len(images))]
+    finetune.cache_latents(encoder.to(assemble.default_device(config)), images, folder, ids)
+
+
+@product(
+    "encoders",
+    items=lambda config: [name for name, e in config.encoders.items() if not e.pretrained],
+    needs=lambda config, item: ["pairs"],
+    parameters=lambda config, item: {
+        "encoder": dump(config.encoders[item]),
+        "text": config.text.max_length,
+    },
+)
+def encoder(config: Config, item: str, folder: Path) -> None:
+    """A text encoder pre-trained by its objective; with an image branch where that has one."""
+    import torch
+
+    from g2g_utils.data.phantoms import glyphs
+    from g2g_utils.training import pretrain
+
+    spec = config.encoders[item]
+    if spec.objective == "generic":
+        arrays, captions = glyphs.generate(config.data.train, config.data.seed)
+        images = torch.from_numpy(arrays)
+    else:
+        images, captions = parts.tensor_images(config), parts.training_texts(config).captions
+    length = config.text.max_length
+    pretrain.pretrain_encoder(
+        spec, images, captions, folder, max_length=length, seed=config.data.seed
+    )
+
+
+# ---------------------------------------------------------------- U-Nets
+
+
+def _training(config: Config) -> dict[str, Any]:
+    """Settings of fine-tuning that all arms share."""
+    return config.training.model_dump(exclude={"arms", "seeds", "live_steps", "log_every"})
+
+
+@product(
+    "foundation",
+    items=lambda config: (
+        [""] if config.unet.foundation_steps and not config.unet.pretrained else []
+    ),
+    needs=lambda config, item: ["pairs", "latents"],
+    parameters=lambda config, item: {
+        "training": {k: v for k, v in _training(config).items() if k not in _OF_TEXT},
+        "unet": dump(config.unet),
+        "seed": config.data.seed,
+    },
+)
+def foundation(config: Config, item: str, folder: Path) -> None:
+    """A U-Net that knows the images and no words: the small stand-in for Stable Diffusion's."""
+    from g2g_utils import models
+    from g2g_utils.training import finetune
+
+    seed = config.data.seed
+    unet = parts.untrained_unet(config, seed, config.encoders["domain"].width)
+    captions = parts.training_texts(config).captions
+    pairs = finetune.load_pairs(ensure(config, "latents"), captions)
+    scheduler, steps = models.build_scheduler(config.unet), config.unet.foundation_steps
+    finetune.pretrain(pairs, unet, scheduler, config.training, folder, seed=seed, steps=steps)
+
+
+def _trained_arms(config: Config) -> list[str]:
+    """ARM-sSEED of every U-Net that is fine-tuned here."""
+    arms = [arm for arm in config.training.arms if config.loaded_unet(arm) is None]
+    return [f"{arm}-s{seed}" for arm in arms for seed in config.seeds(arm)]
+
+
+def _arm_needs(config: Config, item: str) -> list[str]:
+    arm, _ = arm_and_seed(config, item)
+    encoder = config.training.arms[arm].encoder
+    return ["pairs", "latents", f"encoders/{encoder}", "foundation"]
+
+
+def _arm_parameters(config: Config, item: str) -> dict[str, Any]:
+    arm, seed = arm_and_seed(config, item)
+    spec = dump(config.training.arms[arm], exclude={"seeds", "control"})
+    unet, text = dump(config.unet), config.text.model_dump()
+    recipe = {"arm": spec, "seed": seed, "training": _training(config), "unet": unet, "text": text}
+    return recipe | pretrained_parts(config, arm)
+
+
+def pretrained_parts(config: Config, arm: str) -> dict[str, Any]:
+    """Settings of loaded weights, which are no products: they determine what is trained on them."""
+    encoder = config.encoders[config.training.arms[arm].encoder]
+    found: dict[str, Any] = {}
+    if encoder.pretrained:
+        found["encoder"] = dump(encoder)
+    if config.unet.pretrained:
+        exclude = {"released", "revision", "gradient_checkpointing"}  # the last: same gradients
+        found["adaptation"] = config.adaptation.model_dump(exclude=exclude)
+    return found
+
+
+@product("ldm", items=_trained_arms, needs=_arm_needs, parameters=_arm_parameters, together=True)
+def ldm(config: Config, item: str, folder: Path) -> None:
+    """The U-Net of one arm and seed; a learnable arm's text encoder beside it."""
+    fine_tune(config, *arm_and_seed(config, item), folder)
+
+
+def fine_tune(config: Config, arm: str, seed: int, folder: Path, steps: int | None = None) -> None:
+    """Fine-tune one arm into `folder`; `steps` shortens it (notebook 03 shows such a run live)."""
+    from g2g_utils import models
+    from g2g_utils.experiment import assemble
+    from g2g_utils.training import finetune
+
+    spec = config.training.arms[arm]
+    tokenizer, encoder = parts.text_encoder(config, spec.encoder)
+    assemble.check_length(config, arm, encoder)
+    unet = parts.start_unet(config, seed, encoder.config.hidden_size, spec.lora_rank)
+    texts = parts.training_texts(config)
+    apart.check_training(config, texts)
+    pairs = finetune.load_pairs(ensure(config, "latents"), texts.captions)
+    finetune.fine_tune(
+        pairs, unet, tokenizer, encoder, models.build_scheduler(config.unet), spec,
+        config.training, folder, seed=seed, max_length=config.text.max_length,
+        zero_padding=config.text.zero_padding, steps=steps, name=f"{arm} seed {seed}",
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------- evaluation
+
+
+@product(
+    "classifier",
+    needs=lambda config, item: ["pairs"],
+    parameters=lambda config, item: {"steps": config.fidelity.classifier_steps},
+    bundle=lambda config, item: "references",
+)
+def classifier(config: Config, item: str, folder: Path) -> dict[str, Any]:
+    """Classifier of findings, in whose features image fidelity is measured."""
+    import numpy as np
+    import torch
+
+    from g2g_utils.bench import fidelity
+
+    labels = parts.training_texts(config).labels
+    steps, seed = config.fidelity.classifier_steps, config.data.seed
+    images = parts.training_images(config)
+    rows = np.arange(len(images))[:: -(-len(images) // CLASSIFIED)]  # evenly over the patients
+    batches = np.array_split(rows, -(-len(rows) // 64))
+    small = torch.cat([fidelity.reduced(images[batch]) for batch in batches])
+    return fidelity.train_classifier(small, [labels[row] for row in rows], folder, steps, seed)
+
+
+def model_needs(config: Config, arm: str, seed: int) -> list[str]:
+    """Products that the model of an arm and seed is assembled from, and made from."""
+    name, encoder = f"ldm/{arm}-s{seed}", config.training.arms[arm].encoder
+    made = present(config, [name])
+    return [name, "vae", f"encoders/{encoder}", *(n for dep in made for n in needs(config, dep))]
+
+
+def loaded_parts(config: Config, arm: str) -> dict[str, Any]:
+    """Settings of an arm's loaded U-Net; a trained one is a product with a key of its own."""
+    if config.loaded_unet(arm) is None:
+        return {}
+    sections = {"unet": config.unet, "vae": config.vae, "text": config.text}
+    fields = set() if config.training.arms[arm].untuned else {"released", "revision"}
+    released = config.adaptation.model_dump(include=fields)
+    dumps: dict[str, Any] = {key: dump(section) for key, section in sections.items()}
+    return pretrained_parts(config, arm) | dumps | {"adaptation": released}
+
+
+def _fidelity_needs(config: Config, item: str) -> list[str]:
+    return [*model_needs(config, *arm_and_seed(config, item)), "classifier", "encoders/generic"]
+
+
+@product(
+    "fidelity",
+    items=lambda config: [
+        f"{arm}-s{seed}" for arm in config.training.compared for seed in config.seeds(arm)
+    ],
+    needs=_fidelity_needs,
+    parameters=lambda config, item: {
+        "fidelity": config.fidelity.model_dump(),
+        "data": config.data.model_dump(),
+        "name": f"fidelity/{item}",
+        "scores": SAMPLED,
+        **loaded_parts(config, arm_and_seed(config, item)[0]),
+    },
+    bundle=lambda config, item: f"results/{item}",
+)
+def fidelity(config: Config, item: str, folder: Path) -> dict[str, Any]:
+    """Samples of an arm, their features, and how far they lie from the real ones."""
+    import numpy as np
+
+    from g2g_utils.bench import fidelity
+    from g2g_utils.data import sources
+
+    options = config.fidelity
+    captions = [example.phrase for example in sources.examples(config, "test")]
+    prompts = [captions[i % len(captions)] for i in range(options.samples)]
+    images = fidelity.sample(
+        parts.model(config, *arm_and_seed(config, item)), prompts, steps=options.steps,
+        guidance=options.guidance, seed=arm_and_seed(config, item)[1],
+        batch_size=options.batch_size,
+    )  # fmt: skip
+    rows: list[dict[str, Any]] = []
+    kept: dict[str, Any] = {"ms_ssim": fidelity.alikeness(images.cpu())}
+    for name, network in parts.feature_networks(config).items():
+        fake = fidelity.extract(network, images)
+        real = fidelity.moments(parts.reference_features(config, network))
+        rows.append({"features": name, **fidelity.fidelity_row(fake, real)})
+        kept |= {name: fake.astype("float32"), f"{name}_mean": real[0], f"{name}_cov": real[1]}
+    shown = (images[:16, 0] * 255).round().byte().numpy()
+    with runs.atomic(folder / "samples.npy") as temporary, open(temporary, "wb") as stream:
+        np.save(stream, shown)
+    with runs.atomic(folder / "features.npz") as temporary, open(temporary, "wb") as stream:
+        np.savez_compressed(stream, **kept)
+    return {"metrics": rows[0], "networks": rows, "prompts": prompts[:16]}
