@@ -17,9 +17,11 @@ from g2g_utils.bbm import minmax
 def gmm_mask(heatmap: Tensor, seed: int = 0) -> Tensor:
     """Foreground [H, W], bool: values strictly above the mean of the two Gaussians' means.
 
-    The mixture is fitted to the min-max scaled map, at whatever resolution it comes (latents'), and
-    orphan pixels are removed. A constant map has no foreground: the mask is empty. Raises
-    ValueError for a map that is not 2-D or holds NaN or infinity.
+    The mixture is fitted to the min-max scaled map at its own (latent) resolution; then orphan
+    pixels are removed. A constant map has no foreground: the mask is empty.
+
+    Raises:
+        ValueError: the map is not 2-D, or holds NaN or infinity.
     """
     heatmap = torch.as_tensor(heatmap).detach()
     if heatmap.ndim != 2:
@@ -37,7 +39,7 @@ def gmm_mask(heatmap: Tensor, seed: int = 0) -> Tensor:
 
 
 def remove_orphans(mask: Tensor) -> Tensor:
-    """Mask [H, W] after a majority vote: >= 5 of a 3 x 3 neighbourhood; the border stays."""
+    """Mask [H, W] after a majority vote: >= 5 of a 3 x 3 neighbourhood. The border stays."""
     if min(mask.shape) < 3:
         return mask.clone()  # all border
     kernel = torch.ones(1, 1, 3, 3, device=mask.device)

@@ -1,6 +1,6 @@
-"""The spaCy pipeline that tells content words: the one asked for, else scispaCy's, else stop words.
+"""The spaCy pipeline of content words: the configured one, else scispaCy's, else stop words.
 
-Which one it is decides every lexical map, so evaluations are keyed by its name.
+The pipeline decides every lexical map, so evaluations are keyed by its name.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ NOTE = "no scispaCy model installed: content words are chosen by stop words, not
 
 
 def name() -> str:
-    """What `load()` would load, with its version, without loading it."""
+    """Name and version of the pipeline that `load()` would load, without loading it."""
     if asked := os.environ.get(MODEL_VARIABLE):
         settings = Path(asked) / "meta.json"
         return f"{asked} {settings.read_text()}" if settings.is_file() else asked
@@ -32,10 +32,13 @@ def name() -> str:
 
 
 def load(asked: Any = None) -> Any:
-    """A pipeline itself, or one by package or folder; default: the environment's, else scispaCy's.
+    """Load a pipeline, by package or folder.
 
-    Where none is installed, a blank one with `meta["g2g_fallback"]`, and a warning. Raises OSError
-    where the one asked for is not there.
+    The default is the environment's, else scispaCy's. If none is installed, returns a blank one
+    with `meta["g2g_fallback"]` and warns.
+
+    Raises:
+        OSError: the named pipeline is not installed.
     """
     if asked is not None and not isinstance(asked, str | os.PathLike):
         return asked

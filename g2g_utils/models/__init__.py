@@ -76,7 +76,7 @@ from g2g_utils.models.components import (
 
 
 def load(*words: Any, **options: Any) -> GroundingModel:
-    """The grounding model of a profile's arm and seed: `experiment.assemble.load`.
+    """Load the grounding model of a profile's arm and seed, as `experiment.assemble.load` does.
 
     The one import that points upwards: `models.load` is the public name.
     """

@@ -34,11 +34,11 @@ from g2g_utils.models.components import SD_SCHEDULE, add_projection
 
 
 class MissingWeights(FileNotFoundError):
-    """Weights that are not on disk; the message says what was looked for and how to get it."""
+    """Weights that are not on disk. The message names the place searched and the fix."""
 
 
 def adopt(unet: UNet2DConditionModel, folder: Path) -> None:
-    """Take over a trained U-Net's weights, all but those that read the text, which stay as made."""
+    """Take over a trained U-Net's weights, except those that read the text, which stay as built."""
     trained = load_file(folder / "diffusion_pytorch_model.safetensors")
     reading = tuple(f".attn2.{name}." for name in ("to_q", "to_k", "to_v"))
     kept = {n: w.float() for n, w in trained.items() if not any(r in n for r in reading)}
@@ -57,7 +57,7 @@ TEXT_MODELS: dict[str, Any] = {  # by the model type in a checkpoint's config.js
     "clip_text_model": CLIPTextModel,
 }
 
-HEADS = (  # what a checkpoint may hold beside the text states' weights
+HEADS = (  # other weights that a checkpoint may hold
     "cls.", "cls_projection_head.", "lm_head.", "pooler.", "bert.pooler.", "roberta.pooler.",
     "vision_model.", "visual_projection.", "text_projection.", "logit_scale",
 )  # fmt: skip
@@ -70,12 +70,16 @@ def load_text_encoder(
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     """Tokenizer and text encoder of a folder, hub id or name in `registry.REGISTRY`.
 
-    BERT, CXR-BERT, RoBERTa or CLIP. `subfolder` is the encoder's in a pipeline, whose tokenizer
-    lies in `tokenizer`.
+    BERT, CXR-BERT, RoBERTa or CLIP, chosen by the config's model type. CXR-BERT loads as a plain
+    `BertModel`, whose last hidden state equals its remote-code class's. No remote code is run.
 
-    The class is chosen by the config's model type; CXR-BERT loads as a plain `BertModel`, whose
-    last hidden state equals its remote-code class's. No remote code is run or asked for. Raises
-    `MissingWeights` with the fix where weights are absent or do not fit.
+    Args:
+        source: folder, hub id or registered name.
+        revision: of a hub id.
+        subfolder: the encoder's folder in a pipeline, whose tokenizer lies in `tokenizer`.
+
+    Raises:
+        MissingWeights: weights are absent or do not fit; the message names the fix.
     """
     source, revision = registry.resolve(str(source), revision)
     options = _options(revision)
@@ -102,7 +106,7 @@ def load_text_encoder(
 def _check_words(
     tokenizer: PreTrainedTokenizerBase, encoder: PreTrainedModel, place: str, command: str
 ) -> None:
-    """Refuse a tokenizer of few of the encoder's words: without its file all are unknown."""
+    """Refuse a tokenizer that knows few of the encoder's words: its file is missing."""
     known, wanted = len(tokenizer), encoder.config.vocab_size
     if known < wanted / 2:
         bert = isinstance(encoder, BertModel)
@@ -127,7 +131,7 @@ def _check_keys(info: dict[str, Any], heads: tuple[str, ...] = ()) -> None:
 
 
 def load_vae(source: str | Path, revision: str | None = None) -> AutoencoderKL:
-    """VAE of a folder or hub id; a Stable Diffusion pipeline's `vae` subfolder is found."""
+    """VAE of a folder or hub id, or of the subfolder `vae` of a Stable Diffusion pipeline."""
     return _load(AutoencoderKL, source, "vae", revision)
 
 
@@ -138,7 +142,7 @@ def load_unet(source: str | Path, revision: str | None = None) -> UNet2DConditio
 
 
 def _load(cls: Any, source: str | Path, subfolder: str, revision: str | None) -> Any:
-    """`cls.from_pretrained`, as float32, in evaluation mode, errors explained."""
+    """`cls.from_pretrained` as float32, in evaluation mode, with errors explained."""
     folder = {} if (Path(source) / "config.json").is_file() else {"subfolder": subfolder}
     files = f"{subfolder}/config.json and {subfolder}/diffusion_pytorch_model.safetensors"
     with _explained(source, files, revision, f"{subfolder}/config.json"):
@@ -155,7 +159,7 @@ LORA_FOLDER, PROJECTION = "unet_lora", "text_projection.safetensors"
 
 
 def save_unet(unet: UNet2DConditionModel, folder: Path) -> None:
-    """Write `unet/`, or for LoRA only the adapter (and projection) as `unet_lora/`."""
+    """Write `unet/`; for LoRA only the adapter (and projection), as `unet_lora/`."""
     if not getattr(unet, "peft_config", None):
         unet.save_pretrained(folder / "unet")
         return
@@ -165,7 +169,7 @@ def save_unet(unet: UNet2DConditionModel, folder: Path) -> None:
 
 
 def load_adapted(config: configuration.Config, folder: Path) -> UNet2DConditionModel:
-    """The U-Net that `save_unet` wrote; a LoRA is merged into the profile's pretrained U-Net."""
+    """Load the U-Net that `save_unet` wrote, a LoRA merged into the profile's pretrained one."""
     if not (folder / LORA_FOLDER).is_dir():
         return load_unet(folder)
     assert config.unet.pretrained is not None  # the configuration's own check
@@ -184,7 +188,7 @@ def load_adapted(config: configuration.Config, folder: Path) -> UNet2DConditionM
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' progress bars and tables of keys, which `_check_keys` judges."""
+    """Silence transformers' progress bars and key reports; `_check_keys` checks the keys."""
     shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
@@ -201,7 +205,7 @@ def _options(revision: str | None) -> dict[str, str]:
     return {"revision": revision} if revision else {}
 
 
-UNREADABLE = (  # what reading raises: files missing, damaged, of something other than weights
+UNREADABLE = (  # errors of reading: files missing, damaged, or no weights
     OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError,
     AttributeError, TypeError,
 )  # fmt: skip
@@ -249,13 +253,13 @@ class _explained:
             ) from error
 
     def damaged(self) -> Path | None:
-        """The first file of weights that is there and cannot be read."""
+        """The first existing file of weights that cannot be read, or None."""
         config = registry.find(self.source, self.config, self.revision)
         files = registry.weights(config.parent) if config else []
         return next((file for file in files if not readable(file)), None)
 
     def fix(self) -> str:
-        """What to do: fetch a hub id, or look at a folder."""
+        """The remedy in words: fetch a hub id, or look at a folder."""
         if Path(self.source).is_absolute() or Path(self.source).exists():
             return "name another folder in the profile, or a hub id to fetch"
         command = registry.command(self.source, self.revision)
@@ -266,9 +270,9 @@ class _explained:
 
 
 def build_scheduler(config: configuration.Unet) -> DDIMScheduler:
-    """The noise schedule: loaded where the profile names one, else that of Stable Diffusion 1.5.
+    """The noise schedule: the profile's, else that of Stable Diffusion 1.5.
 
-    A loaded one says itself what the U-Net predicts; `config.prediction` must agree.
+    A loaded schedule states what the U-Net predicts, and `config.prediction` must agree.
     """
     if not config.scheduler:
         return DDIMScheduler(**SD_SCHEDULE, prediction_type=config.prediction)

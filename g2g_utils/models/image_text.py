@@ -1,4 +1,4 @@
-"""Image branch and projections that are pre-trained beside a text encoder (BioViL's way)."""
+"""Image branch and projections that are pre-trained beside a text encoder, as in BioViL."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 class ImageBranch(nn.Module):
     """Small convolutional image encoder: grey or colour images -> patch features [b, d, h, w].
 
-    With the text encoder's projections it is the miniature BioViL; the grid is 1/4 of the side.
+    With the text encoder's projections it is the miniature BioViL. The grid is 1/4 of the side.
     """
 
     def __init__(self, channels: int, width: int) -> None:

@@ -1,8 +1,8 @@
-"""Published text encoders of the paper's comparison, by name: hub id, pinned revision, files.
+"""Published text encoders of the paper's comparison by name: hub id, pinned revision, files.
 
-A profile may write such a name where it writes a hub id or folder (`pretrained: radbert`). Widths
-and lengths are never listed here: they are read from each checkpoint's own config.json. Also where
-the files of a folder or hub id lie on this machine, and the command that fetches them.
+A profile may write such a name in place of a hub id or folder (`pretrained: radbert`). Widths and
+lengths are never listed here: they are read from each checkpoint's own config.json. The module also
+finds the files of a folder or hub id on this machine, and gives the command that fetches them.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ REGISTRY: dict[str, Published] = {
 
 
 def resolve(source: str, revision: str | None = None) -> tuple[str, str | None]:
-    """Hub id (or folder) and revision of a registered name; anything else as it is."""
+    """Hub id (or folder) and revision of a registered name; other sources unchanged."""
     published = REGISTRY.get(source)
     return (published.hub_id, revision or published.revision) if published else (source, revision)
 
@@ -67,9 +67,9 @@ def expected(source: str) -> str:
 
 
 def find(source: str, file: str, revision: str | None = None) -> Path | None:
-    """A file of a folder, or of a hub id in this machine's cache; None if it is not there.
+    """Path of a file of a folder, or of a hub id in this machine's cache; None if it is absent.
 
-    The folder may also be the subfolder itself that the file's path begins with.
+    The folder may also be the subfolder with which the file's path begins.
     """
     if Path(source).is_dir():
         places = (Path(source) / file, Path(source) / Path(file).name)
@@ -92,7 +92,7 @@ def weights(folder: Path) -> list[Path]:
 
 
 def command(source: str, revision: str | None = None, *options: str) -> str:
-    """The command that fetches a hub id; of a folder, whose hub id is not known, with HUB_ID."""
+    """Command that fetches a hub id; HUB_ID stands for the unknown one of a folder."""
     local = Path(source).is_absolute() or Path(source).exists()
     pinned = ["--revision", revision] if revision else []
     target = ["HUB_ID", "--local-dir", source] if local else [source, *pinned]
@@ -100,9 +100,9 @@ def command(source: str, revision: str | None = None, *options: str) -> str:
 
 
 def sizes(config: dict[str, Any]) -> tuple[int, int]:
-    """Width of the states and most tokens, from the content of a config.json.
+    """Width of the states and largest number of tokens, from the content of a config.json.
 
-    CLIP's lie in its text part; RoBERTa keeps two positions for itself.
+    CLIP's lie in its text part. RoBERTa keeps two positions for itself.
     """
     text = config.get("text_config") or config
     spare = 2 if config.get("model_type") == "roberta" else 0

@@ -1,6 +1,6 @@
 """ResNet-50 (He et al., 2015) up to its last feature map, with torchvision's parameter names.
 
-There is no torchvision in this environment, and checkpoints of BioViL's image branch use its names.
+This environment has no torchvision, and checkpoints of BioViL's image branch use its names.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Pre-training of the miniature's components: VAE, CXR-BERT-like and CLIP-like text encoders.
 
-`paper` and `open` load these components from published weights instead; what is trained here is
-saved in the same folder format.
+`paper` and `open` load published weights instead. Components trained here are saved in the same
+folder format.
 """
 
 from __future__ import annotations
@@ -41,8 +41,9 @@ LOCAL_BATCH = 16  # pairs of a batch in the local contrast, whose cost grows wit
 def train_vae(images: Tensor, config: Vae, folder: Path, seed: int) -> dict[str, Any]:
     """Train a small AutoencoderKL on images [n, 1, S, S] in [0, 1]; save it and its latent scale.
 
-    Returns its metrics: the peak signal-to-noise ratio in dB of 64 of the training images
-    (notebook 01 measures it on test images).
+    Returns:
+        Its metrics: the peak signal-to-noise ratio in dB on 64 of the training images (notebook 01
+        measures it on test images).
     """
     with models.initialised(seed):
         vae = models.build_vae(config).train()
@@ -90,8 +91,13 @@ def contrast(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
 def local_contrast(words: Tensor, mask: Tensor, patches: Tensor, sharp: float = 5.0) -> Tensor:
     """Local image-text contrast as in GLoRIA: every word attends over patches.
 
-    words [b, n, d], mask [b, n] of real words, patches [b, d, h, w]. The score of text i and image
-    j is the log-mean-exp over words of the cosine between word and attended patches.
+    The score of text i and image j is the log-mean-exp over words of the cosine between the word
+    and its attended patches.
+
+    Args:
+        words: [b, n, d].
+        mask: [b, n], true for real words.
+        patches: [b, d, h, w].
     """
     w = F.normalize(words, dim=-1)
     p = F.normalize(patches.flatten(2), dim=1)  # b d hw
@@ -114,7 +120,7 @@ def masked_language_loss(
     special: Tensor,
     generator: torch.Generator,
 ) -> Tensor:
-    """Cross-entropy of recovering 20 % masked tokens; output embeddings tied to the input ones."""
+    """Cross-entropy of recovering 20 % masked tokens. Output embeddings are tied to the input."""
     chosen = (torch.rand(ids.shape, generator=generator) < 0.2) & ~special & mask.bool()
     hidden = bert(input_ids=ids.masked_fill(chosen, mask_id), attention_mask=mask).last_hidden_state
     embeddings = bert.get_input_embeddings().weight
@@ -123,7 +129,7 @@ def masked_language_loss(
 
 
 def word_tokenizer(texts: list[str], folder: Path, max_length: int) -> PreTrainedTokenizerBase:
-    """A BERT word-piece tokenizer whose vocabulary is the corpus' words, letters for all others."""
+    """A BERT word-piece tokenizer: the corpus' words, and letters for all others."""
     counts = Counter(w for text in texts for w in re.findall(r"[a-z]+|\d|[^\w\s]", text.lower()))
     letters = [c for c in "abcdefghijklmnopqrstuvwxyz0123456789"]
     words = [w for w, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
@@ -159,7 +165,7 @@ def byte_tokenizer(texts: list[str], folder: Path, max_length: int) -> PreTraine
 def build_text_encoder(
     config: Encoder, tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> PreTrainedModel:
-    """An untrained BERT or CLIP text model of the configured sizes, without dropout."""
+    """Build an untrained BERT or CLIP text model of the configured sizes, without dropout."""
     sizes = {
         "vocab_size": len(tokenizer),
         "hidden_size": config.width,
@@ -187,9 +193,9 @@ def pretrain_encoder(
     """Pre-train a text encoder on images [n, c, H, W] in [0, 1] and captions; save it in `folder`.
 
     `mlm_steps` of masked-language modelling alone come first (without them the joint objective
-    hardly learns), then `steps` of the objective: "domain" = masked-language + global + local,
-    "global" = masked-language + global, "mlm" = masked-language only, "generic" = global only,
-    "random" = nothing. An image branch that was trained goes to biovil.safetensors, with the heads.
+    hardly learns), then `steps` of the encoder's objective: "domain" = masked-language + global +
+    local, "global" = masked-language + global, "mlm" = masked-language only, "generic" = global
+    only, "random" = nothing. A trained image branch goes to biovil.safetensors, with the heads.
     """
     make = byte_tokenizer if config.kind == "clip" else word_tokenizer
     tokenizer = make(captions, folder, max_length)
@@ -218,7 +224,7 @@ def pretrain_encoder(
 def _encoder_loss(
     config: Encoder, images: Tensor, tokens: Any, tokenizer: PreTrainedTokenizerBase, seed: int
 ) -> Any:
-    """The loss of one pre-training step, by the encoder's objective."""
+    """Loss of one pre-training step, by the encoder's objective."""
     ids, mask = tokens["input_ids"], tokens["attention_mask"]
     marks = torch.tensor(sorted(set(tokenizer.all_special_ids)))
     mask_id = tokenizer.mask_token_id
@@ -248,13 +254,13 @@ def _encoder_loss(
 
 
 def sentence_state(states: Tensor, ids: Tensor, mask: Tensor, kind: str) -> Tensor:
-    """State [b, d] that stands for the text: the start token of a BERT, the end token of a CLIP."""
+    """State [b, d] of the whole text: the start token of a BERT, the end token of a CLIP."""
     if kind == "bert":
         return states[:, 0]
     return states[torch.arange(len(states)), mask.sum(1) - 1]
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Random brightness and contrast of images in [0, 1]; no flips (sides matter)."""
+    """Vary brightness and contrast of images in [0, 1] at random; no flips (sides matter)."""
     gain, shift = torch.rand((2, len(images), 1, 1, 1), generator=generator)
     return ((images - 0.5) * (0.8 + 0.4 * gain) + 0.5 + 0.2 * (shift - 0.5)).clamp(0, 1)
