@@ -18,9 +18,11 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 
-from g2g_utils import bbm, grounding
+from g2g_utils import bbm, sampling
 from g2g_utils.attention import find_layers, native_size, upsample
 from g2g_utils.masks import gmm_mask
+from g2g_utils.models.protocol import LatentDiffusion
+from g2g_utils.text import PhraseTokens, tokenize
 
 Stored = dict[str, list[Tensor]]  # layer -> one [tokens, H, W], float16, a timestep
 
@@ -57,7 +59,7 @@ def _keep(attn: Any, kept: list[Tensor], latent: tuple[int, int]) -> Any:
 
 @torch.no_grad()
 def ground(
-    model: Any,
+    model: LatentDiffusion,
     image: Tensor,
     phrase: str,
     tokens: Sequence[int],
@@ -70,11 +72,10 @@ def ground(
     Keys: activation, heatmap (merged), interaction, confidence, seconds_without, seconds, nbytes.
     """
     start = _now(model)
-    options = grounding.Options(timesteps=timesteps, keep_last=timesteps)
-    pair = grounding._prepare(model, image, phrase, None, list(tokens), None, options)
-    states = model.encode_text(pair.phrase.input_ids, pair.phrase.attention_mask)
-    image_maps = _ground_truth(model, pair, states, timesteps)
-    text_maps = _text(model, pair, states, timesteps, text_guidance)
+    words = tokenize(model.tokenizer, phrase, model.max_length)
+    states = model.encode_text(words.input_ids, words.attention_mask)
+    image_maps = _ground_truth(model, image, states, timesteps)
+    text_maps = _text(model, words, states, timesteps, text_guidance)
     activation = bbm.minmax(image_maps[:, :, tokens].float().mean((0, 1, 2)))
     gmm_mask(activation.cpu())
     without = _now(model)
@@ -95,22 +96,24 @@ def ground(
     }
 
 
-def _ground_truth(model: Any, pair: Any, states: Tensor, timesteps: int) -> Tensor:
+def _ground_truth(model: LatentDiffusion, image: Tensor, states: Tensor, timesteps: int) -> Tensor:
     """Maps [T, L, n, H, W] under GT sampling; half of the rows and all predictions are unused."""
-    posterior = model.image_posterior(pair.image[None])
-    both = torch.cat([grounding._empty_states(model), states])
+    images = sampling.posterior(model, [sampling.check_image(model, image)])
+    both = torch.cat([sampling.empty_states(model), states])
     with storing(model.unet, model.latent_shape[1:]) as stored:
-        for t in grounding._scheduler(model, timesteps).timesteps.tolist():
-            latents = grounding._noised(model, [pair], posterior, t, 0)
+        for t in sampling.timesteps(model, timesteps):
+            latents, _ = sampling.noised(model, images, t, 0)
             model.unet(latents.repeat(2, 1, 1, 1), t, both)
     return _stacked(stored)
 
 
-def _text(model: Any, pair: Any, states: Tensor, timesteps: int, guidance: float) -> Tensor:
+def _text(
+    model: LatentDiffusion, words: PhraseTokens, states: Tensor, timesteps: int, guidance: float
+) -> Tensor:
     """Maps [T, L, n, H, W] while sampling from noise under guidance."""
-    noise = grounding._noise(model, (0, pair.phrase.text, "text bias"))[None]
+    start = sampling.noise(model, (0, words.text, "text bias"))[None]
     with storing(model.unet, model.latent_shape[1:]) as stored:
-        grounding._denoise(model, noise, states, timesteps, guidance, [None] * timesteps)
+        sampling.run(model, sampling.denoise(model, start, states, timesteps, guidance))
     return _stacked(stored)
 
 
@@ -119,7 +122,7 @@ def _stacked(stored: Stored) -> Tensor:
     return torch.stack([torch.stack(maps) for maps in stored.values()], 1)
 
 
-def _now(model: Any) -> float:
+def _now(model: LatentDiffusion) -> float:
     """Seconds on a clock, once the device has finished."""
     if model.device.type == "cuda":
         torch.cuda.synchronize()

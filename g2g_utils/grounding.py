@@ -7,23 +7,22 @@ split, and phrases and models are compared on the same noise.
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
-from diffusers import DDIMScheduler
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from g2g_utils import bbm, metrics
+from g2g_utils import bbm, metrics, sampling
 from g2g_utils.attention import CrossAttentionRecorder, Keep, Layers, matches, upsample
 from g2g_utils.masks import gmm_mask
+from g2g_utils.models.protocol import LatentDiffusion
 from g2g_utils.text import Filter, PhraseError, PhraseTokens, select_tokens, stack, tokenize
 
 Sampling = Literal["gt", "gt_first", "cfg", "text"]
@@ -167,14 +166,13 @@ class _Pair:
     phrase: PhraseTokens
     tokens: list[int]
     boxes: Any
-    digest: str
 
 
 # -- public -----------------------------------------------------------------------------------
 
 
 def ground(
-    model: Any,
+    model: LatentDiffusion,
     image: Tensor | np.ndarray,
     phrase: str,
     *,
@@ -195,7 +193,7 @@ def ground(
 
 
 def ground_batch(
-    model: Any,
+    model: LatentDiffusion,
     images: Sequence[Tensor | np.ndarray] | Tensor,
     phrases: Sequence[str],
     *,
@@ -216,7 +214,7 @@ def ground_batch(
 
 
 def text_bias(
-    model: Any,
+    model: LatentDiffusion,
     phrase: str | PhraseTokens,
     *,
     tokens: Sequence[int] | None = None,
@@ -253,7 +251,7 @@ def text_bias(
 
 
 def record_text(
-    model: Any,
+    model: LatentDiffusion,
     phrase: PhraseTokens,
     *,
     tokens: Sequence[int] | None = None,
@@ -266,13 +264,14 @@ def record_text(
     conditional = slice(1, None) if text_guidance != 1 else None
     recorder = CrossAttentionRecorder(model.unet, tokens, keep, rows=conditional)
     states = model.encode_text(phrase.input_ids, phrase.attention_mask)
-    noise = _noise(model, (seed, phrase.text, "text bias"))[None]
-    _denoise(model, noise, states, timesteps, text_guidance, [recorder] * timesteps)
+    start = sampling.noise(model, (seed, phrase.text, "text bias"))[None]
+    forwards = sampling.denoise(model, start, states, timesteps, text_guidance)
+    sampling.run(model, forwards, lambda _: recorder)
     return recorder
 
 
 def record_image(
-    model: Any, image: Tensor | np.ndarray, phrase: str, **options: Any
+    model: LatentDiffusion, image: Tensor | np.ndarray, phrase: str, **options: Any
 ) -> tuple[CrossAttentionRecorder, PhraseTokens, tuple[int, ...]]:
     """Recorder of one pair under ground-truth sampling with every timestep, layer and token apart.
 
@@ -283,9 +282,8 @@ def record_image(
     chosen = Options(**options, filter="all", keep_last=steps, keep="all")
     pair = _prepare(model, image, phrase, None, None, None, chosen)
     early, late = _recorders(model, chosen, 1)
-    states = model.encode_text(*stack([pair.phrase]))
-    times = _ground_truth(model, [pair], states, chosen, early, late)
-    return late, pair.phrase, tuple(times)
+    _record(model, [pair], chosen, early, late)
+    return late, pair.phrase, tuple(sampling.timesteps(model, chosen.timesteps))
 
 
 def clear_cache() -> None:
@@ -303,7 +301,7 @@ class Spread:
 
 
 def spread(
-    model: Any,
+    model: LatentDiffusion,
     image: Tensor | np.ndarray,
     phrase: str,
     *,
@@ -317,7 +315,7 @@ def spread(
 
 
 def evaluate(
-    model: Any,
+    model: LatentDiffusion,
     examples: Sequence[Any],
     *,
     size: int | None = None,
@@ -381,7 +379,7 @@ def draw_others(examples: Sequence[Any], side: int, seed: int = 0) -> list[str]:
 
 
 def _prepare(
-    model: Any,
+    model: LatentDiffusion,
     image: Tensor | np.ndarray,
     phrase: str,
     finding: str | None,
@@ -390,14 +388,7 @@ def _prepare(
     options: Options,
 ) -> _Pair:
     """Check an image and choose the phrase's tokens."""
-    pixels = torch.as_tensor(image).float()
-    pixels = pixels[None] if pixels.ndim == 2 else pixels
-    side = model.image_size
-    if pixels.ndim != 3 or pixels.shape[0] not in (1, 3) or tuple(pixels.shape[1:]) != (side, side):
-        raise ValueError(f"image {tuple(pixels.shape)}: need [1 or 3, {side}, {side}] in [0, 1]")
-    low, high = (float(end) for end in pixels.aminmax())
-    if not -0.01 <= low <= high <= 1.01:  # resampling may overshoot a little
-        raise ValueError(f"image has values from {low:g} to {high:g}: scale it to [0, 1]")
+    pixels = sampling.check_image(model, image)
     words = tokenize(model.tokenizer, phrase, model.max_length)
     chosen = select_tokens(
         words,
@@ -407,36 +398,31 @@ def _prepare(
         spacy_model=options.spacy_model,
         compat=options.compat,
     )
-    digest = hashlib.blake2b(pixels.cpu().numpy().tobytes(), digest_size=8).hexdigest()
-    return _Pair(pixels, words, chosen, boxes, digest)
+    return _Pair(pixels, words, chosen, boxes)
 
 
-def _ground(model: Any, pairs: Sequence[_Pair], options: Options) -> Iterator[Grounding]:
+def _ground(
+    model: LatentDiffusion, pairs: Sequence[_Pair], options: Options
+) -> Iterator[Grounding]:
     """Record a group's maps in shared forwards, then finish pair by pair."""
     early, late = _recorders(model, options, len(pairs))
-    states = model.encode_text(*stack([p.phrase for p in pairs]))  # b n d
     biases = _Biases(model, pairs, options) if options.curve else None
     if options.sampling == "gt":
-        times = _ground_truth(model, pairs, states, options, early, late, biases)
+        _record(model, pairs, options, early, late, biases)
     else:
-        first = options.timesteps - options.last
-        contexts = [early] * first + [late] * options.last
-        start = _start(model, pairs, options)
-        guidance = options.guidance if options.guided else 1.0
-        times = _denoise(model, start, states, options.timesteps, guidance, contexts)
+        _record(model, pairs, options, early, late)
         if biases is not None:  # the image's expectation needs the image: always ground truth
             truth = replace(options, sampling="gt")
-            _ground_truth(
-                model, pairs, states, truth, *_recorders(model, truth, len(pairs)), biases
-            )
+            _record(model, pairs, truth, *_recorders(model, truth, len(pairs)), biases)
     token_maps = _token_maps(late).cpu()
+    times = sampling.timesteps(model, options.timesteps)
     for b, pair in enumerate(pairs):
         merging = biases.merging(b) if biases is not None else (None, None)
         yield _finish(model, pair, token_maps[b], merging, late, b, times, options)
 
 
 def _recorders(
-    model: Any, options: Options, pairs: int
+    model: LatentDiffusion, options: Options, pairs: int
 ) -> tuple[CrossAttentionRecorder | None, CrossAttentionRecorder]:
     """Recorders of the first T - k steps (start token only, None without bias) and the last k."""
     shared: dict[str, Any] = {
@@ -452,80 +438,40 @@ def _recorders(
     return CrossAttentionRecorder(model.unet, [0], "steps", **shared), late
 
 
-@torch.no_grad()
-def _ground_truth(
-    model: Any,
+def _record(
+    model: LatentDiffusion,
     pairs: Sequence[_Pair],
-    states: Tensor,
     options: Options,
     early: CrossAttentionRecorder | None,
     late: CrossAttentionRecorder,
     biases: _Biases | None = None,
-) -> list[int]:
-    """Show the U-Net the real latents, noised to each timestep, several timesteps at a time.
+) -> None:
+    """Show the U-Net what the sampling input says: the first T - k steps to `early`, then `late`.
 
-    Steps that nothing records are not run. Returns all T timesteps, descending.
+    biases: gets the start-token maps of every forward.
     """
-    times = _scheduler(model, options.timesteps).timesteps.tolist()
-    posterior = model.image_posterior(_rgb_alike([p.image for p in pairs]))  # mean, std: b c h w
     split = options.timesteps - options.last
-    per_forward = max(1, options.batch_size // len(pairs))
-    for recorder, some in ((early, times[:split]), (late, times[split:])):
-        for chunk in _chunks(some, per_forward) if recorder is not None else ():
-            latents = torch.cat([_noised(model, pairs, posterior, t, options.seed) for t in chunk])
-            rows = torch.tensor(chunk, device=latents.device).repeat_interleave(len(pairs))
-            with recorder:  # type: ignore[union-attr]
-                model.unet(latents, rows, states.repeat(len(chunk), 1, 1))
-            if biases is not None:
-                biases.add(recorder)
-    return times
+    windows = [range(split)] if early is not None else []
+    asked = sampling.Request(
+        images=[pair.image for pair in pairs],
+        phrases=[pair.phrase.text for pair in pairs],
+        states=model.encode_text(*stack([pair.phrase for pair in pairs])),
+        timesteps=options.timesteps,
+        windows=[*windows, range(split, options.timesteps)],
+        seed=options.seed,
+        guidance=options.guidance,
+        batch_size=options.batch_size,
+    )
 
+    @contextmanager
+    def recorded(forward: sampling.Forward) -> Iterator[None]:
+        recorder = late if forward.steps.start >= split else early
+        with recorder or nullcontext():
+            yield
+        if biases is not None:
+            biases.add(recorder)
 
-def _noised(
-    model: Any, pairs: Sequence[_Pair], posterior: tuple[Tensor, Tensor], t: int, seed: int
-) -> Tensor:
-    """A fresh posterior sample [b, c, h, w] of every image, noised to t with fresh noise."""
-    draws = [_noise(model, (seed, p.digest, t), 2) for p in pairs]
-    eps, noise = torch.stack(draws, 1)  # b c h w each
-    mean, std = posterior
-    return model.add_noise(mean + std * eps, noise, torch.full((len(pairs),), t))
-
-
-def _start(model: Any, pairs: Sequence[_Pair], options: Options) -> Tensor:
-    """Latents that sampling starts from: the images noised to the last timestep, or pure noise."""
-    if options.sampling == "gt_first":
-        final = model.scheduler.config.num_train_timesteps - 1
-        posterior = model.image_posterior(_rgb_alike([p.image for p in pairs]))
-        return _noised(model, pairs, posterior, final, options.seed)
-    return torch.stack([_noise(model, (options.seed, p.phrase.text, "start")) for p in pairs])
-
-
-@torch.no_grad()
-def _denoise(
-    model: Any,
-    latents: Tensor,
-    states: Tensor,
-    timesteps: int,
-    guidance: float,
-    contexts: Sequence[AbstractContextManager | None],
-) -> list[int]:
-    """Sample by DDIM (eta = 0) from `latents` [b, c, h, w], one context per step around the U-Net.
-
-    Under guidance the batch is [unconditional b rows, conditional b rows]. Returns the timesteps.
-    """
-    scheduler = _scheduler(model, timesteps)
-    if guidance != 1:
-        empty = _empty_states(model).expand(len(states), -1, -1)
-        states = torch.cat([empty, states])
-    for t, context in zip(scheduler.timesteps, contexts, strict=True):
-        rows = latents.repeat(len(states) // len(latents), 1, 1, 1)
-        with context or nullcontext():
-            predicted = model.unet(rows, t, states).sample
-        if guidance != 1:
-            without, given = predicted.chunk(2)
-            predicted = without + guidance * (given - without)
-        latents = scheduler.step(predicted, t, latents, eta=0.0).prev_sample
-    return scheduler.timesteps.tolist()
+    sampling.run(model, sampling.INPUTS[options.sampling](model, asked), recorded)
 
 
 def _token_maps(recorder: CrossAttentionRecorder) -> Tensor:
@@ -577,7 +523,7 @@ class _Biases:
 
 
 def _finish(
-    model: Any,
+    model: LatentDiffusion,
     pair: _Pair,
     token_maps: Tensor,
     merging: tuple[Tensor | None, float | None],
@@ -635,7 +581,7 @@ def _identity(example: Any) -> dict[str, Any]:
 
 
 def _scores(
-    model: Any,
+    model: LatentDiffusion,
     batch: Sequence[Any],
     phrases: Sequence[str],
     frame: int,
@@ -682,7 +628,7 @@ def _score(g: Grounding, heat: Tensor, mask: Tensor, boxes: Any, frame: int) -> 
 
 
 def _add_specificity(
-    model: Any,
+    model: LatentDiffusion,
     batch: Sequence[Any],
     phrases: Sequence[str],
     rows: list[list[dict[str, Any]]],
@@ -709,40 +655,7 @@ def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     return (items[i : i + size] for i in range(0, len(items), size))
 
 
-def _scheduler(model: Any, timesteps: int) -> DDIMScheduler:
-    """A fresh DDIM scheduler on the model's noise schedule, set to T timesteps."""
-    scheduler = DDIMScheduler.from_config(model.scheduler.config)
-    scheduler.set_timesteps(timesteps, device=model.device)
-    return scheduler
-
-
-def _noise(model: Any, key: tuple[Any, ...], draws: int | None = None) -> Tensor:
-    """Gaussian latents [c, h, w] or [draws, c, h, w], drawn on the CPU for a key."""
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=7).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
-    shape = model.latent_shape if draws is None else (draws, *model.latent_shape)
-    return torch.randn(shape, generator=generator).to(model.device, model.dtype)
-
-
-def _rgb_alike(images: Sequence[Tensor]) -> Tensor:
-    """Images [b, 1 or 3, S, S]; grey ones are repeated where a batch mixes both."""
-    channels = max(len(image) for image in images)
-    return torch.stack([image.expand(channels, -1, -1) for image in images])
-
-
-def _empty_states(model: Any) -> Tensor:
-    """Text states [1, n, d] of the empty prompt."""
-    encoded = model.tokenizer(
-        "",
-        max_length=model.max_length,
-        padding="max_length",
-        truncation=True,
-        return_tensors="pt",
-    )
-    return model.encode_text(encoded["input_ids"], encoded["attention_mask"])
-
-
-def _fingerprint(model: Any) -> tuple[Any, ...]:
+def _fingerprint(model: LatentDiffusion) -> tuple[Any, ...]:
     """Identity of a model's weights: changes when U-Net or text encoder are trained or swapped.
 
     Writes through `.data` (an EMA's `copy_to`) raise no version, so what attends to text is summed.

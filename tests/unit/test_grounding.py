@@ -9,11 +9,12 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from peft import LoraConfig
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
-from g2g_utils import bbm, grounding
-from g2g_utils.attention import CrossAttentionRecorder, find_layers
+from g2g_utils import bbm, grounding, sampling
+from g2g_utils.attention import CrossAttentionRecorder, find_layers, upsample
 from g2g_utils.bench import ablations
 from g2g_utils.data.record import Example
 from g2g_utils.grounding import evaluate, ground, ground_batch, spread, text_bias
+from g2g_utils.text import tokenize
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] small left right effusion edema opacity in the lung ."
 PHRASES = ["small left effusion", "edema in the right lung", "opacity"]
@@ -152,17 +153,15 @@ def test_bias_merging_follows_its_definition(model, images):
     found = ground(model, images[0], PHRASES[0], curve="quadratic", **FAST)
     bias = text_bias(model, PHRASES[0], timesteps=5)
     assert set(bias) == set(found.layers) and all(len(m) == 5 for m in bias.values())
-    pair = grounding._prepare(
-        model, images[0], PHRASES[0], None, None, None, grounding.Options(**FAST)
-    )
+    phrase = tokenize(model.tokenizer, PHRASES[0], model.max_length)
     times, recorder = found.timesteps, CrossAttentionRecorder(model.unet, [0], "steps")
-    states = model.encode_text(pair.phrase.input_ids, pair.phrase.attention_mask)
-    posterior = model.image_posterior(images[:1])
+    states = model.encode_text(phrase.input_ids, phrase.attention_mask)
+    posterior = sampling.posterior(model, images[:1])
     with recorder, torch.no_grad():
         for t in times:
-            model.unet(grounding._noised(model, [pair], posterior, t, 0), t, states)
+            model.unet(sampling.noised(model, posterior, t, 0)[0], t, states)
     image = recorder.maps()[0]  # t l h w
-    text = torch.stack([bbm._nearest(bias[n].float(), (16, 16)) for n in found.layers], 1)
+    text = torch.stack([upsample(bias[n], (16, 16)) for n in found.layers], 1)
     m = bbm.interaction(image, text)
     c = bbm.confidence(image.mean((0, 1)), text.mean((0, 1)))
     assert found.confidence == pytest.approx(c, abs=1e-3)
