@@ -28,7 +28,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """`Explorer`, imported only when it is asked for: the rest needs no widgets."""
+    """Import `Explorer` on first use: the rest needs no widgets."""
     if name == "Explorer":
         from g2g_utils.explorer.view import Explorer
 

@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 
 
 class Sized(Protocol):
-    """Anything that knows its memory."""
+    """Any object that knows its memory."""
 
     @property
     def nbytes(self) -> int:
@@ -19,7 +19,7 @@ T = TypeVar("T", bound=Sized)
 
 
 class Cache:
-    """Values by key; the least recently used go when all together exceed `limit` bytes.
+    """Values by key. The least recently used are dropped when all together exceed `limit` bytes.
 
     The newest value always stays, however large.
     """
@@ -40,7 +40,7 @@ class Cache:
         return sum(value.nbytes for value in self._values.values())
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """The value of a key, made now if there is none; a failing `make` leaves no trace."""
+        """The value of a key, made now if it is missing. A failing `make` leaves no trace."""
         if key not in self._values:
             self._values[key] = make()
             while self.nbytes > self.limit and len(self._values) > 1:

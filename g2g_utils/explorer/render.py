@@ -53,7 +53,7 @@ def palette(name: str) -> RGB:
 
 
 def coloured(values: Tensor, low: float, high: float, name: str = MAP_COLOURS) -> RGB:
-    """Colours [H, W, 3] of a map between fixed limits; values outside are clipped."""
+    """Colours [H, W, 3] of a map between fixed limits. Values outside are clipped."""
     scaled = (values - low) / max(high - low, 1e-12)
     return palette(name)[(scaled.clamp(0, 1) * 255).round().to(torch.uint8).numpy()]
 
@@ -77,7 +77,7 @@ def large_mask(mask: Tensor, side: int) -> NDArray[np.bool_]:
 
 
 def outline(mask: NDArray[np.bool_], width: int = 2) -> NDArray[np.bool_]:
-    """Pixels of a mask within `width` of its edge; the picture's border is no edge."""
+    """Pixels of a mask within `width` of its edge. The picture's border is no edge."""
     inner = np.pad(mask, 1, mode="edge")
     core = mask.copy()
     for _ in range(width):
@@ -87,7 +87,7 @@ def outline(mask: NDArray[np.bool_], width: int = 2) -> NDArray[np.bool_]:
 
 
 def fitted(text: str, width: int, size: int, lines: int = 1, bold: bool = False) -> list[str]:
-    """Text in at most so many lines of so many pixels; what does not fit ends in an ellipsis."""
+    """Text in at most `lines` lines of `width` pixels. The rest becomes an ellipsis."""
     face, found, words = font(size, bold), [""], text[: width * lines // 3].split()
     while words:
         longer = f"{found[-1]} {words[0]}".strip()
@@ -105,7 +105,7 @@ def fitted(text: str, width: int, size: int, lines: int = 1, bold: bool = False)
 
 
 def png(picture: Image.Image, facts: dict[str, Any] | None = None) -> bytes:
-    """PNG bytes; facts and the notice go into its text fields."""
+    """PNG bytes. Facts and the notice go into its text fields."""
     info = PngInfo()
     info.add_text("Notice", NOTICE)
     if facts:
@@ -119,9 +119,10 @@ def png(picture: Image.Image, facts: dict[str, Any] | None = None) -> bytes:
 
 
 def main_view(view: View, side: int | None = None) -> Image.Image:
-    """The radiograph with what the state shows over it; if compared, two and their difference.
+    """The radiograph under map, mask and boxes; if compared, two panels and their difference.
 
-    side: pixels of a panel (default: 480 alone, 320 compared).
+    Args:
+        side: pixels of a panel (default: 480 alone, 320 compared).
     """
     if len(view.panels) == 2:
         return compared_view(view, side or 320)
@@ -138,7 +139,7 @@ def main_view(view: View, side: int | None = None) -> Image.Image:
 
 
 def compared_view(view: View, side: int) -> Image.Image:
-    """Panels A and B on one scale, below them B − A and how far they are apart."""
+    """Panels A and B on one scale; below them B − A and their distance."""
     tiles = [
         titled(panel_picture(view, p, side), _heading(view, p, letter), side, 2)
         for letter, p in zip("AB", view.panels, strict=True)
@@ -182,7 +183,7 @@ def difference_picture(view: View, side: int) -> RGB:
 
 
 def marked(picture: RGB, view: View) -> RGB:
-    """Boxes (where wanted) and the letters of the patient's sides on a picture."""
+    """Draw boxes (if chosen) and the letters of the patient's sides on a picture."""
     image = Image.fromarray(picture)
     draw, side = ImageDraw.Draw(image), image.width
     if view.state.boxes:
@@ -195,7 +196,7 @@ def marked(picture: RGB, view: View) -> RGB:
 
 
 def draw_boxes(draw: ImageDraw.ImageDraw, boxes: Sequence[Any], scale: float, width: int) -> None:
-    """Boxes [x, y, w, h] with a dark halo, so that they show on any colour."""
+    """Draw boxes [x, y, w, h] with a dark halo, so that they show on any colour."""
     for x, y, w, h in boxes:
         ends = [x * scale, y * scale, (x + w) * scale - 1, (y + h) * scale - 1]
         draw.rectangle([ends[0] - 1, ends[1] - 1, ends[2] + 1, ends[3] + 1], outline=0, width=1)
@@ -212,7 +213,7 @@ def _heading(view: View, panel: Panel, letter: str) -> list[str]:
 
 
 def _change(view: View) -> list[str]:
-    """How far the second map is from the first, in numbers."""
+    """Distance of the second map from the first, in numbers."""
     assert view.difference is not None
     a, b = (p.heatmap.flatten() for p in view.panels)
     together = float(torch.nan_to_num(torch.corrcoef(torch.stack([a, b])))[0, 1])
@@ -226,7 +227,7 @@ def _change(view: View) -> list[str]:
 
 
 def _legend(view: View) -> list[tuple[str, tuple[int, int, int] | None]]:
-    """Entries below the picture: what lines mean, then the orientation and the notice."""
+    """Entries below the picture: the meaning of lines, then the orientation and the notice."""
     entries: list[tuple[str, tuple[int, int, int] | None]] = []
     if view.boxes and view.state.boxes:
         entries.append(("boxes", BOX))
@@ -259,7 +260,7 @@ def titled(
 
 
 def colour_bar(name: str, low: float, high: float, label: str, height: int) -> Image.Image:
-    """A vertical colour bar with its limits and what it means."""
+    """A vertical colour bar with its limits and meaning."""
     ramp = palette(name)[np.linspace(255, 0, height).astype(int)]
     image = Image.new("RGB", (BAR, height), PAPER)
     image.paste(Image.fromarray(np.repeat(ramp[:, None], 14, 1)))
@@ -276,13 +277,13 @@ def colour_bar(name: str, low: float, high: float, label: str, height: int) -> I
 
 
 def _number(value: float) -> str:
-    """Two digits, as few places as they need."""
+    """A number with two digits, in as few places as it needs."""
     text = f"{value:.2g}" if 0 < abs(value) < 1 else f"{value:.1f}"
     return text.replace("-", "−")
 
 
 def _bar_of(view: View, side: int) -> Image.Image:
-    """The colour bar of the panels; over masks only its room."""
+    """Colour bar of the panels; for masks its room alone."""
     if view.state.show == "mask":
         return Image.new("RGB", (BAR, side), PAPER)
     return colour_bar(MAP_COLOURS, *view.limits, side)
@@ -308,7 +309,7 @@ def framed(
     legend: Sequence[tuple[str, tuple[int, int, int] | None]],
     margin: int = 12,
 ) -> Image.Image:
-    """A picture with a margin and a legend below it, over as many lines as it needs."""
+    """A picture with a margin and a legend below it, over as many lines as the legend needs."""
     width, face = picture.width + 2 * margin, font(12)
     places, x, y = [], margin, picture.height + margin + 8
     for text, colour in legend:
@@ -331,7 +332,7 @@ def framed(
 
 
 def token_view(view: View, side: int = 140, columns: int = 4) -> Image.Image:
-    """Every token's map in small, on one colour scale; chosen tokens are marked."""
+    """Small maps of all tokens on one colour scale. Chosen tokens are marked."""
     panel = view.panels[0]
     capture = panel.capture
     found = maps.token_maps(capture, panel.selection)
@@ -366,7 +367,7 @@ def _sheet(tiles: Sequence[Image.Image], columns: int, gap: int = 8) -> Image.Im
 
 
 def grid_view(view: View, side: int = 56, most: int = 10) -> Image.Image:
-    """Layers x timesteps of the chosen words; at most so many timesteps, evenly picked.
+    """Layers x timesteps of the chosen words; many timesteps are thinned evenly.
 
     The colour scale is shared by all tiles, or each tile's own ("0-1").
     """
@@ -398,19 +399,19 @@ def grid_view(view: View, side: int = 56, most: int = 10) -> Image.Image:
 
 
 def thumbnail(image: NDArray[Any], side: int = 72) -> bytes:
-    """A radiograph in small, PNG."""
+    """A small radiograph, PNG."""
     return png(Image.fromarray(grey(image, side)))
 
 
 def jpeg(picture: Image.Image) -> bytes:
-    """JPEG bytes of high quality: ten times quicker than PNG, for what only passes by."""
+    """JPEG bytes of high quality, for passing pictures: ten times quicker than PNG."""
     stream = io.BytesIO()
     picture.save(stream, "JPEG", quality=93, subsampling=0)
     return stream.getvalue()
 
 
 def chip_colours(view: View) -> list[tuple[int, int, int]]:
-    """A colour for every word button: its mean attention, from 0 to the largest among the words.
+    """Colour of every word button: its mean attention, from 0 to the largest among the words.
 
     Special tokens take much more; theirs is clipped.
     """

@@ -1,6 +1,6 @@
 """The explorer's state: one frozen record of every control, and pure functions that change it.
 
-Nothing here computes a map or knows a widget.
+No function here computes a map or knows a widget.
 """
 
 from __future__ import annotations
@@ -23,40 +23,32 @@ Compare = Literal["nothing", "model", "phrase"]
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """What the controls say.
+    """Values of all controls."""
 
-    image: key of a picture; region: which described finding's boxes are the target, None for none;
-    phrase; model: ARM-sSEED; seed: of the sampling noise. columns: chosen columns of the capture,
-    None for the content words. steps, layers: first and last index, None for the profile's; sizes:
-    map heights to use, None for all. curve: bias merging. show, scale, opacity, boxes, contour: how
-    it is drawn; pieces, special: which word buttons. compare, other_model, other_phrase: the second
-    panel.
-    """
-
-    image: str
+    image: str  # key of a picture
     phrase: str
-    model: str
-    region: int | None = None
-    seed: int = 0
-    columns: tuple[int, ...] | None = None
-    steps: tuple[int, int] | None = None
-    layers: tuple[int, int] | None = None
-    sizes: tuple[int, ...] | None = None
-    curve: Curve | None = None
+    model: str  # ARM-sSEED
+    region: int | None = None  # described finding whose boxes are the target; None: no target
+    seed: int = 0  # of the sampling noise
+    columns: tuple[int, ...] | None = None  # chosen columns of the capture; None: content words
+    steps: tuple[int, int] | None = None  # first and last index; None: the profile's
+    layers: tuple[int, int] | None = None  # first and last index; None: the profile's
+    sizes: tuple[int, ...] | None = None  # map heights to use; None: all
+    curve: Curve | None = None  # of bias merging
     show: Show = "map"
     scale: Scale = "each"
     opacity: float = 0.5
     boxes: bool = True
     contour: bool = True
-    pieces: bool = False
-    special: bool = False
-    compare: Compare = "nothing"
+    pieces: bool = False  # one button per word piece
+    special: bool = False  # buttons of special tokens
+    compare: Compare = "nothing"  # with other_model or other_phrase, in a second panel
     other_model: str = ""
     other_phrase: str = ""
 
 
 def undrawn(state: State) -> State:
-    """The state without what only concerns the drawing: no map or number depends on that."""
+    """The state without its drawing options, on which no map or number depends."""
     return replace(
         state,
         show="map",
@@ -70,7 +62,7 @@ def undrawn(state: State) -> State:
 
 
 def edit_phrase(state: State, phrase: str) -> State:
-    """Another phrase: its own content words are chosen; an empty one is a ValueError."""
+    """Change the phrase and choose its content words. An empty phrase is a ValueError."""
     phrase = " ".join(phrase.split())
     if not phrase:
         raise ValueError("the phrase is empty: write what to look for")
@@ -80,12 +72,12 @@ def edit_phrase(state: State, phrase: str) -> State:
 
 
 def names_side(phrase: str) -> bool:
-    """Whether a phrase says left or right."""
+    """True if a phrase says left or right."""
     return swap_sides(phrase) != phrase
 
 
 def swap(state: State) -> State:
-    """Rewrite the phrase's side and put the result beside the original."""
+    """Rewrite the phrase's side and compare the result with the original."""
     swapped = swap_sides(state.phrase)
     if swapped == state.phrase:
         raise ValueError(f"no side to swap in {state.phrase!r}: write left or right")
@@ -103,7 +95,7 @@ def toggle(chosen: Iterable[int], columns: Sequence[int]) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Chip:
-    """One word button: label, the columns it stands for, and its kind."""
+    """One word button: its label, its columns and its kind."""
 
     label: str
     columns: tuple[int, ...]
@@ -111,9 +103,10 @@ class Chip:
 
 
 def chips(capture: Capture, pieces: bool = False, special: bool = False) -> list[Chip]:
-    """Buttons of a phrase in order; word pieces are joined by a dot, or apart if asked for.
+    """Buttons of a phrase in order. Word pieces are joined by a dot, or kept apart.
 
-    special adds start, end, padding and punctuation.
+    Args:
+        special: adds start, end, padding and punctuation.
     """
     phrase, found = capture.phrase, []
     for column in range(capture.columns):
@@ -138,7 +131,7 @@ def _special(capture: Capture, column: int) -> Chip:
 
 
 def piece_label(phrase: PhraseTokens, position: int) -> str:
-    """A token without its tokenizer's marks; a dot says that the word began before it."""
+    """A token without its tokenizer's marks. A dot says that the word began before it."""
     raw = phrase.pieces[position]
     text = raw.removeprefix("##").removesuffix("</w>").lstrip("Ġ▁")
     word = _word_of(phrase, position)
@@ -147,7 +140,7 @@ def piece_label(phrase: PhraseTokens, position: int) -> str:
 
 
 def column_label(capture: Capture, column: int) -> str:
-    """What to call a column: its piece, or start, end, padding x n."""
+    """Name of a column: its piece, or start, end, padding x n."""
     phrase = capture.phrase
     if column == capture.padding_column:
         return f"padding ×{len(phrase.padding)}"
@@ -158,7 +151,7 @@ def column_label(capture: Capture, column: int) -> str:
 def content_columns(
     phrase: PhraseTokens, filter: str = "lexical", finding: str | None = None
 ) -> tuple[int, ...]:
-    """Columns that are on by default: the filter's, or all words where it leaves none."""
+    """Columns that are on by default: those of the filter, or all words if it keeps none."""
     try:
         return tuple(select_tokens(phrase, filter, finding))  # type: ignore[arg-type]
     except ValueError:
@@ -167,7 +160,7 @@ def content_columns(
 
 @lru_cache(maxsize=32)
 def remarks(phrase: PhraseTokens) -> tuple[str, ...]:
-    """What a user should know of a phrase: words cut off by the encoder, no content words."""
+    """Warnings about a phrase: words cut off by the encoder, no content words."""
     found = []
     if phrase.truncated:
         words = " ".join(phrase.truncated[:3]) + ("…" if len(phrase.truncated) > 3 else "")
@@ -179,7 +172,7 @@ def remarks(phrase: PhraseTokens) -> tuple[str, ...]:
 
 
 def carry(columns: Sequence[int], old: Capture, new: Capture) -> tuple[int, ...] | None:
-    """The same words and special tokens in another tokenization; None where words don't match."""
+    """The same words and special tokens in another tokenization; None if words do not match."""
     if len(old.phrase.words) != len(new.phrase.words):
         return None
     chosen = set(columns)
@@ -200,9 +193,10 @@ def carry(columns: Sequence[int], old: Capture, new: Capture) -> tuple[int, ...]
 def select(
     state: State, capture: Capture, columns: Sequence[int] | None, defaults: Grounding
 ) -> Selection:
-    """Columns, layer names and steps that the state picks; ValueError where nothing is left.
+    """Columns, layer names and steps of a state. Open choices are as in the profile.
 
-    What the state leaves open is as in the profile.
+    Raises:
+        ValueError: nothing is left.
     """
     if columns is not None and not columns:
         raise ValueError("no word is chosen: click at least one")
@@ -220,14 +214,14 @@ def select(
 
 
 def step_range(state: State, capture: Capture, defaults: Grounding) -> tuple[int, int]:
-    """First and last index of the timesteps; the default is the last k, the least noisy."""
+    """First and last index of the timesteps; by default the last k, the least noisy."""
     total = len(capture.timesteps)
     first, last = state.steps or (max(0, total - defaults.keep_last), total - 1)
     return min(first, total - 1), min(last, total - 1)
 
 
 def layer_range(state: State, capture: Capture, defaults: Grounding) -> tuple[int, int]:
-    """First and last index of the layers; the default is from the profile's first to its last."""
+    """First and last index of the layers; by default from the profile's first to its last."""
     if state.layers is not None:
         return state.layers
     sizes = ((name, (m.shape[-2], m.shape[-1])) for name, m in capture.maps.items())

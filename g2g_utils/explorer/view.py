@@ -1,4 +1,4 @@
-"""The explorer's widgets: controls write a state, a change of state redraws. No maths here."""
+"""The explorer's widgets. Controls write a state; a change of state redraws. No maths here."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ COPY = (
 class Explorer(HasTraits):
     """The widget: `display(Explorer(Session(config)).widget)`, or leave it last in a cell.
 
-    `state` is a trait: setting it redraws; a state that shows nothing is refused with one line in
-    the widget, and the last good view stays.
+    `state` is a trait, and setting it redraws. A state that shows nothing is refused with one line
+    in the widget, and the last good view stays.
     """
 
     state = Instance(State)
@@ -123,7 +123,7 @@ class Explorer(HasTraits):
         self.widget = self._arranged()
 
     def _build_gallery(self) -> None:
-        """Thumbnails of the test split, a page at a time, and uploads."""
+        """Make the thumbnails of the test split, in pages, and the upload."""
         self.thumbs = [widgets.HTML() for _ in range(PAGE)]
         self.picks = [
             widgets.Button(layout={"width": "104px"}, style={"font_size": "11px"})
@@ -140,7 +140,7 @@ class Explorer(HasTraits):
         )
 
     def _build_phrase(self) -> None:
-        """The phrase and its words."""
+        """Make the phrase and its words."""
         self.phrase = widgets.Text(
             description="Phrase",
             continuous_update=False,
@@ -161,7 +161,7 @@ class Explorer(HasTraits):
         self.special = _checkbox("start, end, padding")
 
     def _build_panels(self) -> None:
-        """What is shown: boxes, model, noise, and what it is compared with."""
+        """Make the controls of the content: boxes, model, noise, comparison."""
         kinds = [("nothing", "nothing"), ("another model", "model"), ("another phrase", "phrase")]
         self.region = _dropdown("Boxes of", [])
         self.model = _dropdown("Model", self.session.models)
@@ -173,7 +173,7 @@ class Explorer(HasTraits):
         self.seed = widgets.BoundedIntText(description="Noise seed", min=0, max=9999, **_labelled())
 
     def _build_ranges(self) -> None:
-        """Timesteps, layers by block and by resolution, and bias merging."""
+        """Make the ranges: timesteps, layers by block and by resolution, bias merging."""
         self.steps, self.layers = (
             widgets.SelectionRangeSlider(
                 options=[0], description=name, continuous_update=False, **_labelled()
@@ -187,7 +187,7 @@ class Explorer(HasTraits):
         self.curve = _dropdown("Curve", [NONE, "linear", "quadratic", "mixture"])
 
     def _build_drawing(self) -> None:
-        """How it is drawn."""
+        """Make the drawing options."""
         scales = [("0–1, each map min–max", "each"), ("attention, shared", "shared")]
         self.show = widgets.ToggleButtons(
             description="View",
@@ -202,7 +202,7 @@ class Explorer(HasTraits):
         self.boxes, self.contour = _checkbox("boxes"), _checkbox("mask outline")
 
     def _arranged(self) -> widgets.Widget:
-        """The controls in their places; rows wrap where it gets narrow."""
+        """The controls in their places. Rows wrap in a narrow window."""
         title = widgets.HTML(
             f'{STYLE}<div class="g2g-title">Tokens, layers and timesteps</div>'
             f'<div class="g2g-notice">{render.NOTICE} · {render.SIDES}</div>'
@@ -236,7 +236,7 @@ class Explorer(HasTraits):
         return _classed(box, "g2g")
 
     def _wire(self) -> None:
-        """Every control changes the state; nothing else does."""
+        """Connect every control to the state; nothing else changes it."""
         plain = {
             "seed": self.seed, "show": self.show, "scale": self.scale,
             "opacity": self.opacity, "boxes": self.boxes, "contour": self.contour,
@@ -266,7 +266,7 @@ class Explorer(HasTraits):
             button.on_click(partial(self._picked, place))
 
     def _on(self, control: Any, action: Callable[[State, Any], State]) -> None:
-        """A control's value goes through an action to a new state."""
+        """Pass a control's value through an action to a new state."""
 
         def changed(change: Any) -> None:
             if not self._busy:
@@ -275,12 +275,12 @@ class Explorer(HasTraits):
         control.observe(changed, "value")
 
     def _changed(self, name: str, change: Any) -> None:
-        """A control that is one field of the state."""
+        """Handle a control that is one field of the state."""
         if not self._busy:
             self._act(lambda now: replace(now, **{name: change["new"]}))
 
     def _compared(self, now: State, value: Any) -> State:
-        """What to compare with; the second side starts as something else than the first."""
+        """Choose the comparison. The second side starts different from the first."""
         models = [m for m in self.session.models if m != now.model]
         if value == "model" and not models:
             raise ValueError("there is only one trained model: run the profile to train the others")
@@ -289,7 +289,7 @@ class Explorer(HasTraits):
         return replace(now, compare=value, other_model=other, other_phrase=phrase)
 
     def _act(self, action: Callable[[State], State]) -> None:
-        """Set the state that an action makes; its refusal is one line, and the view stays."""
+        """Set the state that an action makes. A refusal is one line, and the view stays."""
         with self._reported():
             new = action(self.state)
             if new == self.state and self.view is not None:
@@ -306,7 +306,7 @@ class Explorer(HasTraits):
         self._show_page()
 
     def _uploaded(self, change: Any) -> None:
-        """Take the uploaded file, look at it, and forget it in the control."""
+        """Take the uploaded file, open it, and clear the control."""
         if not change["new"]:
             return
         file = change["new"][0]
@@ -335,7 +335,7 @@ class Explorer(HasTraits):
             self._settle()
 
     def _go_back(self, old: Any) -> None:
-        """The last good state, in the controls too, except for the phrases being typed."""
+        """Restore the last good state, in the controls too, except for phrases being typed."""
         if isinstance(old, State) and self.view is not None:
             self._busy = True
             self.state = old
@@ -344,7 +344,7 @@ class Explorer(HasTraits):
 
     @contextmanager
     def _reported(self) -> Iterator[None]:
-        """One line about whatever happens inside: done, or the error."""
+        """Report the block in one line: done, or the error."""
         try:
             yield
         except Exception as error:
@@ -355,13 +355,13 @@ class Explorer(HasTraits):
             self._answer(f"⚠ {text}", "error")
 
     def _settle(self) -> None:
-        """Controls and status line as the view has them."""
+        """Bring controls and status line in line with the view."""
         assert self.view is not None
         self._sync()
         self._answer(_summary(self.view))
 
     def _answer(self, text: str, kind: str = "") -> None:
-        """The line that ends every action, counted and sent last: all else is up to date then."""
+        """Send the line that ends every action, counted, after all other updates."""
         self._answers += 1
         self.progress.layout.display = "none"
         self.status.value = _status(text, kind, self._answers)
@@ -373,7 +373,7 @@ class Explorer(HasTraits):
         self.status.value = _status(f"{what}: {done} of {total}", "busy", self._answers)
 
     def _sync(self, texts: bool = True) -> None:
-        """Bring every control to the state, without setting anything off."""
+        """Bring every control in line with the state, without triggering anything."""
         assert self.view is not None
         self._busy = True
         now, capture = self.state, self.view.panels[0].capture
@@ -397,7 +397,7 @@ class Explorer(HasTraits):
             self._busy = False
 
     def _sync_ranges(self, now: State, capture: maps.Capture) -> None:
-        """Timesteps, layers and resolutions as this model has them."""
+        """Set the ranges to the model's timesteps, layers and resolutions."""
         _set(self.steps, [f"{t}" for t in capture.timesteps])
         _set(self.layers, list(maps.layer_labels(capture, short=True)))
         defaults = self.session.config.grounding
@@ -419,7 +419,7 @@ class Explorer(HasTraits):
         return button
 
     def _draw(self) -> None:
-        """The visible tab first, which the user waits for; then words and numbers."""
+        """Draw the visible tab first, for which the user waits; then words and numbers."""
         assert self.view is not None
         self._draw_tab()
         self._draw_words()
@@ -435,7 +435,7 @@ class Explorer(HasTraits):
                 self._answer(_summary(self.view))
 
     def _draw_tab(self) -> None:
-        """The picture of the tab that is open; the others wait until they are."""
+        """Draw the open tab. The others wait until they are opened."""
         assert self.view is not None
         index = self.tabs.selected_index or 0
         drawn = (render.main_view, render.token_view, render.grid_view)[index](self.view)
@@ -444,7 +444,7 @@ class Explorer(HasTraits):
         )
 
     def _draw_words(self) -> None:
-        """Word buttons: new ones for a new phrase, else only their colours and marks."""
+        """Draw word buttons: new ones for a new phrase, else their colours and marks alone."""
         assert self.view is not None
         if [c.label for c in self._chips] != [c.label for c in self.view.chips]:
             self._chips = self.view.chips
@@ -468,7 +468,7 @@ class Explorer(HasTraits):
         self._act(lambda now: replace(now, columns=state.toggle(before, columns)))
 
     def _show_page(self) -> None:
-        """Thumbnails of the current page."""
+        """Show the thumbnails of the current page."""
         found = list(self.session.pictures.values())[self._page * PAGE :][:PAGE]
         for place, (thumb, button) in enumerate(zip(self.thumbs, self.picks, strict=True)):
             shown = place < len(found)
@@ -486,7 +486,7 @@ class Explorer(HasTraits):
             self._mark_picked()
 
     def _mark_picked(self) -> None:
-        """Show which thumbnail is open."""
+        """Mark the thumbnail of the open picture."""
         keys = list(self.session.pictures)[self._page * PAGE :][:PAGE]
         for place, button in enumerate(self.picks):
             on = place < len(keys) and keys[place] == self.state.image
@@ -495,14 +495,14 @@ class Explorer(HasTraits):
     # -- taking away ------------------------------------------------------------------------------
 
     def _take(self, make: Callable[[View], tuple[str, str]]) -> None:
-        """Put what is taken away below the view, and say so."""
+        """Export as chosen, and show links or code below the view."""
         with self._reported():
             if self.view is not None:
                 self.taken.value, line = make(self.view)
                 self._answer(line)
 
     def _exported(self, view: View) -> tuple[str, str]:
-        """Write picture and maps; links to them, and what to say."""
+        """Write picture and maps; return links to them and a message."""
         index = self.tabs.selected_index or 0
         drawn = (render.main_view, render.token_view, render.grid_view)[index](view)
         picture = render.png(drawn, export.facts(self.session, view))
@@ -516,7 +516,7 @@ class Explorer(HasTraits):
         return f"{' · '.join(links)}<br>in {place}", f"exported {paths[0].stem}"
 
     def _coded(self, view: View) -> tuple[str, str]:
-        """The code of every panel with a button that copies it, and what to say."""
+        """Code of every panel with a button that copies it, and a message."""
         text = "\n\n".join(
             export.code(self.session, view, letter)
             for letter, _ in zip("AB", view.panels, strict=False)
@@ -546,7 +546,7 @@ def _checkbox(label: str) -> widgets.Checkbox:
 
 
 def _image(content: bytes, kind: str, alternative: str, style: str = "max-width: 100%") -> str:
-    """An image with its text alternative, as HTML (the image widget has none)."""
+    """An image with its text alternative, as HTML; the image widget has none."""
     data = base64.b64encode(content).decode()
     text = html.escape(alternative)
     return (
@@ -569,7 +569,7 @@ def _classed(widget: Any, name: str) -> Any:
 
 
 def _set(control: Any, options: Any, value: Any = ...) -> None:
-    """New options where they differ, then the value."""
+    """Set new options if they differ, then the value."""
     if list(control.options) != list(options):
         control.options = options
     if value is not ... and control.value != value:
@@ -577,7 +577,7 @@ def _set(control: Any, options: Any, value: Any = ...) -> None:
 
 
 def _status(text: str, kind: str = "", number: int = 0) -> str:
-    """The status line; its number counts the answers given."""
+    """The status line. Its number counts the answers given."""
     return (
         f'<div class="g2g-status {kind}" role="status" aria-live="polite" data-answers="{number}">'
         f"{html.escape(text)}</div>"
@@ -585,7 +585,7 @@ def _status(text: str, kind: str = "", number: int = 0) -> str:
 
 
 def _summary(view: View) -> str:
-    """What is shown, and what of the phrases is not as asked."""
+    """One line on the view, and on parts of the phrases that could not be used."""
     panel = view.panels[0]
     shown = state.describe(panel.selection, panel.capture)
     phrases = [p.capture.phrase for p in view.panels]
@@ -593,7 +593,7 @@ def _summary(view: View) -> str:
 
 
 def _alternative(view: View, index: int) -> str:
-    """What a screen reader says of a picture."""
+    """Description of a picture for screen readers."""
     kind = ("overlay", "map of every token", "map of every layer and timestep")[index]
     phrases = " and ".join(f"“{p.phrase}” ({p.model})" for p in view.panels)
     place = _where(view.panels[0].heatmap.numpy())
@@ -601,14 +601,14 @@ def _alternative(view: View, index: int) -> str:
 
 
 def _where(heatmap: Any) -> str:
-    """The place of a map's maximum in words."""
+    """Place of a map's maximum in words."""
     row, column = np.unravel_index(int(heatmap.argmax()), heatmap.shape)
     vertical = ("upper", "middle", "lower")[int(3 * row / heatmap.shape[0])]
     return f"image {('left', 'centre', 'right')[int(3 * column / heatmap.shape[1])]}, {vertical}"
 
 
 def _dress(button: widgets.Button, chip: Chip, on: bool, colour: Any, means: Any) -> None:
-    """Label, colour and marks of a word button."""
+    """Set label, colour and marks of a word button."""
     red, green, blue = colour
     button.description = f"✓ {chip.label}" if on else chip.label
     button.style.button_color = f"#{red:02x}{green:02x}{blue:02x}"
@@ -650,7 +650,7 @@ def _decimal(value: Any) -> str:
 
 
 def _link(name: str, content: bytes, kind: str) -> str:
-    """A link that downloads a file; only its name where it is too large for one."""
+    """A link that downloads a file, or its name if the file is too large."""
     if len(content) > LINK_BYTES:
         return html.escape(name)
     data = base64.b64encode(content).decode()
