@@ -11,6 +11,7 @@ import pandas as pd
 from g2g_utils import metrics
 from g2g_utils.bench import ablations
 from g2g_utils.data.record import Example
+from g2g_utils.models import GroundingModel
 from g2g_utils.text import select_tokens, tokenize
 
 MS_CXR_COUNTS = pd.Series(
@@ -134,7 +135,9 @@ def growth(
     return pd.Series(grown, name="growth of the area")
 
 
-def effects(first: pd.DataFrame, second: pd.DataFrame, resamples: int) -> dict[str, Any]:
+def effects(
+    first: pd.DataFrame, second: pd.DataFrame, resamples: int
+) -> dict[str, metrics.Interval]:
     """Mean paired change first - second of every shared metric, with its interval."""
     names = ("cnr", "specificity", "auc_roc", "iou", "balanced_iou")
     shared = [name for name in names if name in first and name in second]
@@ -143,7 +146,7 @@ def effects(first: pd.DataFrame, second: pd.DataFrame, resamples: int) -> dict[s
     return {name: found.get(name, nothing) for name in names}
 
 
-def lost_tokens(model: Any, pairs: Sequence[Example]) -> float:
+def lost_tokens(model: GroundingModel, pairs: Sequence[Example]) -> float:
     """Share of the content words' tokens that are not the first piece of their word."""
     kept = total = 0
     for pair in pairs:

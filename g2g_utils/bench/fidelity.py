@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,10 +21,11 @@ from g2g_utils.data.record import FINDINGS
 from g2g_utils.models.image_text import ImageBranch, load_image_text
 from g2g_utils.training.fit import Modules, Options, fit, seeded
 
+Features = NDArray[np.float64]  # [n, d], one row an image
 SIDE = 64  # pixels: what the small networks look at; larger images are averaged down
 
 
-def reduced(images: np.ndarray) -> Tensor:
+def reduced(images: NDArray[np.uint8]) -> Tensor:
     """Images [b, S, S] (uint8) as floats [b, 1, s, s] in [0, 1], s at most SIDE."""
     pixels = torch.from_numpy(np.array(images))[:, None].float() / 255
     return F.adaptive_avg_pool2d(pixels, SIDE) if pixels.shape[-1] > SIDE else pixels
@@ -38,9 +40,11 @@ def build_classifier(seed: int = 0) -> nn.ModuleDict:
 
 def features(network: nn.ModuleDict, images: Tensor) -> Tensor:
     """Pooled features [b, d] of grey images [b, 1, S, S]: what the Frechet distance compares."""
-    branch: Any = network["branch"]
+    branch = network["branch"]
+    assert isinstance(branch, ImageBranch)
     images = F.adaptive_avg_pool2d(images, SIDE) if images.shape[-1] > SIDE else images
-    return branch(images.expand(-1, branch.trunk[0].in_channels, -1, -1))[1]
+    pooled: Tensor = branch(images.expand(-1, branch.channels, -1, -1))[1]
+    return pooled
 
 
 def train_classifier(
@@ -91,15 +95,16 @@ def load_generic(folder: Path) -> nn.ModuleDict:
 
 
 @torch.no_grad()
-def extract(network: nn.ModuleDict, images: Tensor, batch_size: int = 64) -> np.ndarray:
+def extract(network: nn.ModuleDict, images: Tensor, batch_size: int = 64) -> Features:
     """Features [n, d] (float64) of images [n, 1, S, S] in [0, 1]."""
     parts = [
         features(network, images[i : i + batch_size]) for i in range(0, len(images), batch_size)
     ]
-    return torch.cat(parts).double().numpy()
+    found: Features = torch.cat(parts).double().numpy()
+    return found
 
 
-def alikeness(images: Tensor) -> np.ndarray:
+def alikeness(images: Tensor) -> Features:
     """MS-SSIM [n // 2] of neighbouring images [n, 1, S, S] in [0, 1], S >= 48: 1 means the same.
 
     Over images of different texts it says how diverse a set is: the lower, the more diverse. Three
@@ -108,16 +113,16 @@ def alikeness(images: Tensor) -> np.ndarray:
     first, second = images[0 : len(images) // 2 * 2 : 2].float(), images[1::2].float()
     weights = (0.0448, 0.2856, 0.3001)
     total = sum(weights)
-    found = ms_ssim(
+    found: Tensor = ms_ssim(
         first, second, data_range=1.0, betas=tuple(w / total for w in weights), reduction="none"
     )
-    return found.double().numpy()
+    return np.asarray(found.double())
 
 
-Moments = tuple[np.ndarray, np.ndarray]  # mean [d], covariance [d, d]
+Moments = tuple[NDArray[np.float64], NDArray[np.float64]]  # mean [d], covariance [d, d]
 
 
-def moments(x: np.ndarray) -> Moments:
+def moments(x: Features) -> Moments:
     """Mean and covariance of features [n, d]; needs more rows than columns."""
     if len(x) <= x.shape[1]:
         raise ValueError(f"{len(x)} samples for {x.shape[1]} features: use more samples")
@@ -135,8 +140,8 @@ def frechet_of_moments(a: Moments, b: Moments) -> float:
 
 
 def frechet_draws(
-    fake: np.ndarray, real: Moments, resamples: int, seed: int
-) -> tuple[float, np.ndarray]:
+    fake: Features, real: Moments, resamples: int, seed: int
+) -> tuple[float, NDArray[np.float64]]:
     """Frechet distance of features [n, d] to `real`, and its bootstrap deviations [resamples].
 
     Resampled rows repeat, which shifts every draw upwards: the draws are centred on zero.
@@ -148,7 +153,7 @@ def frechet_draws(
 
 
 def frechet_gap(
-    first: Sequence[np.ndarray], second: Sequence[np.ndarray], real: Moments, resamples: int = 200
+    first: Sequence[Features], second: Sequence[Features], real: Moments, resamples: int = 200
 ) -> metrics.Interval:
     """Mean over seeds of distance(first) - distance(second), interval over resampled images."""
     arms = [
@@ -162,7 +167,7 @@ def frechet_gap(
 
 
 def frechet_interval(
-    fake: np.ndarray, real: Moments, resamples: int = 200, seed: int = 0
+    fake: Features, real: Moments, resamples: int = 200, seed: int = 0
 ) -> metrics.Interval:
     """Frechet distance of features [n, d] to `real` and its 95 % interval over the images."""
     value, spread = frechet_draws(fake, real, resamples, seed)
@@ -212,7 +217,7 @@ def denoise(
     return latents
 
 
-def fidelity_row(fake: np.ndarray, real: Moments, resamples: int = 200) -> dict[str, Any]:
+def fidelity_row(fake: Features, real: Moments, resamples: int = 200) -> dict[str, float]:
     """One line of the fidelity table: distance and its interval."""
     value, low, high = frechet_interval(fake, real, resamples)
     return {"frechet": value, "low": low, "high": high, "samples": len(fake)}

@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -32,6 +32,8 @@ from g2g_utils import config as configuration
 from g2g_utils.models import registry
 from g2g_utils.models.components import SD_SCHEDULE, add_projection
 
+Part = TypeVar("Part", AutoencoderKL, UNet2DConditionModel)
+
 
 class MissingWeights(FileNotFoundError):
     """Weights that are not on disk. The message names the place searched and the fix."""
@@ -49,7 +51,7 @@ def adopt(unet: UNet2DConditionModel, folder: Path) -> None:
     unet.load_state_dict(fresh | kept)
 
 
-TEXT_MODELS: dict[str, Any] = {  # by the model type in a checkpoint's config.json
+TEXT_MODELS: dict[str, type[PreTrainedModel]] = {  # by the model type in a checkpoint's config.json
     "bert": BertModel,
     "cxr-bert": BertModel,  # its own class is remote code; its states are a plain BERT's
     "roberta": RobertaModel,
@@ -141,7 +143,7 @@ def load_unet(source: str | Path, revision: str | None = None) -> UNet2DConditio
     return _load(UNet2DConditionModel, source, "unet_ema" if released else "unet", revision)
 
 
-def _load(cls: Any, source: str | Path, subfolder: str, revision: str | None) -> Any:
+def _load(cls: type[Part], source: str | Path, subfolder: str, revision: str | None) -> Part:
     """`cls.from_pretrained` as float32, in evaluation mode, with errors explained."""
     folder = {} if (Path(source) / "config.json").is_file() else {"subfolder": subfolder}
     files = f"{subfolder}/config.json and {subfolder}/diffusion_pytorch_model.safetensors"
@@ -238,7 +240,7 @@ class _explained:
     def __enter__(self) -> None:
         return None
 
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, UNREADABLE) and not isinstance(error, MissingWeights):
             if damaged := self.damaged():
                 again = f"--force-download --include '{Path(self.config).with_name(damaged.name)}'"

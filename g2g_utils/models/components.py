@@ -17,10 +17,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from peft import LoraConfig
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from g2g_utils import config as configuration
 
@@ -57,12 +54,14 @@ class GroundingModel:
     @property
     def device(self) -> torch.device:
         """Device of the U-Net; inputs are moved there."""
-        return next(self.unet.parameters()).device  # unet.device walks all modules: 5 ms
+        weight: Tensor = next(self.unet.parameters())  # unet.device walks all modules: 5 ms
+        return weight.device
 
     @property
     def dtype(self) -> torch.dtype:
         """Floating-point type of the U-Net's weights."""
-        return next(self.unet.parameters()).dtype
+        weight: Tensor = next(self.unet.parameters())
+        return weight.dtype
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> GroundingModel:
         """The same model on another device; modules are moved in place."""
@@ -102,7 +101,10 @@ class GroundingModel:
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Latents noised to `timesteps` [b] by the forward diffusion process."""
-        return self.scheduler.add_noise(latents, noise.to(latents), timesteps.to(latents.device))
+        noised: Tensor = self.scheduler.add_noise(
+            latents, noise.to(latents), timesteps.to(latents.device)
+        )
+        return noised
 
 
 def weights_digest(module: torch.nn.Module) -> str:
@@ -124,7 +126,9 @@ def initialised(seed: int) -> Iterator[None]:
         yield
 
 
-def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int) -> Any:
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int
+) -> BatchEncoding:
     """Token ids and attention mask [b, max_length] of texts: padded, truncated."""
     return tokenizer(
         texts, padding="max_length", truncation=True, max_length=max_length, return_tensors="pt"
@@ -139,7 +143,8 @@ def text_states(
     With `zero_padding` the states at padding positions are zero, so that padding is the same
     neutral attention sink under every encoder.
     """
-    states = encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+    output = encoder(input_ids=input_ids, attention_mask=attention_mask)
+    states: Tensor = output.last_hidden_state
     return states * attention_mask[..., None].to(states.dtype) if zero_padding else states
 
 

@@ -17,6 +17,7 @@ class ImageBranch(nn.Module):
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
+        self.channels = channels
         sizes = (channels, 32, 48, 64, 64)
         strides = (2, 2, 1, 1)
         layers: list[nn.Module] = []

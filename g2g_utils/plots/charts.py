@@ -7,8 +7,7 @@ are single seeds.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,8 +15,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
+from g2g_utils.bench.claims import Claim
 from g2g_utils.metrics import Interval
+
+Curve = NDArray[np.float64]
 
 # Okabe and Ito's colours: told apart with any colour vision. Everything else is grey.
 COLOURS = {
@@ -57,7 +60,7 @@ def readable(table: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
     return shown.rename(columns=LABELS)
 
 
-def _text(cell: Any, digits: int) -> str:
+def _text(cell: object, digits: int) -> str:
     """One cell as text: an interval, a number, or a text unchanged."""
     if isinstance(cell, Interval):
         if not np.isfinite(cell.value):
@@ -313,7 +316,7 @@ def field(
     return fig
 
 
-CURVES: dict[str, Any] = {
+CURVES: dict[str, Callable[[Curve], tuple[Curve, Curve, Curve]]] = {
     "linear": lambda c: (1 - c, 0 * c, c),
     "quadratic": lambda c: ((1 - c) ** 2, 2 * c * (1 - c), c**2),
     "mixture": lambda c: (1 - c, c * (1 - c), c),

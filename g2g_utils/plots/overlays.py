@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -22,13 +22,14 @@ from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
+from numpy.typing import NDArray
 from torch import Tensor
 
 from g2g_utils.metrics import resize
 from g2g_utils.plots import save_figure as save_figure
 
-Array = np.ndarray | Tensor
-Boxes = Sequence[Sequence[float]] | np.ndarray
+Array = NDArray[Any] | Tensor  # of numbers, with the shape that a function asks for
+Boxes = Sequence[Sequence[float]] | NDArray[Any]
 Limits = tuple[float, float]
 
 HEAT = "inferno"  # perceptually uniform, dark to bright
@@ -37,7 +38,7 @@ BOX_COLOUR, MASK_COLOUR = "#35d0ff", "#ffffff"
 PANEL = 2.3  # inches a panel
 
 
-def _grey(image: Array) -> np.ndarray:
+def _grey(image: Array) -> NDArray[np.float32]:
     """An image [S, S], [1, S, S] or [3, S, S] as grey [S, S]."""
     array = torch.as_tensor(np.asarray(image)).float()
     return (array.mean(0) if array.ndim == 3 else array).numpy()
@@ -166,7 +167,12 @@ def show_map(
 
 
 def colour_bar(
-    fig: Figure, axes: Any, label: str, limits: Limits = (0.0, 1.0), *, over_image: bool = True
+    fig: Figure,
+    axes: Axes | Iterable[Axes],
+    label: str,
+    limits: Limits = (0.0, 1.0),
+    *,
+    over_image: bool = True,
 ) -> None:
     """Draw one colour bar for axes that share `limits`.
 
@@ -189,7 +195,7 @@ def legend(fig: Figure, *, boxes: bool = True, mask: bool = False) -> None:
     fig.legend(handles=handles, loc="outside lower left", ncols=len(handles), fontsize=8)
 
 
-def panels(columns: int, rows: int = 1, size: float = PANEL) -> tuple[Figure, np.ndarray]:
+def panels(columns: int, rows: int = 1, size: float = PANEL) -> tuple[Figure, NDArray[Any]]:
     """A figure of square panels and its axes [rows, columns]."""
     fig, axes = plt.subplots(
         rows, columns, figsize=(size * columns, (size + 0.25) * rows), squeeze=False

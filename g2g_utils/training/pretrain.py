@@ -19,6 +19,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
+    BatchEncoding,
     BertConfig,
     BertModel,
     BertTokenizer,
@@ -33,7 +34,7 @@ from g2g_utils import models, runs
 from g2g_utils.config import Encoder, Vae
 from g2g_utils.data.phantoms import glyphs
 from g2g_utils.models.image_text import Heads, ImageBranch
-from g2g_utils.training.fit import Modules, Options, fit, seeded
+from g2g_utils.training.fit import Modules, Options, StepLoss, fit, seeded
 
 LOCAL_BATCH = 16  # pairs of a batch in the local contrast, whose cost grows with their square
 
@@ -55,8 +56,9 @@ def train_vae(images: Tensor, config: Vae, folder: Path, seed: int) -> dict[str,
         posterior = modules["vae"].encode(target).latent_dist
         eps = torch.randn(posterior.mean.shape, generator=generator)
         output = modules["vae"].decode(posterior.mean + posterior.std * eps).sample.float()
-        error = F.mse_loss(output, target) + 0.3 * F.l1_loss(output, target)
-        return error + config.kl_weight * posterior.kl().mean()
+        error: Tensor = F.mse_loss(output, target) + 0.3 * F.l1_loss(output, target)
+        divergence: Tensor = posterior.kl().mean()
+        return error + config.kl_weight * divergence
 
     options = Options(
         config.steps,
@@ -124,8 +126,10 @@ def masked_language_loss(
     chosen = (torch.rand(ids.shape, generator=generator) < 0.2) & ~special & mask.bool()
     hidden = bert(input_ids=ids.masked_fill(chosen, mask_id), attention_mask=mask).last_hidden_state
     embeddings = bert.get_input_embeddings().weight
-    logits = heads.masked(hidden[chosen]) @ embeddings.T + heads.bias
-    return F.cross_entropy(logits, ids[chosen]) if chosen.any() else logits.sum() * 0
+    logits: Tensor = heads.masked(hidden[chosen]) @ embeddings.T + heads.bias
+    if not chosen.any():
+        return logits.sum() * 0
+    return F.cross_entropy(logits, ids[chosen])
 
 
 def word_tokenizer(texts: list[str], folder: Path, max_length: int) -> PreTrainedTokenizerBase:
@@ -222,8 +226,12 @@ def pretrain_encoder(
 
 
 def _encoder_loss(
-    config: Encoder, images: Tensor, tokens: Any, tokenizer: PreTrainedTokenizerBase, seed: int
-) -> Any:
+    config: Encoder,
+    images: Tensor,
+    tokens: BatchEncoding,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+) -> StepLoss:
     """Loss of one pre-training step, by the encoder's objective."""
     ids, mask = tokens["input_ids"], tokens["attention_mask"]
     marks = torch.tensor(sorted(set(tokenizer.all_special_ids)))
@@ -262,5 +270,5 @@ def sentence_state(states: Tensor, ids: Tensor, mask: Tensor, kind: str) -> Tens
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     """Vary brightness and contrast of images in [0, 1] at random; no flips (sides matter)."""
-    gain, shift = torch.rand((2, len(images), 1, 1, 1), generator=generator)
+    gain, shift = torch.rand((2, len(images), 1, 1, 1), generator=generator).unbind()
     return ((images - 0.5) * (0.8 + 0.4 * gain) + 0.5 + 0.2 * (shift - 0.5)).clamp(0, 1)
