@@ -132,7 +132,7 @@ def _dots(ax: Axes, names: pd.Index, dots: pd.DataFrame, column: str) -> None:
             ax.plot(values, y + spread, "o", ms=3.2, mfc="white", mec="0.15", mew=0.8)
 
 
-def forest(claims: Sequence[Any], title: str = "") -> Figure:
+def forest(claims: Sequence[Claim], title: str = "") -> Figure:
     """Draw estimates of claims with intervals: filled above zero, orange below, else grey."""
     height = 0.8 + 0.34 * len(claims) + 0.3 * bool(title)
     fig, ax = plt.subplots(figsize=(7.2, height))
@@ -170,7 +170,7 @@ def classes(table: pd.DataFrame, counts: pd.Series, label: str, title: str = "")
     return fig
 
 
-def _cells(ax: Axes, values: np.ndarray, limit: float, digits: int = 2) -> None:
+def _cells(ax: Axes, values: NDArray[np.float64], limit: float, digits: int = 2) -> None:
     """Write the numbers of a coloured table, white on dark cells."""
     for (y, x), value in np.ndenumerate(values):
         if np.isfinite(value):
@@ -346,7 +346,7 @@ def curve_weights(confidences: Sequence[float] = (), title: str = "") -> Figure:
     return fig
 
 
-def empty_overlap(mask: Any, box: Any, score: float) -> Figure:
+def empty_overlap(mask: NDArray[np.bool_], box: NDArray[np.bool_], score: float) -> Figure:
     """Draw a mask [H, W] that misses its box, and the balanced IoU of all such misses."""
     fig, (picture, ax) = plt.subplots(1, 2, figsize=(6.6, 2.8), width_ratios=(1, 1.3))
     inside = {"mask": np.asarray(mask), "box": np.asarray(box)}

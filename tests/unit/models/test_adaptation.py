@@ -140,7 +140,7 @@ def test_one_arm_may_be_a_lora_beside_full_ones(load):
     keys = [products.key(settings, f"ldm/{arm}-s4200") for arm in arms]
     assert keys[0] == products.key(load(), ARM) and keys[0] != keys[1]
     made = products.ensure(settings, "ldm/domain-lora-s4200")
-    assert (made / models.LORA_FOLDER).is_dir() and not (made / "unet").exists()
+    assert (made / models.checkpoints.LORA_FOLDER).is_dir() and not (made / "unet").exists()
 
 
 def test_gradient_checkpointing_learns_the_same(load, monkeypatch):
