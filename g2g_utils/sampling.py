@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from diffusers import DDIMScheduler
+from numpy.typing import NDArray
 from torch import Tensor
 
 from g2g_utils.models.protocol import LatentDiffusion
@@ -30,7 +31,7 @@ class Posterior:
     digests: tuple[str, ...]  # of the pixels
 
 
-def check_image(model: LatentDiffusion, image: Tensor | np.ndarray) -> Tensor:
+def check_image(model: LatentDiffusion, image: Tensor | NDArray[np.generic]) -> Tensor:
     """Pixels [1 or 3, S, S], float32, of an image [S, S], [1, S, S] or [3, S, S].
 
     Raises:

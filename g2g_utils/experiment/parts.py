@@ -16,6 +16,7 @@ from g2g_utils.experiment.product import present
 if TYPE_CHECKING:
     import numpy as np
     from diffusers import AutoencoderKL, UNet2DConditionModel
+    from numpy.typing import NDArray
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -200,7 +201,7 @@ def feature_networks(config: Config) -> dict[str, Any]:
     return networks
 
 
-def reference_features(config: Config, network: Any) -> np.ndarray:
+def reference_features(config: Config, network: Any) -> NDArray[np.float64]:
     """Features [n, d] of the first training images, read a batch at a time."""
     import numpy as np
 
@@ -213,7 +214,7 @@ def reference_features(config: Config, network: Any) -> np.ndarray:
     )
 
 
-def fidelity_features(config: Config, arm: str, seed: int) -> dict[str, np.ndarray]:
+def fidelity_features(config: Config, arm: str, seed: int) -> dict[str, NDArray[np.float64]]:
     """Features of an arm's samples, and mean and covariance of the real ones, by network."""
     import numpy as np
 

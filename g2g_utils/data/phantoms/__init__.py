@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from g2g_utils.config import World
 from g2g_utils.data.geometry import Box
 from g2g_utils.data.phantoms.backgrounds import pick
 from g2g_utils.data.phantoms.render import render
-from g2g_utils.data.phantoms.scene import ANATOMY, Scene, World, draw_scene, uniform, world_of
+from g2g_utils.data.phantoms.scene import ANATOMY, Scene, draw_scene, uniform, world_of
 from g2g_utils.data.phantoms.wording import SPLITS, Facts, draw_impression
 from g2g_utils.data.record import FINDINGS, Example, Region
 
