@@ -2,9 +2,9 @@
 
     python benchmarks/explorer_times.py [--profile miniature] [--rounds 7]
 
-From the user's event to the new image source, in Chromium on this machine, kernel and browser
-included; the median and the largest of the rounds. Promised at miniature size on two cores: 200 ms
-for any control, 600 ms for the grid, 2 s for a new phrase and for the first curve.
+Times run from the user's event to the new image source, in Chromium on this machine, kernel and
+browser included: the median and the largest of the rounds. Promised at miniature size on two cores:
+200 ms for any control, 600 ms for the grid, 2 s for a new phrase and for the first curve.
 """
 
 import argparse
@@ -43,14 +43,14 @@ def load(path: str) -> Any:
 
 
 def alternately(*actions: Callable[[], float]) -> Callable[[int], float]:
-    """One action after the other, so that every round changes something."""
+    """Do one action after the other, so that every round changes something."""
     return lambda i: actions[i % len(actions)]()
 
 
 def controls(page: Any) -> dict[str, tuple[int, Callable[[int], float]]]:
-    """What is measured: promised milliseconds and the action of a round.
+    """Measured controls: promised milliseconds and the action of a round.
 
-    Every round asks for a map that was not shown in the two rounds before, as those are remembered.
+    Every round needs a map that was not shown in the two rounds before, as those are remembered.
     """
     first, second = (word.removeprefix("✓ ") for word in page.words[:2])
     words = [f"✓ {first}", f"✓ {second}", first, second]
@@ -79,7 +79,7 @@ def controls(page: Any) -> dict[str, tuple[int, Callable[[int], float]]]:
 
 
 def narrowed(page: Any, label: str) -> Callable[[int], float]:
-    """A range made narrower from both ends in turn, and wider again."""
+    """Narrow a range from both ends in turn, and widen it again."""
     moves = [("ArrowRight", 0), ("ArrowLeft", 1)] * 2 + [("ArrowLeft", 0), ("ArrowRight", 1)] * 2
     return alternately(*(lambda k=k, h=h: page.press(label, k, h) for k, h in moves))
 
@@ -97,7 +97,7 @@ def compared(page: Any) -> None:
 
 
 def plain(page: Any) -> None:
-    """The view tab, nothing compared, all layers: where every measurement starts."""
+    """Open the view tab with nothing compared and all layers: the start of every measurement."""
     page.tab("View")
     if page.value("Compare with") != "nothing":
         page.choose("Compare with", "nothing")

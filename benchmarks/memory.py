@@ -1,14 +1,16 @@
-"""GPU memory that fine-tuning Stable Diffusion 1.5 takes, by settings: simulated, not measured.
+"""GPU memory of fine-tuning Stable Diffusion 1.5, by settings: simulated, not measured.
 
     python benchmarks/memory.py    writes memory.json; python tools/readme.py --render shows it
 
 Two updates run at full size (latents 64², 77 tokens of width 768, a frozen text encoder of BERT's
-size) on PyTorch's *fake* tensors: they have shapes but no contents, so no GPU and little memory is
-needed; what is alive is added up after every operation. U-Net, LoRA, checkpointing, loss,
-groups of parameters and average are the project's own. The tensors are fake CPU tensors, so mixed
-precision is bfloat16 autocast, as wide as float16; because a GPU keeps the norms in float32, the
-same is simulated in float32 throughout, and the larger of the two counts. Not seen: the CUDA
-context, cuDNN's workspaces and fragmentation; `HEADROOM` is left for them.
+size) on PyTorch's *fake* tensors. They have shapes but no contents, so that no GPU and little
+memory is needed; all living tensors are added up after every operation. U-Net, LoRA, checkpointing,
+loss, groups of parameters and average are the project's own.
+
+The tensors are fake CPU tensors, so mixed precision is bfloat16 autocast, as wide as float16.
+Because a GPU keeps the norms in float32, the same is simulated in float32 throughout, and the
+larger of the two counts. Not seen: the CUDA context, cuDNN's workspaces and fragmentation;
+`HEADROOM` is left for them.
 """
 
 import contextlib
@@ -53,7 +55,7 @@ CHECKED = (32, True, 1)  # small enough for a laptop
 
 
 def build(rank: int, checkpointing: bool) -> finetune.Denoising:
-    """What is fine-tuned, with untrained weights."""
+    """Build the modules to fine-tune, with untrained weights."""
     unet = UNet2DConditionModel.from_config(costs.SD15_UNET)
     asked = {"adaptation.lora_rank": rank, "adaptation.gradient_checkpointing": checkpointing}
     models.adapt_unet(unet, config.load("open", **asked).adaptation, WIDTH)
@@ -104,7 +106,7 @@ class Alive(TorchDispatchMode):
 
 
 def updates(module: finetune.Denoising, batch: int, mixed: bool) -> None:
-    """Two updates: the second finds the optimiser's moments there."""
+    """Do two updates: the second finds the optimiser's moments in memory."""
     optimizer = torch.optim.AdamW(finetune.parameter_groups(module, config.load("open").training))
     average = EMAModel(trainable(module))
     scheduler = DDIMScheduler(**models.SD_SCHEDULE)
@@ -147,7 +149,7 @@ def measure(rank: int, checkpointing: bool, batch: int) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def resident() -> Iterator[list[float]]:
-    """Yields a list that holds, at the end, how much this process grew at its peak, in GB."""
+    """Yields a list that holds, at the end, the growth of this process at its peak, in GB."""
     process, done, peak = psutil.Process(), threading.Event(), [0.0]
     start = process.memory_info().rss
 
@@ -165,7 +167,7 @@ def resident() -> Iterator[list[float]]:
 
 
 def check() -> dict[str, Any]:
-    """The two updates of `CHECKED` for real, on the CPU in float32, against their simulation."""
+    """Do the two updates of `CHECKED` for real, on the CPU in float32, beside their simulation."""
     rank, checkpointing, batch = CHECKED
     simulated = simulate(rank, checkpointing, batch, mixed=False)
     with resident() as grown:

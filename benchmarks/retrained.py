@@ -1,11 +1,11 @@
-"""Does a training from the same seed give the shipped weights again? Writes retrained.json.
+"""Compare a training from the same seed with the shipped weights; writes retrained.json.
 
     python benchmarks/retrained.py [ARM] [SEED]
 
 Trains one arm of the miniature again from its seed, on the shipped autoencoder and text encoder (in
 build/miniature/retrained, kept there and resumed), grounds the test pairs with it and with the
 shipped weights, and reports the paired differences with 95 % intervals (bootstrap over patients)
-and how far the weights lie apart. About 10 minutes on one core, nearly all of it training.
+and the distance of the weights. About 10 minutes on one core, nearly all of it training.
 """
 
 from __future__ import annotations

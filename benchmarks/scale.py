@@ -1,9 +1,9 @@
-"""What the paper's run and large sweeps cost, and how the workflow grows with a sweep's points.
+"""Costs of the paper's run and of large sweeps, and growth of the workflow with a sweep's points.
 
     python benchmarks/scale.py [--points 10 100 1000]    measure, write scale.json, render the page
     python benchmarks/scale.py --render                  only render docs/scale.md
 
-Measured: dry runs of sweeps with so many points (wall and processor seconds, peak memory), and the
+Measured: dry runs of sweeps by number of points (wall and processor seconds, peak memory), and the
 files of one finished point (an executed notebook, its records). Counted: parameters and floating
 point operations of Stable Diffusion 1.5's U-Net, on PyTorch's meta device. Estimated from these and
 the assumptions below, and labelled so: GPU-hours and disk of the paper's run.
@@ -33,7 +33,7 @@ POINT = "12_one_setting"
 
 
 def dry_run(points: int) -> dict[str, Any]:
-    """Build the DAG of a sweep with so many points in a copy of the repository; nothing runs."""
+    """Build the DAG of a sweep of `points` points in a copy of the repository; nothing runs."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "repo"
         for name in ("workflow", "configs", "g2g_utils", "notebooks"):
@@ -131,7 +131,7 @@ def paper(network: dict[str, float]) -> dict[str, Any]:
 
 
 def jobs(profile: str) -> int:
-    """Jobs that Snakemake counts for a profile of which nothing is made yet."""
+    """Jobs that Snakemake counts for a profile without any finished product."""
     command = [sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile", "--dry-run"]
     with tempfile.TemporaryDirectory() as build:
         command += ["--directory", build, "--cores", "1", "--config", f"profile={profile}"]
@@ -186,7 +186,7 @@ def render(found: dict[str, Any]) -> None:
 
 
 def dag_table(found: dict[str, Any]) -> str:
-    """How dry runs grow with the points."""
+    """Growth of dry runs with the points."""
     lines = [
         "| points | graph, wall s | processor s | memory, MiB | start of one job, processor s |",
         "|---|---|---|---|---|",
