@@ -1,7 +1,7 @@
-"""What a profile costs and what it lacks, before anything runs: `python -m g2g_utils costs`.
+"""Costs of a profile and its missing files, before anything runs: `python -m g2g_utils costs`.
 
-Everything is computed from the profile and from sizes of the models; time only from a step time
-that somebody measured, else it says "not measured".
+All numbers are computed from the profile and from sizes of the models. Time needs a measured step
+time; without one it reads "not measured".
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ LOOKED_FOR: dict[str, tuple[tuple[str, ...], ...]] = {  # tables of a source, ea
     "rsna": ((rsna.LABELS,),),
     "openi": ((openi.REPORTS, openi.XML_FOLDER), (openi.PROJECTIONS,)),
 }
-PATIENTS = 100  # of MIMIC-CXR, among whom one image and one report are looked for
+PATIENTS = 100  # of MIMIC-CXR; one of them must have an image and a report
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Costs of a profile's fine-tuning; bytes, hours (None: not measured), counts."""
+    """Costs of a profile's fine-tuning: bytes, hours (None: not measured), counts."""
 
     runs: int
     updates: int  # optimiser steps a run
@@ -50,7 +50,7 @@ class Costs:
     gpu_hours: float | None
 
     def lines(self) -> list[str]:
-        """The sheet, one fact a line."""
+        """The sheet, one fact per line."""
         hours = "not measured" if self.gpu_hours is None else f"{self.gpu_hours:.0f}"
         share = f"{self.trained / 1e6:.1f} of {self.parameters / 1e6:.1f} million weights"
         return [
@@ -71,8 +71,9 @@ def _gb(count: float) -> str:
 def costs(config: Config, step_seconds: float | None = None) -> Costs:
     """Costs of fine-tuning all arms and seeds of a profile.
 
-    step_seconds: measured wall seconds of one forward and backward pass of `training.batch_size`
-    samples on one GPU; None: GPU-hours are not known.
+    Args:
+        step_seconds: measured wall seconds of one forward and backward pass of
+            `training.batch_size` samples on one GPU. None: GPU-hours are unknown.
     """
     options, adaptation = config.training, config.adaptation
     runs = sum(name.startswith("ldm/") for name in plan.plan(config))
@@ -96,7 +97,7 @@ def costs(config: Config, step_seconds: float | None = None) -> Costs:
 
 
 def unet_shape(config: Config) -> list[tuple[str, Any]]:
-    """Names and shapes of the U-Net's weights, from its config; no weights are made or read."""
+    """Names and shapes of the U-Net's weights, from its config. No weights are made or read."""
     import torch
     from diffusers import UNet2DConditionModel
 
@@ -110,7 +111,7 @@ def unet_shape(config: Config) -> list[tuple[str, Any]]:
 
 
 def _lora_size(unet: list[tuple[str, Any]], rank: int) -> int:
-    """Weights that a LoRA adds to the attention of the U-Net's weights."""
+    """Number of weights that a LoRA adds to the attention of the U-Net."""
     from g2g_utils.models import LORA_TARGETS
 
     ends = tuple(f".{target}.weight" for target in LORA_TARGETS)
@@ -121,7 +122,7 @@ def _lora_size(unet: list[tuple[str, Any]], rank: int) -> int:
 
 
 def missing(config: Config) -> list[str]:
-    """Tables, folders and weights that a profile names and that are not there, with the fix."""
+    """Tables, folders and weights that a profile names and that are absent, with the fix."""
     return [*_missing_data(config), *_missing_weights(config)]
 
 
@@ -140,7 +141,7 @@ def _missing_data(config: Config) -> Iterator[str]:
 
 
 def _missing_tables(place: Path, source: str) -> Iterator[str]:
-    """Complaints about tables that are not in a folder; the place may be a table itself."""
+    """Complaints about absent tables of a folder. The place may be a table itself."""
     for patterns in LOOKED_FOR.get(source, (("*.csv",),)):
         try:
             if not place.is_file():
@@ -150,7 +151,7 @@ def _missing_tables(place: Path, source: str) -> Iterator[str]:
 
 
 def _missing_studies(images: Path, reports: Path) -> Iterator[str]:
-    """Complaints about images or reports of MIMIC-CXR, of which the first patients have none."""
+    """Complaints if the first patients of MIMIC-CXR have no image or report."""
     archives = (sources.resolve(reports), sources.resolve(reports) / mimic_cxr.REPORTS)
     zipped = any(archive.is_file() for archive in archives)
     for what, root, pattern in (("images", images, "s*/*.jpg"), ("reports", reports, "s*.txt")):
@@ -197,7 +198,7 @@ def used_encoders(config: Config) -> list[Encoder]:
 
 
 def _absent(source: str, revision: str | None, file: str) -> str:
-    """What is not on this machine: a config file, or the weights beside a config.json; or ""."""
+    """The absent file on this machine: a config, or the weights beside a config.json; or ""."""
     config = registry.find(source, file, revision)
     if config is None:
         return file
@@ -207,7 +208,7 @@ def _absent(source: str, revision: str | None, file: str) -> str:
 
 
 def sheet(config: Config, step_seconds: float | None = None) -> str:
-    """Products and their state, costs, and what is missing, for a dry run."""
+    """Products and their state, costs, and missing files, for a dry run."""
     products = plan.plan(config)
     made = [name for name in products if plan.find(config, name) is not None]
     lines = [f"profile {config.profile}: {len(made)} of {len(products)} products are there"]

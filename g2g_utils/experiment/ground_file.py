@@ -1,7 +1,7 @@
-"""One image, one phrase, and files that show where: what `ground` on the command line does.
+"""Grounding of one image file and one phrase, for `ground` on the command line.
 
-Inputs are checked before anything heavy is loaded or trained. All files are written below the
-build folder; they hold no header field of the image.
+Inputs are checked before anything heavy is loaded or trained. All files are written below the build
+folder and hold no header field of the image.
 """
 
 from __future__ import annotations
@@ -39,12 +39,21 @@ def ground_file(
     seed: int = 0,
     out: Path | None = None,
 ) -> list[Path]:
-    """Ground a phrase in an image file with the profile's defaults; returns the files written.
+    """Ground a phrase in an image file with the profile's defaults.
 
-    image: PNG, JPEG or DICOM of any size; its centre square is used. arm: which fine-tuned model
-    (default: the first); seed: of the sampling noise; out: folder for results (default:
-    build/<profile>/grounded). Writes overlay.png, maps.npz and grounding.json into
-    <out>/<stem>-<digest>/. Raises ValueError with one line for bad phrases, images and arms.
+    Writes overlay.png, maps.npz and grounding.json into <out>/<stem>-<digest>/.
+
+    Args:
+        image: PNG, JPEG or DICOM of any size. Its centre square is used.
+        arm: fine-tuned model (default: the first).
+        seed: of the sampling noise.
+        out: folder for results (default: build/<profile>/grounded).
+
+    Returns:
+        Paths of the files written.
+
+    Raises:
+        ValueError: a bad phrase, image or arm; one line.
     """
     image = Path(image)
     example = example_of_file(config, image, phrase)
@@ -81,17 +90,19 @@ def example_of_file(config: Config, image: Path, phrase: str) -> Example:
 
 
 def film_of(image: Path) -> np.ndarray:
-    """The crop that the model is shown, [s, s] with up to FILM_SIDE of the file's own pixels."""
+    """The model's crop of a file, [s, s], with up to FILM_SIDE of the file's own pixels."""
     pixels = read_image(image)
     return crop_resize(pixels, min(FILM_SIDE, *pixels.shape))
 
 
 def chosen_example(config: Config, image_path: str, phrase: str, pair: int) -> Example:
-    """What a notebook's parameters ask for: the user's image and phrase, or a test pair.
+    """Example of a notebook's parameters: the user's image and phrase, or a test pair.
 
-    pair: its number; -1: the first that `is_plain`, else the first of all. A phrase other than the
-    pair's own drops its boxes, which belong to the own phrase. Relative paths start at the working
-    directory, else at the repository's root.
+    A phrase other than the pair's own drops its boxes, which belong to the own phrase. Relative
+    paths start at the working directory, else at the repository's root.
+
+    Args:
+        pair: number of the pair. -1: the first that `is_plain`, else the first of all.
     """
     from g2g_utils import text
     from g2g_utils.experiment import products
@@ -121,9 +132,9 @@ def chosen_example(config: Config, image_path: str, phrase: str, pair: int) -> E
 
 
 def is_plain(phrase: str, boxes: Any, side: int) -> bool:
-    """Whether a phrase names a side and its boxes [x, y, w, h] cover a tenth of a side² film.
+    """True if a phrase names a side and its boxes [x, y, w, h] cover a tenth of a side² image.
 
-    A rule to choose an example by: it knows nothing of how well the finding is grounded.
+    A rule for choosing an example. It knows nothing of how well the finding is grounded.
     """
     from g2g_utils import text
 
@@ -132,7 +143,7 @@ def is_plain(phrase: str, boxes: Any, side: int) -> bool:
 
 
 def figures_folder(config: Config, image_path: str) -> Path:
-    """Where a notebook's figures go: those of a user's own image never among committed ones."""
+    """Folder of a notebook's figures: those of a user's own image never among committed ones."""
     return config.build_dir / "grounded" / "figures" if image_path else config.figures_dir
 
 
@@ -144,7 +155,7 @@ def options_of(config: Config) -> dict[str, Any]:
 
 
 def _filter(config: Config) -> Any:
-    """The profile's token filter; the disease filter needs a class, which a file does not have."""
+    """The profile's token filter. The disease filter needs a class, which a file does not have."""
     return "lexical" if config.grounding.filter == "disease" else config.grounding.filter
 
 
@@ -155,7 +166,7 @@ def _model(config: Config, arm: str | None) -> GroundingModel:
 
 
 def _weights(config: Config, model: GroundingModel) -> str:
-    """What tells the weights of a trained or loaded model apart."""
+    """Identity of the weights of a trained or loaded model."""
     from g2g_utils.experiment import products
 
     _, _, name = model.name.partition("/")
@@ -163,7 +174,7 @@ def _weights(config: Config, model: GroundingModel) -> str:
 
 
 def _ground(model: GroundingModel, example: Example, options: dict[str, Any]) -> Grounding:
-    """Ground, after a line about words that the tokenizer's maximum cuts off."""
+    """Ground, after a line about words beyond the maximum number of tokens."""
     from g2g_utils import grounding, text
 
     cut = text.tokenize(model.tokenizer, example.phrase, model.max_length).truncated
@@ -177,7 +188,7 @@ def _ground(model: GroundingModel, example: Example, options: dict[str, Any]) ->
 
 
 def _report(result: Grounding, image: Path) -> dict[str, Any]:
-    """Words and numbers of a grounding; places in pixels of the image file."""
+    """Words and numbers of a grounding. Places are in pixels of the image file."""
     from g2g_utils.data.images import image_size
 
     height, width = image_size(image)
@@ -216,9 +227,10 @@ def write_files(
     report: dict[str, Any],
     film: np.ndarray | None = None,
 ) -> list[Path]:
-    """Write overlay.png, maps.npz and grounding.json into a folder; returns their paths.
+    """Write overlay.png, maps.npz and grounding.json into a folder; return their paths.
 
-    film: the example's image with more pixels, for the overlay.
+    Args:
+        film: the example's image with more pixels, for the overlay.
     """
     names = ("overlay.png", "maps.npz", "grounding.json")
     overlay, maps, numbers = (folder / name for name in names)
@@ -252,7 +264,7 @@ def arrays(result: Grounding) -> dict[str, Any]:
 def draw(
     config: Config, path: Path, example: Example, result: Grounding, film: np.ndarray | None = None
 ) -> None:
-    """The image, the heat map and the mask of a grounding as a PNG file."""
+    """Draw the image, the heat map and the mask of a grounding as a PNG file."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 

@@ -1,7 +1,7 @@
-"""Executed notebooks of credentialed data: a banner that says so, and reasons to refuse them.
+"""Executed notebooks of credentialed data: a banner, and reasons to refuse them.
 
-MIMIC-CXR and MS-CXR come with a data use agreement: what shows their images or text stays below
-build/. The check needs no outputs of a run to be honest: it also looks at parameters and text.
+MIMIC-CXR and MS-CXR come with a data use agreement: notebooks that show their images or text stay
+below build/. The check does not rely on outputs alone: it also looks at parameters and text.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ KINDS = ("text/", "application/json")
 
 
 def credentialed(profile: str) -> bool:
-    """True if a profile reads credentialed data; one that cannot be read here counts as such."""
+    """True if a profile reads credentialed data, or cannot be read here."""
     try:
         return sources.credentialed(configuration.load(profile))
     except configuration.ConfigError:
@@ -33,9 +33,9 @@ def credentialed(profile: str) -> bool:
 
 
 def mark(notebook: Any, profile: str) -> None:
-    """Note the profile in an executed notebook; of a credentialed one the banner comes first.
+    """Note the profile in an executed notebook. With credentialed data a banner comes first.
 
-    Noted too: that it shows radiographs of the user's own, whose terms nobody here knows.
+    Also notes radiographs of the user's own, whose terms nobody here knows.
     """
     notebook.metadata["g2g"] = {"profile": profile}
     if os.environ.get(FILMS) and any(FILMS in cell.source for cell in notebook.cells):
@@ -51,7 +51,7 @@ def mark(notebook: Any, profile: str) -> None:
 
 
 def refused(notebook: Any) -> list[str]:
-    """Why a notebook must not leave this machine: marks, its profile, patients in its outputs."""
+    """Reasons why a notebook must not leave this machine: marks, profile, patients in outputs."""
     reasons = []
     tags = [tag for cell in notebook.cells for tag in cell.metadata.get("tags", [])]
     if notebook.metadata.get("g2g", {}).get(TAG) or TAG in tags:
