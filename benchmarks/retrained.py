@@ -19,9 +19,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from g2g_utils import config, grounding, models, runs
-from g2g_utils.bench import ablations
+from g2g_utils import config, models, runs
+from g2g_utils.bench import statistics
+from g2g_utils.bench.benchmark import score
 from g2g_utils.experiment import products
+from g2g_utils.methods.g2g import G2G
 
 RESULT = Path(__file__).with_name("retrained.json")
 MEASURES = ("cnr", "auc_roc", "pointing", "specificity")
@@ -30,7 +32,7 @@ MEASURES = ("cnr", "auc_roc", "pointing", "specificity")
 def scores(settings: config.Config, model: models.GroundingModel) -> Any:
     """One row a test pair under the profile's grounding options."""
     options = products.grounding_options(settings)
-    return grounding.evaluate(model, products.evaluation_pairs(settings), others=True, **options)
+    return score(G2G("retrained", model, options), products.evaluation_pairs(settings))
 
 
 @torch.no_grad()
@@ -58,7 +60,7 @@ def compare(arm: str, seed: int) -> dict[str, Any]:
     retrained = replace(published, unet=models.load_unet(folder / "unet"))
     tables = [scores(settings, model) for model in (retrained, published)]
     n = settings.evaluation.bootstrap
-    gaps = {m: list(ablations.difference(*tables, m, n)) for m in MEASURES}
+    gaps = {m: list(statistics.difference(*tables, m, n)) for m in MEASURES}
     means = [{m: float(table[m].mean()) for m in MEASURES} for table in tables]
     return {
         "arm": f"{arm}-s{seed}",

@@ -8,27 +8,24 @@ split, and phrases and models are compared on the same noise.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from g2g_utils import bbm, metrics, sampling
 from g2g_utils.attention import CrossAttentionRecorder, Keep, Layers, matches, upsample
 from g2g_utils.masks import gmm_mask
 from g2g_utils.models.protocol import LatentDiffusion
-from g2g_utils.text import Filter, PhraseError, PhraseTokens, select_tokens, stack, tokenize
+from g2g_utils.text import Filter, PhraseTokens, select_tokens, stack, tokenize
 
 Sampling = Literal["gt", "gt_first", "cfg", "text"]
 Bias = dict[str, Tensor]  # layer -> T h w, native resolution, float16
 Explicit = Sequence[int | str]
-Views = Mapping[str, Layers | None]
 
 _CACHE_SIZE = 128
 _cache: OrderedDict[tuple[Any, ...], Bias] = OrderedDict()
@@ -314,67 +311,6 @@ def spread(
     return Spread(maps.mean(0), maps.std(0, unbiased=len(maps) > 1), maps)
 
 
-def evaluate(
-    model: LatentDiffusion,
-    examples: Sequence[Any],
-    *,
-    size: int | None = None,
-    others: bool | Sequence[str] = False,
-    views: Views | None = None,
-    progress: bool = True,
-    **options: Any,
-) -> pd.DataFrame:
-    """One row per image-phrase pair: identity, metrics and a `note` on degenerate cases.
-
-    examples: with image [H, W] in [0, 1], phrase, finding, boxes in pixels of the model's frame,
-    image_id, subject_id, split; those with a method `framed(side)` are brought to that frame first.
-    size: side of the frame in which metrics are taken (default: the model's image side).
-    others: also ground another phrase on the same image (True: drawn by `draw_others`; or given,
-    "" for none) and report `specificity` = CNR of the own map - CNR of the other's, both against
-    the own boxes. A phrase that can't be grounded keeps its row, with NaN and the reason.
-    views: name -> layers (None: all): one row per pair and view, named in the column `view`, all
-    from one capture; only of plain activation maps.
-    """
-    if views:
-        options |= {"layers": None, "keep": "layers"}
-    chosen, side = Options(**options), model.image_size
-    if views and chosen.curve:
-        raise ValueError(f"views are of activation maps: use curve=None, not {chosen.curve!r}")
-    strangers = draw_others(examples, side, chosen.seed) if others is True else list(others or [])
-    if strangers and len(strangers) != len(examples):
-        raise ValueError(f"{len(strangers)} other phrases for {len(examples)} examples")
-    groups = list(_chunks(list(range(len(examples))), chosen.group))
-    rows: list[dict[str, Any]] = []
-    for indices in tqdm(groups, desc="grounding", disable=not progress):
-        batch, frame = [_framed(examples[i], side) for i in indices], size or side
-        own = _scores(model, batch, [e.phrase for e in batch], frame, chosen, views)
-        if strangers:
-            names = [strangers[i] for i in indices]
-            _add_specificity(model, batch, names, own, frame, chosen, views)
-        rows += [_identity(e) | row for e, some in zip(batch, own, strict=True) for row in some]
-    return pd.DataFrame(rows)
-
-
-def draw_others(examples: Sequence[Any], side: int, seed: int = 0) -> list[str]:
-    """For each example another phrase, of another finding elsewhere (IoU of boxes < 0.1).
-
-    Boxes are in a frame of `side` pixels. Drawn with a generator from `seed`; "" where there is
-    none. Overlap is measured on a 64 x 64 grid.
-    """
-    boxes = [_framed(e, side).boxes for e in examples]
-    grid = [metrics.rasterise(b, 64, source_size=side).flatten() for b in boxes]
-    masks = torch.stack(grid).float()  # n pixels
-    both, area = masks @ masks.T, masks.sum(1)
-    apart = (both < 0.1 * (area[:, None] + area[None] - both)).numpy()
-    findings, phrases = (np.array([getattr(e, n) for e in examples]) for n in ("finding", "phrase"))
-    drawn, rng = [], np.random.default_rng(seed)
-    for i in range(len(examples)):
-        differs = (findings != findings[i]) & (phrases != phrases[i])
-        candidates = np.flatnonzero(apart[i] & differs)
-        drawn.append(examples[rng.choice(candidates)].phrase if len(candidates) else "")
-    return drawn
-
-
 # -- one group of pairs -------------------------------------------------------------------------
 
 
@@ -565,87 +501,6 @@ def _kept(recorder: CrossAttentionRecorder, b: int, tokens: int) -> dict[str, Te
     """Layer -> maps of one pair's tokens, float16, CPU: [k, tokens, h, w] or [tokens, h, w]."""
     kept = {n: recorder.native_tokens(n)[b, :, :tokens].half().cpu() for n in recorder.layers}
     return kept if recorder.keep == "all" else {n: maps[0] for n, maps in kept.items()}
-
-
-# -- evaluation ---------------------------------------------------------------------------------
-
-
-def _framed(example: Any, side: int) -> Any:
-    """The example in the model's frame, where it knows how to get there."""
-    return example.framed(side) if hasattr(example, "framed") else example
-
-
-def _identity(example: Any) -> dict[str, Any]:
-    names = ("image_id", "subject_id", "split", "finding", "phrase")
-    return {name: getattr(example, name, None) for name in names}
-
-
-def _scores(
-    model: LatentDiffusion,
-    batch: Sequence[Any],
-    phrases: Sequence[str],
-    frame: int,
-    options: Options,
-    views: Views | None = None,
-) -> list[list[dict[str, Any]]]:
-    """Metrics of each example's map (one row a view) for a phrase against its own boxes.
-
-    NaN and a note where a phrase can't be grounded.
-    """
-    names: list[dict[str, Any]] = [{"view": name} for name in views] if views else [{}]
-    missing: dict[str, Any] = {name: float("nan") for name in metrics.METRICS}
-    rows = [[missing | {"note": "no phrase"} | name for name in names] for _ in batch]
-    pairs = {}
-    for i, (example, phrase) in enumerate(zip(batch, phrases, strict=True)):
-        try:
-            row = (example.image, phrase, example.finding, None, None)
-            pairs[i] = _prepare(model, *row, options)
-        except PhraseError as error:
-            rows[i] = [row | {"note": str(error)} for row in rows[i]]
-    found = _ground(model, list(pairs.values()), options) if pairs else iter(())
-    for i, g in zip(pairs, found, strict=True):
-        boxes = np.reshape(batch[i].boxes, (-1, 4)) * (frame / model.image_size)
-        maps = _views(g, views)
-        scored = [_score(g, heat, mask, boxes, frame) for heat, mask in maps]
-        rows[i] = [row | name for row, name in zip(scored, names, strict=True)]
-    return rows
-
-
-def _views(g: Grounding, views: Views | None) -> list[tuple[Tensor, Tensor]]:
-    """Heat map and mask of each view; without views those of the result."""
-    if not views:
-        return [(g.heatmap, g.mask)]
-    maps = [g.activation if v is None else g.select(layers=v) for v in views.values()]
-    return [(heat, g.mask if heat is g.activation else gmm_mask(heat)) for heat in maps]
-
-
-def _score(g: Grounding, heat: Tensor, mask: Tensor, boxes: Any, frame: int) -> dict[str, Any]:
-    """Metrics of one map, the confidence of its merging, and a note."""
-    row: dict[str, Any] = dict(metrics.evaluate(heat, boxes, frame, mask=mask))
-    cut = f"cut off: {' '.join(g.phrase_tokens.truncated)}" if g.phrase_tokens.truncated else ""
-    row["note"] = "; ".join(filter(None, (row["note"], cut)))
-    return row if g.confidence is None else row | {"confidence": g.confidence}
-
-
-def _add_specificity(
-    model: LatentDiffusion,
-    batch: Sequence[Any],
-    phrases: Sequence[str],
-    rows: list[list[dict[str, Any]]],
-    frame: int,
-    options: Options,
-    views: Views | None = None,
-) -> None:
-    """Add `other_phrase`, `other_cnr` and `specificity` to the rows of a batch.
-
-    The other phrase names another finding, so a disease filter gives way to the lexical one.
-    """
-    lexical = replace(options, filter="lexical" if options.filter == "disease" else options.filter)
-    scores = _scores(model, batch, phrases, frame, lexical, views)
-    for own, phrase, other in zip(rows, phrases, scores, strict=True):
-        for row, stranger in zip(own, other, strict=True):
-            row["other_phrase"], row["other_cnr"] = phrase, stranger["cnr"]
-            row["specificity"] = row["cnr"] - stranger["cnr"]
 
 
 # -- details ------------------------------------------------------------------------------------

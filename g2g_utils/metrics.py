@@ -9,11 +9,10 @@ score equal to the target's share; an empty mask has the IoU 0 that follows from
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
@@ -207,111 +206,6 @@ def _note(heat: Tensor, mask: Tensor, target: Tensor) -> str:
         "empty mask": not mask.any(),
     }
     return ", ".join(name for name, met in cases.items() if met)
-
-
-# -- averages and intervals -------------------------------------------------------------------
-
-
-def averages(table: pd.DataFrame, by: str = "finding") -> pd.DataFrame:
-    """Rows micro, macro and paper for every numeric column of one-row-per-sample results.
-
-    micro: mean over samples; macro: mean of the class means; paper: class means weighted by their
-    squared counts, which is what the published code computes. NaN scores are left out of the
-    means and the counts. Raises KeyError where the class column is missing.
-    """
-    numeric = table.select_dtypes("number").drop(columns=by, errors="ignore")
-    groups = numeric.groupby(table[by], dropna=False)  # samples without a class are a class
-    return class_averages(groups.mean(), groups.count())
-
-
-def class_averages(means: pd.DataFrame, counts: pd.DataFrame | pd.Series) -> pd.DataFrame:
-    """The three averages of class means [classes x metrics] given the classes' sample counts."""
-    numbers = counts.to_frame() if isinstance(counts, pd.Series) else counts
-    weights = np.broadcast_to(numbers.reindex(means.index).to_numpy(float), means.shape)
-    rows = {
-        name: _weighted(means.to_numpy(float), weights, power)
-        for name, power in (("micro", 1), ("macro", 0), ("paper", 2))
-    }
-    return pd.DataFrame(rows, index=means.columns).T.rename_axis(index="average")
-
-
-class Interval(NamedTuple):
-    """An estimate with the ends of its percentile bootstrap interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
-
-def bootstrap(
-    values: ArrayLike,
-    groups: Sequence[Hashable] | NDArray | pd.Series | None = None,
-    *,
-    classes: Sequence[Hashable] | NDArray | pd.Series | None = None,
-    average: str = "micro",
-    n: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> Interval:
-    """Percentile interval of an average of `values` [N], resampling groups (patients).
-
-    groups: one label per value (default: each value its own). average: "micro", or "macro" or
-    "paper" over `classes`. For a paired difference pass the differences, or use `paired`.
-    NaN values are left out. Raises ValueError where nothing is left or labels are missing.
-    """
-    x = np.asarray(values, float)
-    if average not in ("micro", "macro", "paper"):
-        raise ValueError(f"average={average!r}: choose micro, macro or paper")
-    if average != "micro" and classes is None:
-        raise ValueError(f"average={average!r} needs classes, one per value")
-    group, labels = _codes(groups, len(x)), np.zeros(len(x), int)
-    if average != "micro":
-        labels = _codes(classes, len(x))
-    known = np.isfinite(x)
-    if not known.any():
-        raise ValueError("no finite values to bootstrap")
-    shape = (group.max() + 1, labels.max() + 1)
-    sums, counts = np.zeros(shape), np.zeros(shape)  # groups classes
-    np.add.at(sums, (group[known], labels[known]), x[known])
-    np.add.at(counts, (group[known], labels[known]), 1)
-    drawn = np.random.default_rng(seed).multinomial(shape[0], np.full(shape[0], 1 / shape[0]), n)
-    power = {"micro": 1, "macro": 0, "paper": 2}[average]
-    estimate = _class_mean(sums.sum(0), counts.sum(0), power)
-    spread = _class_mean(drawn @ sums, drawn @ counts, power)  # n
-    tails = np.nanquantile(spread, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(estimate), *map(float, tails))
-
-
-def paired(first: ArrayLike, second: ArrayLike, groups: Any = None, **options: Any) -> Interval:
-    """Bootstrap of the mean paired difference first - second; options as for `bootstrap`."""
-    return bootstrap(np.asarray(first, float) - np.asarray(second, float), groups, **options)
-
-
-def _class_mean(sums: NDArray, counts: NDArray, power: int) -> NDArray:
-    """Averages [...] over classes [..., classes] of sums / counts weighted by counts^power."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return _weighted((sums / counts).T, counts.T, power)
-
-
-def _weighted(means: NDArray, counts: NDArray, power: int) -> NDArray:
-    """Mean over the first axis with weights counts^power; classes without samples are left out."""
-    weights = np.where(np.isfinite(means) & (counts > 0), counts, 0.0)
-    weights = np.where(weights > 0, weights**power, 0.0)
-    with np.errstate(invalid="ignore"):
-        return (np.nan_to_num(means) * weights).sum(0) / weights.sum(0)
-
-
-def _codes(labels: object, length: int) -> NDArray[np.integer]:
-    """Whole numbers 0..k-1 for labels; each its own where there are none."""
-    if labels is None:
-        return np.arange(length)
-    codes = pd.factorize(pd.Series(labels), use_na_sentinel=False)[0]
-    if len(codes) != length:
-        raise ValueError(f"{len(codes)} labels for {length} values")
-    return codes
 
 
 # -- details ----------------------------------------------------------------------------------

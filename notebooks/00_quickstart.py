@@ -48,10 +48,12 @@ config = load(profile)
 
 # %%
 import numpy as np
+import pandas as pd
 
-from g2g_utils import grounding, metrics, plots
-from g2g_utils.bench import ablations, sanity
+from g2g_utils import bench, grounding, plots
+from g2g_utils.bench import sanity, statistics
 from g2g_utils.experiment import ground_file, products
+from g2g_utils.methods.g2g import G2G
 from g2g_utils.plots import overlays
 
 plots.use_style()
@@ -121,10 +123,11 @@ print(f"peak at (x, y) = {tuple(found['peak'])} of {image.shape[1]} × {image.sh
 # likeness only.
 
 # %%
-stranger = sanity.other_phrase(config, example)
-asked = grounding.ground(model, image, stranger, **options) if stranger else None
-print(f"the other phrase: {stranger!r}" if stranger else "no other phrase: no specificity")
-sanity.compare(config, example, result, asked)
+other = ground_file.other_phrase(config, example)
+asked = grounding.ground(model, image, other, **options) if other else None
+print(f"the other phrase: {other!r}" if other else "no other phrase: no specificity")
+baselines = products.no_skill_methods(config, ["random", "centre prior", "brightness", "mean box"])
+sanity.compare(example, result, baselines, asked)
 
 # %% [markdown]
 # The phantom shown by default is the first test pair whose finding covers a tenth of the
@@ -134,9 +137,10 @@ sanity.compare(config, example, result, asked)
 
 # %%
 pairs = products.evaluation_pairs(config)[:checked_pairs]
-rows = sanity.beside_no_skill(config, model, pairs, **options)
+methods = [G2G("model", model, options), *products.no_skill_methods(config)]
+rows = pd.concat([bench.score(method, pairs) for method in methods])
 columns = ["cnr", "auc_roc", "pointing", "specificity"]
-ablations.summary(rows, "method", columns, config.evaluation.bootstrap).map(str)
+statistics.summary(rows, "method", columns, config.evaluation.bootstrap).map(str)
 
 # %%
 of_model = rows[rows["method"] == "model"]
@@ -179,7 +183,7 @@ plots.save_figure(config, fig, "00_quickstart_swapped", folder)
 # %%
 sided = sanity.one_sided(pairs)
 shifts = sanity.side_shift(model, sided, **options)
-shift = metrics.bootstrap(shifts["shift"], shifts["subject_id"], n=config.evaluation.bootstrap)
+shift = statistics.bootstrap(shifts["shift"], shifts["subject_id"], n=config.evaluation.bootstrap)
 print(
     f"share of heat on the named side: {shifts['own'].mean():.2f}, "
     f"swapped {shifts['swapped'].mean():.2f}; shift {shift}, {len(shifts)} pairs"
@@ -215,10 +219,10 @@ print(
 # ## What we learned
 
 # %%
-table = sanity.compare(config, example, result)
+table = sanity.compare(example, result, baselines)
 prior = rows[rows["method"] == "mean box"]
 if len(prior):
-    gain = ablations.difference(of_model, prior, "cnr", config.evaluation.bootstrap)
+    gain = statistics.difference(of_model, prior, "cnr", config.evaluation.bootstrap)
     print(f"CNR above the mean training box on {len(of_model)} pairs: {gain.low > 0}, {gain}")
 likest = table["likeness"].drop("model")
 print(f"likest map without skill here: {likest.idxmax()}, correlation {likest.max():.2f}")

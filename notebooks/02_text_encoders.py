@@ -44,8 +44,8 @@ config = load(profile)
 import pandas as pd
 import torch
 
-from g2g_utils import bbm, metrics, models, plots, text
-from g2g_utils.bench import encoder_probes
+from g2g_utils import bbm, models, plots, text
+from g2g_utils.bench import benchmark, encoder_probes, statistics
 from g2g_utils.data import record, sources
 from g2g_utils.experiment import products
 from g2g_utils.methods import biovil
@@ -144,7 +144,7 @@ gaps = {
     for kind, labels in kinds.items()
 }
 draws, patients = config.evaluation.bootstrap, [pair.subject_id for pair in pairs]
-told = {key: metrics.bootstrap(gap, patients, n=draws) for key, gap in gaps.items()}
+told = {key: statistics.bootstrap(gap, patients, n=draws) for key, gap in gaps.items()}
 pd.Series({f"{n}, {kind}": str(interval) for (n, kind), interval in told.items()}, name="gap")
 
 # %%
@@ -184,8 +184,9 @@ pd.DataFrame(
 # %%
 films, baseline = sources.examples(config, "validation"), products.rival(config)
 n, ranks = len(films), None
-if isinstance(baseline, biovil.BioViL):
-    ranks = encoder_probes.retrieval_ranks(baseline, films)
+if not config.encoders["domain"].pretrained:
+    joint = biovil.load(products.ensure(config, "encoders/domain"), config.text.max_length)
+    ranks = encoder_probes.retrieval_ranks(joint, films)
     first, five = (f"{(ranks <= k).float().mean():.0%} (chance {k / n:.0%})" for k in (1, 5))
     print(f"{n} films; rank 1: {first}, first 5: {five}; median rank {ranks.median():.0f}")
 
@@ -211,7 +212,7 @@ if baseline is not None:
     fig, axes = overlays.panels(len(chosen))
     for ax, pair in zip(axes[0], (p.framed(config.image_size) for p in chosen), strict=True):
         title = overlays.wrapped(pair.phrase, 26)
-        heat = bbm.minmax(baseline.heatmap(pair.array(), pair.phrase))
+        heat = bbm.minmax(benchmark.answer(baseline, pair).values)
         overlays.overlay(ax, pair.array(), heat, boxes=pair.boxes, title=title)
     overlays.colour_bar(fig, axes, "cosine, scaled to [0, 1]")
     overlays.legend(fig)
@@ -222,8 +223,8 @@ if baseline is not None:
 
 # %%
 if baseline is not None:
-    table = encoder_probes.side_costs(baseline, pairs, config.image_size)
-    cost = metrics.bootstrap(table["cost"], table["subject_id"], n=draws)
+    table = encoder_probes.side_costs(baseline, pairs)
+    cost = statistics.bootstrap(table["cost"], table["subject_id"], n=draws)
     print(f"CNR {table['cnr'].mean():.2f} on {len(table)} pairs with a side; its swap costs {cost}")
 
 # %% [markdown]
@@ -254,14 +255,14 @@ if trained:
 
 # %%
 for kind in kinds:
-    gap = metrics.paired(gaps["domain", kind], gaps["generic", kind], patients, n=draws)
+    gap = statistics.paired(gaps["domain", kind], gaps["generic", kind], patients, n=draws)
     better = "yes" if gap.low > 0 else "reversed" if gap.high < 0 else "not shown"
     print(f"{kind}: domain tells phrases apart better than generic: {better}, difference {gap}")
 print(
     f"pieces a word: domain {pieces.loc['domain', 'mean']}, generic {pieces.loc['generic', 'mean']}"
 )
 if ranks is not None:
-    hits = metrics.bootstrap((ranks <= 5).float(), [film.subject_id for film in films], n=draws)
+    hits = statistics.bootstrap((ranks <= 5).float(), [film.subject_id for film in films], n=draws)
     print(f"impressions find their film among five better than chance: {hits.low > 5 / n}, {hits}")
 
 # %% [markdown]

@@ -49,6 +49,7 @@ import torch
 from diffusers.training_utils import EMAModel
 
 from g2g_utils import models, plots
+from g2g_utils.bench import statistics
 from g2g_utils.experiment import products
 from g2g_utils.plots import overlays
 from g2g_utils.training import diagnostics, finetune, fit
@@ -292,7 +293,8 @@ print(
 
 # %%
 for unet in unets:
-    penalty = diagnostics.penalty(losses[unet], config.evaluation.bootstrap)
+    own, other = (losses[unet][caption] for caption in diagnostics.CAPTIONS)
+    penalty = statistics.paired(other, own, groups=losses.index, n=config.evaluation.bootstrap)
     print(f"{unet}: reads the text: {penalty.low > 0}; a stranger's caption costs {penalty}")
 print("resumed equals uninterrupted:", all(torch.equal(one[key], other[key]) for key in one))
 print(f"dropout acts: {abs(share - config.training.dropout) < 0.05}, {share:.3f}")

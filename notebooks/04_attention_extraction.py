@@ -45,7 +45,7 @@ import pandas as pd
 import torch
 
 from g2g_utils import attention, bbm, grounding, plots, text
-from g2g_utils.bench import ablations, sanity
+from g2g_utils.bench import benchmark
 from g2g_utils.experiment import ground_file, products
 from g2g_utils.plots import overlays
 
@@ -199,16 +199,17 @@ def of_layers(recorded, chosen: list[int]) -> pd.DataFrame:
     """Scores of every layer's mean map of the chosen tokens."""
     maps = [recorded.mean(chosen, layers=name)[0] for name in recorded.layers]
     return pd.DataFrame(
-        ablations.batch_scores(maps, example.boxes, config.image_size), index=labels
+        benchmark.quick_scores(maps, example.boxes, config.image_size), index=labels
     )
 
 
 # %%
-stranger, scores = sanity.other_phrase(config, example), of_layers(full, content)
-if stranger:
-    against, words, _ = grounding.record_image(model, image, stranger, **keep)
-    scores["specificity"] = scores["cnr"] - of_layers(against, words.content())["cnr"]
-print(f"the other phrase: {stranger!r}" if stranger else "no other phrase lies apart here")
+other, scores = ground_file.other_phrase(config, example), of_layers(full, content)
+if other:
+    against, words, _ = grounding.record_image(model, image, other, **keep)
+    lost = of_layers(against, words.content())["cnr"]
+    scores["specificity"] = benchmark.specificity(scores["cnr"], lost)
+print(f"the other phrase: {other!r}" if other else "no other phrase lies apart here")
 scores.round(2)
 
 # %% [markdown]

@@ -42,8 +42,8 @@ config = load(profile)
 # %%
 import pandas as pd
 
-from g2g_utils import grounding, metrics, plots, text
-from g2g_utils.bench import ablations, token_probes
+from g2g_utils import grounding, plots, text
+from g2g_utils.bench import ablations, benchmark, statistics, token_probes
 from g2g_utils.experiment import ground_file, products
 from g2g_utils.plots import overlays
 
@@ -85,7 +85,8 @@ plots.save_figure(config, fig, "05_tokens_words")
 # %%
 scaled = [grounding.bbm.minmax(m) for m in [*maps, result.token_maps[0], result.token_maps[-1]]]
 labels = [*names, "(start)", "(end)"]
-cnr = [ablations.quick_scores(m, example.boxes, config.image_size)["cnr"] for m in scaled]
+rows = benchmark.quick_scores(scaled, example.boxes, config.image_size)
+cnr = [row["cnr"] for row in rows]
 titles = [f"{name} {score:.1f}" for name, score in zip(labels, cnr, strict=True)]
 fig = overlays.token_strip(
     example.array(),
@@ -117,7 +118,7 @@ for name, some in chosen.items():
 pairs = products.evaluation_pairs(config, "validation")[:filter_pairs]
 filters = ablations.filters(model, pairs, **options)
 columns = ["cnr", "auc_roc", "pointing", "specificity"]
-table = ablations.summary(filters, "filter", columns, config.evaluation.bootstrap)
+table = statistics.summary(filters, "filter", columns, config.evaluation.bootstrap)
 table.map(str)
 
 # %% [markdown]
@@ -182,7 +183,7 @@ def of_tokens(column: str) -> pd.DataFrame:
     """Mean and interval of a column, arms by token groups."""
     groups = {k: by_arm[by_arm["filter"] == k] for k in kinds}
     summaries = {
-        k: ablations.summary(part, "arm", [column], config.evaluation.bootstrap)[column]
+        k: statistics.summary(part, "arm", [column], config.evaluation.bootstrap)[column]
         for k, part in groups.items()
     }
     return pd.DataFrame(summaries)
@@ -206,7 +207,7 @@ plots.save_figure(config, fig, "05_tokens_end")
 sided = token_probes.side_word_shares(
     model, products.evaluation_pairs(config)[:mass_pairs], **options
 )
-share = metrics.bootstrap(sided["share"], sided["subject_id"], n=config.evaluation.bootstrap)
+share = statistics.bootstrap(sided["share"], sided["subject_id"], n=config.evaluation.bootstrap)
 print(f"share of the side word's attention on that side: {share}, {len(sided)} pairs; 0.5 is blind")
 
 # %% [markdown]
@@ -214,11 +215,11 @@ print(f"share of the side word's attention on that side: {share}, {len(sided)} p
 
 # %%
 lexical, everything = (filters[filters["filter"] == f] for f in ("lexical", "all"))
-gain = ablations.difference(lexical, everything, "cnr", config.evaluation.bootstrap)
+gain = statistics.difference(lexical, everything, "cnr", config.evaluation.bootstrap)
 print(f"lexical filter better than all tokens: {gain.low > 0}, CNR {gain} ({arm}, one seed)")
 for name in arms:
     part = by_arm[by_arm["arm"] == name]
-    gap = ablations.difference(
+    gap = statistics.difference(
         *(part[part["filter"] == f] for f in ("end token", "lexical")),
         "cnr",
         config.evaluation.bootstrap,

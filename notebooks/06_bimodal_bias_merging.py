@@ -43,7 +43,7 @@ import torch
 from IPython.display import Markdown
 
 from g2g_utils import bbm, grounding, plots
-from g2g_utils.bench import ablations, claims
+from g2g_utils.bench import ablations, benchmark, claims, statistics
 from g2g_utils.experiment import products
 from g2g_utils.plots import charts, overlays
 
@@ -59,8 +59,8 @@ table = products.tables(config, "curves.csv", config.training.compared)
 arms, seeds = list(table["arm"].unique()), sorted(table["seed"].unique().tolist())
 plain = table[table["curve"] == "none"]
 first = plain[(plain["arm"] == arms[0]) & (plain["seed"] == seeds[0])].reset_index(drop=True)
-chosen = ablations.ranked(first, "confidence", [1 - confidence_rank]).iloc[0]
-example = ablations.pair_of(chosen, products.evaluation_pairs(config, "test"))
+chosen = statistics.ranked(first, "confidence", [1 - confidence_rank]).iloc[0]
+example = statistics.pair_of(chosen, products.evaluation_pairs(config, "test"))
 example = example.framed(config.image_size)
 
 # %%
@@ -174,7 +174,7 @@ maps = {
 # %%
 fig, axes = overlays.panels(4, 2, size=2.0)
 for ax, (name, heatmap) in zip(axes.flat, maps.items(), strict=True):
-    cnr = ablations.quick_scores(heatmap, example.boxes, config.image_size)["cnr"]
+    cnr = benchmark.quick_scores([heatmap], example.boxes, config.image_size)[0]["cnr"]
     title = f"{name}: CNR {cnr:.2f}"
     overlays.overlay(ax, image, bbm.minmax(heatmap), boxes=example.boxes, title=title)
 title = overlays.literal(f"“{example.phrase}”, c = {confidence:.2f}")
@@ -194,7 +194,7 @@ columns = ["cnr", "specificity", "iou", "balanced_iou"]
 resamples = config.evaluation.bootstrap
 print(f"{len(table)} rows, {table['curve'].nunique()} maps, arms {arms}, seeds {seeds}")
 main = table[table["arm"] == arms[0]]
-summary = ablations.summary(main, "curve", columns, resamples)
+summary = statistics.summary(main, "curve", columns, resamples)
 charts.readable(summary)
 
 # %%
@@ -216,7 +216,7 @@ def against_plain(arm: str, curve: str, column: str, sign: int = 1) -> claims.Cl
     """The claim that a curve raises (or, with sign -1, lowers) a metric of an arm."""
     rows = table[table["arm"] == arm]
     both = [rows[rows["curve"] == name] for name in (curve, "none")[::sign]]
-    gap = ablations.difference(*both, column, resamples)
+    gap = statistics.difference(*both, column, resamples)
     text = f"{curve} BBM {'raises' if sign > 0 else 'lowers'} {charts.LABELS[column]} ({arm})"
     return claims.claim(config, f"F4-{arm}-{curve}-{column}", text, gap, seeds)
 
@@ -257,7 +257,7 @@ for scale in (16.0, 1.0):
 
 # %%
 sides = (results[1.0], results[16.0])
-change, read = (ablations.difference(*sides, c, resamples) for c in ("cnr", "specificity"))
+change, read = (statistics.difference(*sides, c, resamples) for c in ("cnr", "specificity"))
 c16, c1 = (results[scale]["confidence"].mean() for scale in (16.0, 1.0))
 print(
     f"guidance 1 instead of 16, {len(some)} pairs: CNR {change.value:+.3f} "

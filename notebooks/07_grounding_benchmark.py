@@ -52,7 +52,7 @@ import pandas as pd
 from IPython.display import Markdown, display
 
 from g2g_utils import plots, text
-from g2g_utils.bench import ablations, claims, harder
+from g2g_utils.bench import ablations, claims, harder, statistics
 from g2g_utils.experiment import products
 from g2g_utils.plots import charts, overlays
 
@@ -112,9 +112,9 @@ print("degenerate cases:", rows["note"].value_counts().to_dict() or "none")
 
 # %%
 folder = products.ensure(config, "baselines")
-no_skill, file = ablations.read_rows(folder / "no_skill.csv"), folder / "biovil.csv"
-discriminative = ablations.read_rows(file) if file.is_file() else None
-everything = ablations.methods(rows, no_skill, discriminative)
+no_skill, file = statistics.read_rows(folder / "no_skill.csv"), folder / "biovil.csv"
+discriminative = statistics.read_rows(file) if file.is_file() else None
+everything = statistics.methods(rows, no_skill, discriminative)
 everything.groupby("method", sort=False).size().to_dict()
 
 # %% [markdown]
@@ -125,7 +125,7 @@ everything.groupby("method", sort=False).size().to_dict()
 
 # %%
 columns = ["cnr", "auc_roc", "pointing", "balanced_iou", "threshold_iou", "specificity"]
-table = ablations.summary(everything, "method", columns, config.evaluation.bootstrap)
+table = statistics.summary(everything, "method", columns, config.evaluation.bootstrap)
 charts.readable(table)
 
 # %%
@@ -160,9 +160,9 @@ arm_seeds.pivot(index="seed", columns="method", values="specificity")[list(train
 
 # %%
 file = "all_layers.csv" if config.grounding.layers else "pairs.csv"
-whole = ablations.methods(products.tables(config, file), no_skill, discriminative)
+whole = statistics.methods(products.tables(config, file), no_skill, discriminative)
 in_all = whole[whole["method"].isin(list(trainings))]
-charts.readable(ablations.summary(in_all, "method", columns, config.evaluation.bootstrap))
+charts.readable(statistics.summary(in_all, "method", columns, config.evaluation.bootstrap))
 
 # %%
 by_seed = in_all.astype({"seed": int}).groupby(["seed", "method"], sort=False)
@@ -177,9 +177,9 @@ by_seed["specificity"].mean().unstack().round(2)
 # %%
 def claims_of(id, better, worse, measures, table=everything, note="") -> list[claims.Claim]:
     """One claim a measure that a method exceeds another on the same pairs and seeds."""
-    first, second, common = ablations.on_common_seeds(table, better, worse)
+    first, second, common = statistics.on_common_seeds(table, better, worse)
     n = config.evaluation.bootstrap
-    gaps = {name: ablations.difference(first, second, name, n) for name in measures}
+    gaps = {name: statistics.difference(first, second, name, n) for name in measures}
     text = {name: f"{better} > {worse} in {charts.LABELS[name]}{note}" for name in measures}
     known = [name for name in measures if pd.notna(gaps[name].value)]
     made = {name: (f"{id}-{name}", text[name], gaps[name], common) for name in known}
@@ -211,7 +211,7 @@ def seed_gaps(better: str, worse: str, column: str) -> pd.Series:
     for seed in seeds:
         of_seed = trained[trained["seed"] == seed]
         sides = (of_seed[of_seed["method"] == name] for name in (better, worse))
-        gaps[f"seed {seed}"] = ablations.difference(*sides, column, config.evaluation.bootstrap)
+        gaps[f"seed {seed}"] = statistics.difference(*sides, column, config.evaluation.bootstrap)
     return pd.Series(gaps, name=f"{charts.LABELS[column]}: {better} − {worse}")
 
 
@@ -260,7 +260,7 @@ print(*[made for made in f1 + f1_all if made.id.startswith("F0")], sep="\n")
 for arm in shuffled:
     for name, kind in {"profile's layers": everything, "all layers": whole}.items():
         own = kind[kind["method"] == arm]
-        score = ablations.interval(own, "specificity", config.evaluation.bootstrap)
+        score = statistics.interval(own, "specificity", config.evaluation.bootstrap)
         means = own.groupby("seed")["specificity"].mean()
         by_training = ", ".join(f"{seed:.0f}: {mean:.2f}" for seed, mean in means.items())
         print(f"{arm}, {name}: specificity {score}; by seed {by_training}")
@@ -317,7 +317,7 @@ for name, some in groups.items():
 
 # %%
 shown = [name for name in table.index if name in (*arms, "BioViL-like", "mean box per finding")]
-per_class = partial(ablations.per_class, column="cnr")
+per_class = partial(statistics.per_class, column="cnr")
 by_class = {name: per_class(everything[everything["method"] == name]) for name in shown}
 cnr = pd.DataFrame({name: part["cnr"] for name, part in by_class.items()})
 counts = by_class[shown[0]]["pairs"]
@@ -325,7 +325,7 @@ fig = charts.classes(cnr, counts, "CNR", "CNR by class, and the three averages o
 plots.save_figure(config, fig, "07_classes")
 
 # %%
-per_class = partial(ablations.per_class, column="specificity")
+per_class = partial(statistics.per_class, column="specificity")
 by_class = {name: per_class(everything[everything["method"] == name]) for name in shown}
 read = {name: part["specificity"] for name, part in by_class.items()}
 pd.DataFrame(read).add_suffix(", specificity").round(2)
@@ -341,7 +341,7 @@ known = text.occurring(rows["phrase"], products.training_texts(config).captions)
 wording = np.where(known, "occurs in training", "does not")
 first = rows.assign(wording=wording)[rows["arm"] == "domain-frozen"]
 draws = config.evaluation.bootstrap
-charts.readable(ablations.summary(first, "wording", ["cnr", "pointing", "specificity"], draws))
+charts.readable(statistics.summary(first, "wording", ["cnr", "pointing", "specificity"], draws))
 
 # %% [markdown]
 # ## Three averages
@@ -350,7 +350,7 @@ charts.readable(ablations.summary(first, "wording", ["cnr", "pointing", "specifi
 # rows are macro averages: one column of the paper's table compares two averages.
 
 # %%
-average = partial(ablations.summary, everything, "method", resamples=config.evaluation.bootstrap)
+average = partial(statistics.summary, everything, "method", resamples=config.evaluation.bootstrap)
 averaged = ["cnr", "abs_cnr", "balanced_iou", "specificity"]
 kinds = {kind: average(columns=averaged, average=kind) for kind in ("micro", "macro", "paper")}
 for column in averaged:
@@ -365,8 +365,8 @@ for column in averaged:
 
 # %%
 first = rows[(rows["arm"] == arms[0]) & (rows["seed"] == seeds[0])]
-chosen = ablations.ranked(first, "cnr", [float(rank) for rank in shown_ranks.split()])
-examples = [ablations.pair_of(row, pairs) for _, row in chosen.iterrows()]
+chosen = statistics.ranked(first, "cnr", [float(rank) for rank in shown_ranks.split()])
+examples = [statistics.pair_of(row, pairs) for _, row in chosen.iterrows()]
 options = products.grounding_options(config)
 
 # %%
@@ -405,13 +405,13 @@ if hard is None:
 # %%
 if hard is not None:
     display(
-        charts.readable(ablations.summary(hard, "method", columns, config.evaluation.bootstrap))
+        charts.readable(statistics.summary(hard, "method", columns, config.evaluation.bootstrap))
     )
     rivals = [name for name in (*arms[1:], "mean box per finding") if name in set(hard["method"])]
     first_arm, resamples = hard[hard["method"] == arms[0]], config.evaluation.bootstrap
     for method in rivals:
         other = hard[hard["method"] == method]
-        gap = {name: ablations.difference(first_arm, other, name, resamples) for name in measures}
+        gap = {name: statistics.difference(first_arm, other, name, resamples) for name in measures}
         print(f"{arms[0]} − {method}:", {charts.LABELS[name]: str(gap[name]) for name in gap})
 
 # %%

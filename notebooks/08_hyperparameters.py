@@ -48,8 +48,8 @@ config = load(profile)
 import pandas as pd
 from IPython.display import Markdown
 
-from g2g_utils import metrics, plots
-from g2g_utils.bench import ablations, claims
+from g2g_utils import plots
+from g2g_utils.bench import ablations, claims, statistics
 from g2g_utils.experiment import products
 from g2g_utils.plots import charts, overlays
 
@@ -91,7 +91,7 @@ def of_seeds(study, some=pairs, *more) -> pd.DataFrame:
 
 # %%
 filters = of_seeds(ablations.filters)
-by_filter = ablations.summary(filters, "filter", columns, resamples)
+by_filter = statistics.summary(filters, "filter", columns, resamples)
 charts.readable(by_filter)
 
 # %%
@@ -115,11 +115,11 @@ plots.save_figure(config, fig, "08_filters")
 def compared(id, table, by, better, worse, slack=0.0) -> claims.Claim:
     """The claim that one setting's CNR exceeds another's (minus a margin)."""
     sides = (table[table[by] == setting] for setting in (better, worse))
-    gap = ablations.difference(*sides, "cnr", resamples)
+    gap = statistics.difference(*sides, "cnr", resamples)
     text = f"{by} {better} > {worse} in CNR"
     if slack:
         text = f"{by} {better} not below {worse} by {slack} CNR (difference + {slack})"
-    shifted = metrics.Interval(*(end + slack for end in gap))
+    shifted = statistics.Interval(*(end + slack for end in gap))
     return claims.claim(config, id, text, shifted, seeds)
 
 
@@ -139,7 +139,7 @@ print(*claims, sep="\n")
 # %%
 counts = [int(count) for count in step_counts.split()]
 steps = of_seeds(ablations.step_counts, pairs, counts)
-by_count = ablations.summary(steps, "timesteps", columns, resamples)
+by_count = statistics.summary(steps, "timesteps", columns, resamples)
 charts.readable(by_count)
 
 # %%
@@ -159,7 +159,7 @@ plots.save_figure(config, fig, "08_timesteps")
 total = options["timesteps"]
 tried = sorted({max(1, round(total * share)) for share in (0.1, 0.2, 0.4, 0.6, 0.8, 1)})
 kept = of_seeds(ablations.kept_steps, pairs, tried)
-by_kept = ablations.summary(kept, "keep_last", columns, resamples)
+by_kept = statistics.summary(kept, "keep_last", columns, resamples)
 best_k = by_kept["cnr"].map(lambda cell: cell.value).idxmax()
 title = f"Of T = {total}, keeping the last {best_k} is best on validation"
 fig = charts.lines({arm: by_kept}, columns, "k least noisy steps kept", title)
@@ -173,7 +173,7 @@ plots.save_figure(config, fig, "08_last_k")
 halves = of_seeds(ablations.step_halves, test)
 claims.append(compared("F6-cleaner-steps", halves, "timesteps", "cleaner half", "noisier half"))
 print(claims[-1])
-charts.readable(ablations.summary(halves, "timesteps", columns, resamples))
+charts.readable(statistics.summary(halves, "timesteps", columns, resamples))
 
 # %% [markdown]
 # ## Layer by timestep
@@ -210,7 +210,7 @@ if read.notna().any(axis=None):
 
 # %%
 groups = of_seeds(ablations.resolutions)
-by_group = ablations.summary(groups, "layers", columns, resamples)
+by_group = statistics.summary(groups, "layers", columns, resamples)
 dots = groups.groupby(["layers", "seed"], sort=False)[columns].mean().reset_index()
 chosen = by_group["cnr"].map(lambda cell: cell.value).idxmax()
 fig = charts.bars(
@@ -254,7 +254,7 @@ of_arms[["cnr", "specificity"]].round(2)
 confirmed = of_seeds(ablations.resolutions, test)
 claims.append(compared("F6-layers", confirmed, "layers", chosen, "all"))
 print(claims[-1])
-charts.readable(ablations.summary(confirmed, "layers", columns, resamples))
+charts.readable(statistics.summary(confirmed, "layers", columns, resamples))
 
 # %% [markdown]
 # ## What we learned

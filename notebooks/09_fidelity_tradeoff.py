@@ -46,8 +46,8 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from g2g_utils import metrics, plots, runs
-from g2g_utils.bench import claims, fidelity
+from g2g_utils import plots, runs
+from g2g_utils.bench import claims, fidelity, statistics
 from g2g_utils.data import sources
 from g2g_utils.experiment import products
 from g2g_utils.plots import charts, overlays
@@ -172,7 +172,7 @@ plots.save_figure(config, fig, "09_frechet")
 alike = {(arm, seed): found["ms_ssim"] for (arm, seed), found in features.items()}
 neighbours = {"the data set": fidelity.alikeness(images)}
 neighbours |= {arm: np.mean([alike[arm, seed] for seed in seeds], 0) for arm in arms}
-similar = {name: metrics.bootstrap(values, n=resamples) for name, values in neighbours.items()}
+similar = {name: statistics.bootstrap(values, n=resamples) for name, values in neighbours.items()}
 charts.readable(pd.DataFrame({"MS-SSIM of neighbours": similar}))
 
 # %% [markdown]

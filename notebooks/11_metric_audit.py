@@ -42,16 +42,16 @@ config = load(profile)
 # ## Imports
 
 # %%
-from functools import partial
 
 import numpy as np
 import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from g2g_utils import grounding, metrics, plots
-from g2g_utils.bench import ablations, audit
+from g2g_utils import bench, metrics, plots
+from g2g_utils.bench import ablations, audit, statistics
 from g2g_utils.experiment import products
+from g2g_utils.methods.g2g import G2G
 from g2g_utils.plots import charts
 
 plots.use_style()
@@ -101,11 +101,11 @@ print(f"boxes cover {np.mean(shares):.0%} on average; an empty mask scores {noth
 # %%
 rows, folder = products.tables(config, "pairs.csv"), products.ensure(config, "baselines")
 file = folder / "biovil.csv"
-discriminative = ablations.read_rows(file) if file.is_file() else None
-everything = ablations.methods(rows, ablations.read_rows(folder / "no_skill.csv"), discriminative)
+discriminative = statistics.read_rows(file) if file.is_file() else None
+everything = statistics.methods(rows, statistics.read_rows(folder / "no_skill.csv"), discriminative)
 everything = everything[everything["balanced_iou"].notna()]
 columns, resamples = ["balanced_iou", "threshold_iou", "iou"], config.evaluation.bootstrap
-table = ablations.summary(everything, "method", columns, resamples)
+table = statistics.summary(everything, "method", columns, resamples)
 charts.readable(table)
 
 # %%
@@ -207,8 +207,10 @@ scored = {}
 for arm in config.training.compared[:2]:
     own = products.model(config, arm)
     some = pairs[:audited_pairs]
-    score = partial(grounding.evaluate, own, some, others=True, **options)
-    both = [score(compat=compat) for compat in ("published", None)]
+    both = [
+        bench.score(G2G(arm, own, options | {"compat": compat}), some)
+        for compat in ("published", None)
+    ]
     effects[f"first piece only ({arm})"] = audit.effects(*both, resamples)
     lost = audit.lost_tokens(own, some)
     print(f"{arm}: {lost:.0%} of the content words' tokens are left out")

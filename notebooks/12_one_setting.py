@@ -49,9 +49,10 @@ config = load(profile, **chosen)
 # ## Imports
 
 # %%
-from g2g_utils import grounding, runs
-from g2g_utils.bench import ablations
+from g2g_utils import bench, runs
+from g2g_utils.bench import statistics
 from g2g_utils.experiment import products
+from g2g_utils.methods.g2g import G2G
 
 # %% [markdown]
 # ## The model and its pairs
@@ -77,10 +78,10 @@ print(
 # asked for on the same image. It is zero for a map that does not read.
 
 # %%
-others = grounding.draw_others(pairs, config.image_size)  # the same for every seed
-table = grounding.evaluate(model, pairs, others=others, seed=seed, **options)
+method = G2G(arm, model, options | {"seed": seed})
+table = bench.score(method, pairs)  # the same other phrases for every seed
 columns = ["cnr", "auc_roc", "pointing", "threshold_iou", "balanced_iou", "specificity"]
-scores = {c: ablations.interval(table, c, config.evaluation.bootstrap) for c in columns}
+scores = {c: statistics.interval(table, c, config.evaluation.bootstrap) for c in columns}
 for name, score in scores.items():
     print(f"{name:14}{score}")
 

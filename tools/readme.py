@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from g2g_utils import config, runs
-from g2g_utils.bench import ablations, claims
+from g2g_utils.bench import claims, statistics
 from g2g_utils.experiment import products
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -76,9 +76,9 @@ def results(settings: config.Config) -> dict[str, Any]:
         arms = arms.merge(whole, on=keys, validate="one_to_one")
     folder = products.ensure(settings, "baselines")
     no_skill, discriminative = (
-        ablations.read_rows(folder / f"{n}.csv") for n in ("no_skill", "biovil")
+        statistics.read_rows(folder / f"{n}.csv") for n in ("no_skill", "biovil")
     )
-    everything = ablations.methods(arms, no_skill, discriminative)
+    everything = statistics.methods(arms, no_skill, discriminative)
     n, first = settings.evaluation.bootstrap, arms["arm"].iloc[0]
     names = {"its map of another phrase": f"map of another phrase ({first})"} | {
         arm: f"{arm} ({'control' if settings.training.arms[arm].control else 'arm'})"
@@ -87,7 +87,7 @@ def results(settings: config.Config) -> dict[str, Any]:
     rows = [
         {"method": names.get(name, name)}
         | {
-            c: list(ablations.interval(part, c, n))
+            c: list(statistics.interval(part, c, n))
             for c in COLUMNS | ALL_COLUMNS
             if c in part and part[c].notna().any()
         }

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from g2g_utils import metrics
-from g2g_utils.bench import ablations
+from g2g_utils.bench import statistics
 from g2g_utils.data.record import Example
 from g2g_utils.models import GroundingModel
 from g2g_utils.text import select_tokens, tokenize
@@ -102,7 +102,7 @@ def reweighted(table: pd.DataFrame, counts: pd.Series, column: str) -> pd.DataFr
 def beside_paper(table: pd.DataFrame, counts: pd.Series) -> pd.DataFrame:
     """Averages of the paper's Table 1 and of our rows for the same two methods, as text.
 
-    table: rows of `ablations.methods`, the evaluated arm first; counts: pairs of each class. Rows
+    table: rows of `statistics.methods`, the evaluated arm first; counts: pairs of each class. Rows
     (method, whose), columns (metric, average); a method that was not run has the paper's row alone.
     """
     columns = {"balanced IoU": "balanced_iou", "CNR": "cnr"}
@@ -141,8 +141,8 @@ def effects(
     """Mean paired change first - second of every shared metric, with its interval."""
     names = ("cnr", "specificity", "auc_roc", "iou", "balanced_iou")
     shared = [name for name in names if name in first and name in second]
-    nothing = metrics.Interval(np.nan, np.nan, np.nan)
-    found = {name: ablations.difference(first, second, name, resamples) for name in shared}
+    nothing = statistics.Interval(np.nan, np.nan, np.nan)
+    found = {name: statistics.difference(first, second, name, resamples) for name in shared}
     return {name: found.get(name, nothing) for name in names}
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from g2g_utils import runs
+from g2g_utils.bench.statistics import Interval
 from g2g_utils.config import Config
-from g2g_utils.metrics import Interval
 
 SCHEMA: dict[str, Any] = {
     "type": "array",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -15,9 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from g2g_utils import models, text
-from g2g_utils.bench import ablations
+from g2g_utils.bench.benchmark import score
 from g2g_utils.data.record import Example
-from g2g_utils.methods.biovil import BioViL
+from g2g_utils.methods.base import Grounder
+from g2g_utils.methods.biovil import Joint
 from g2g_utils.training.pretrain import sentence_state
 
 
@@ -77,7 +79,7 @@ def neighbours(
 
 
 @torch.no_grad()
-def retrieval_ranks(joint: BioViL, films: Sequence[Example]) -> Tensor:
+def retrieval_ranks(joint: Joint, films: Sequence[Example]) -> Tensor:
     """Rank [b], 1 = first, of each impression's own film among all films, by cosine."""
     tokens = [text.tokenize(joint.tokenizer, film.phrase, joint.max_length) for film in films]
     ids, mask = text.stack(tokens)
@@ -101,17 +103,14 @@ def mark_groups(ax: Any, labels: Sequence[str], *, names: bool = True) -> None:
         start = stop
 
 
-def side_costs(baseline: BioViL, pairs: Sequence[Example], side: int) -> pd.DataFrame:
-    """CNR of the cosine map of pairs that name one side, and what swapping that side costs.
+def side_costs(baseline: Grounder, pairs: Sequence[Example]) -> pd.DataFrame:
+    """CNR of a method's map of pairs that name one side, and what swapping that side costs.
 
-    Columns: image_id, subject_id, cnr, cost (CNR of the own phrase less that of the swapped one,
-    both against the own boxes in a frame of `side` pixels).
+    Columns: image_id, subject_id, cnr, cost: the specificity of the own phrase against the swapped
+    one, both against the own boxes.
     """
-    rows = []
-    for pair in (pair.framed(side) for pair in pairs if text.side_of(pair.phrase)):
-        phrases = (pair.phrase, text.swap_sides(pair.phrase))
-        maps = [baseline.heatmap(pair.array(), phrase) for phrase in phrases]
-        own, swapped = (row["cnr"] for row in ablations.batch_scores(maps, pair.boxes, side))
-        identity = {"image_id": pair.image_id, "subject_id": pair.subject_id}
-        rows.append(identity | {"cnr": own, "cost": own - swapped})
-    return pd.DataFrame(rows, columns=["image_id", "subject_id", "cnr", "cost"])
+    sided = [pair for pair in pairs if text.side_of(pair.phrase)]
+    swapped = [replace(pair, phrase=text.swap_sides(pair.phrase)) for pair in sided]
+    table = score(baseline, sided, others=swapped, measure="quick", progress=False)
+    renamed = table.rename(columns={"specificity": "cost"})
+    return renamed.reindex(columns=["image_id", "subject_id", "cnr", "cost"])

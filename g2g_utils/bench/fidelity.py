@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure as ms_ssim
 from tqdm.auto import tqdm
 
-from g2g_utils import metrics, models, runs
+from g2g_utils import models, runs
+from g2g_utils.bench import statistics
 from g2g_utils.data.record import FINDINGS
 from g2g_utils.models.image_text import ImageBranch, load_image_text
 from g2g_utils.training.fit import Modules, Options, fit, seeded
@@ -154,7 +155,7 @@ def frechet_draws(
 
 def frechet_gap(
     first: Sequence[Features], second: Sequence[Features], real: Moments, resamples: int = 200
-) -> metrics.Interval:
+) -> statistics.Interval:
     """Mean over seeds of distance(first) - distance(second), interval over resampled images."""
     arms = [
         [frechet_draws(fake, real, resamples, 2 * k + arm) for k, fake in enumerate(fakes)]
@@ -163,16 +164,16 @@ def frechet_gap(
     value = np.mean([row[0] for row in arms[0]]) - np.mean([row[0] for row in arms[1]])
     spread = np.mean([row[1] for row in arms[0]], 0) - np.mean([row[1] for row in arms[1]], 0)
     low, high = np.percentile(spread, [2.5, 97.5])
-    return metrics.Interval(float(value), float(value + low), float(value + high))
+    return statistics.Interval(float(value), float(value + low), float(value + high))
 
 
 def frechet_interval(
     fake: Features, real: Moments, resamples: int = 200, seed: int = 0
-) -> metrics.Interval:
+) -> statistics.Interval:
     """Frechet distance of features [n, d] to `real` and its 95 % interval over the images."""
     value, spread = frechet_draws(fake, real, resamples, seed)
     low, high = np.percentile(spread, [2.5, 97.5])
-    return metrics.Interval(value, max(0.0, float(value + low)), float(value + high))
+    return statistics.Interval(value, max(0.0, float(value + low)), float(value + high))
 
 
 @torch.no_grad()

@@ -10,12 +10,13 @@ from pathlib import Path
 import pandas as pd
 from tqdm.auto import tqdm
 
-from g2g_utils import grounding
-from g2g_utils.bench import ablations
+from g2g_utils.bench import statistics
+from g2g_utils.bench.benchmark import score
 from g2g_utils.config import Config
 from g2g_utils.data import phantoms, record
 from g2g_utils.data.record import Example
 from g2g_utils.experiment import products
+from g2g_utils.methods.g2g import G2G
 
 PRIOR_IMAGES = 512  # training phantoms whose boxes make the mean-box rows
 
@@ -32,7 +33,7 @@ def examples(config: Config, folder: Path, split: str, count: int) -> list[Examp
 def methods(config: Config, folder: Path, images: int) -> pd.DataFrame:
     """All metrics on the pairs of `images` test phantoms, one row a pair, seed and method.
 
-    Methods as in `ablations.methods`: every compared arm and seed, the first arm's map of another
+    Methods as in `statistics.methods`: every compared arm and seed, the first arm's map of another
     phrase, maps without skill (mean boxes of training phantoms with such backgrounds), and the
     discriminative rival where the profile trains one.
     """
@@ -42,11 +43,8 @@ def methods(config: Config, folder: Path, images: int) -> pd.DataFrame:
     options, tables = products.grounding_options(config), []
     trainings = [(arm, seed) for arm in config.training.compared for seed in config.seeds(arm)]
     for arm, seed in tqdm(trainings, desc="real backgrounds"):
-        model = products.model(config, arm, seed)
-        rows = grounding.evaluate(model, pairs, others=True, progress=False, **options)
-        tables.append(rows.assign(arm=arm, seed=seed))
-    side, (_, latent) = config.image_size, products.latent_size(config)
-    no_skill = ablations.no_skill_rows(pairs, regions, side, latent)
-    baseline = products.rival(config)
-    rival = ablations.biovil_rows(baseline, pairs, side) if baseline is not None else None
-    return ablations.methods(pd.concat(tables, ignore_index=True), no_skill, rival)
+        method = G2G(arm, products.model(config, arm, seed), options)
+        tables.append(score(method, pairs, progress=False).assign(arm=arm, seed=seed))
+    baselines, rival = products.no_skill_methods(config, regions=regions), products.rival(config)
+    found = [score(method, pairs, progress=False) for method in [*baselines, rival] if method]
+    return statistics.methods(pd.concat(tables, ignore_index=True), *found)

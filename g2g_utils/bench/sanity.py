@@ -2,86 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from g2g_utils import metrics
-from g2g_utils.bench.ablations import no_skill_rows
-from g2g_utils.config import Config
+from g2g_utils.bench.benchmark import answer, answers, score
 from g2g_utils.data.record import Example
-from g2g_utils.experiment import products
-from g2g_utils.grounding import Grounding, draw_others, evaluate, ground_batch
+from g2g_utils.grounding import Grounding
 from g2g_utils.methods import no_skill
+from g2g_utils.methods.base import Given, Grounder
+from g2g_utils.methods.g2g import G2G
 from g2g_utils.text import side_of, swap_sides
 
-SCORES = ("cnr", "auc_roc", "pointing", "iou")
-CANDIDATES = 64  # pairs among which another phrase is drawn
+COLUMNS = ("cnr", "auc_roc", "pointing", "iou", "specificity")
 NO_SIDE = "small right apical pneumothorax"  # compared with phrases that name no side
 
 
-def no_skill_maps(config: Config, image: Any, size: tuple[int, int]) -> dict[str, Tensor]:
-    """Maps [h, w] that do not know the phrase; "mean box" is that of the training regions."""
-    maps = {
-        "random": no_skill.random_map(size),
-        "centre prior": no_skill.centre_prior(size),
-        "brightness": no_skill.brightness(torch.as_tensor(np.asarray(image))[None], size),
-    }
-    if config.data.source == "phantoms":
-        boxes = [region["boxes"] for region in products.training_texts(config).regions]
-        maps["mean box"] = no_skill.mean_box(boxes, config.image_size, size)
-    return maps
+def no_skill_methods(
+    regions: Sequence[Mapping[str, Any]], side: int, size: tuple[int, int], names: Sequence[str]
+) -> list[Grounder]:
+    """Baselines that read no words, by name: see `no_skill.rules`.
 
-
-def other_phrase(config: Config, example: Example) -> str:
-    """A test phrase of another finding that lies elsewhere (`draw_others`); "" without boxes.
-
-    One of the first `CANDIDATES` pairs: films are opened for the frame of their boxes.
+    regions: training regions in the frame of `side` pixels; without them there is no mean box.
     """
-    if not example.boxes:
-        return ""
-    pairs = products.evaluation_pairs(config)[:CANDIDATES]
-    return draw_others([example, *pairs], config.image_size)[0]
+    rules = no_skill.rules(regions, side, size)
+    return [no_skill.NoSkill(name, side, rules[name]) for name in names if name in rules]
 
 
 def compare(
-    config: Config, example: Example, result: Grounding, other: Grounding | None = None
+    example: Example,
+    result: Grounding,
+    baselines: Sequence[Grounder],
+    other: Grounding | None = None,
 ) -> pd.DataFrame:
-    """The model's map and no-skill maps: scores where boxes are known, and likeness.
+    """One grounding beside baselines: scores where boxes are known, and likeness.
 
-    likeness: correlation of each map with the model's; near 1 means that a map which knows
-    nothing of the phrase looks the same. other: the grounding of `other_phrase`, for the model's
-    specificity; that of maps which know no phrase is 0.
+    Args:
+        example: the pair, in the model's frame.
+        result: its grounding.
+        baselines: methods that know nothing of the phrase.
+        other: the grounding of another phrase on the same image, for specificity.
+
+    Returns:
+        A row per map. `likeness` is the correlation with the model's map; near 1 means that a map
+        which knows nothing of the phrase looks the same.
     """
-    size = (result.heatmap.shape[-2], result.heatmap.shape[-1])
-    maps = {"model": result.heatmap, **no_skill_maps(config, example.array(), size)}
+    side = baselines[0].image_size
+    maps = {g.phrase: g.heatmap for g in (result, other) if g is not None}
+    asked = None if other is None else replace(example, phrase=other.phrase, finding=None)
     rows = []
-    for name, heatmap in maps.items():
-        found = metrics.evaluate(heatmap, example.boxes, config.image_size) if example.boxes else {}
-        scores = {score: found[score] for score in SCORES if score in found}
-        if other is not None and example.boxes:
-            swapped = other.heatmap if name == "model" else heatmap
-            lost = metrics.evaluate(swapped, example.boxes, config.image_size)["cnr"]
-            scores["specificity"] = float(found["cnr"]) - float(lost)
-        rows.append({"map": name, **scores, "likeness": correlation(heatmap, result.heatmap)})
-    return pd.DataFrame(rows).set_index("map").round(2)
-
-
-def beside_no_skill(
-    config: Config, model: Any, pairs: Sequence[Example], **options: Any
-) -> pd.DataFrame:
-    """Metrics of the model and of maps without skill, one row a pair and method."""
-    others = draw_others(pairs, config.image_size)  # the same for every seed and for the priors
-    tables = [evaluate(model, pairs, others=others, **options).assign(method="model")]
-    if config.data.source == "phantoms":
-        regions = products.training_texts(config).regions
-        tables.append(no_skill_rows(pairs, regions, config.image_size, model.latent_shape[-1]))
-    return pd.concat(tables, ignore_index=True)
+    for method in (Given("model", side, maps), *baselines):
+        if example.boxes:
+            table = score(method, [example], others=[asked], progress=False)
+            found = {name: table[name].iloc[0] for name in COLUMNS if name in table}
+            found |= {} if other is not None else {"specificity": np.nan}
+        else:
+            found = {}
+        likeness = correlation(answer(method, example).values, result.heatmap)
+        rows.append({"map": method.name, **found, "likeness": likeness})
+    table = pd.DataFrame(rows).set_index("map").astype(float).round(2)
+    return table.dropna(axis="columns", how="all")
 
 
 def correlation(first: Tensor, second: Tensor) -> float:
@@ -110,15 +95,14 @@ def side_shift(model: Any, pairs: Sequence[Example], **options: Any) -> pd.DataF
     their difference `shift`, positive where the model follows the word. Raises ValueError for a
     phrase that names no side, or both.
     """
-    rows = []
-    for example in tqdm(pairs, desc="swapping sides", mininterval=2):
-        side = side_of(example.phrase)
-        if side is None:
-            raise ValueError(f"{example.phrase!r} names no one side: choose by `one_sided`")
-        image = example.framed(model.image_size).array()
-        phrases = [example.phrase, swap_sides(example.phrase)]
-        own, swapped = ground_batch(model, [image] * 2, phrases, **options)
-        shares = [share_of_side(g.heatmap, side) for g in (own, swapped)]
+    if wordless := [pair.phrase for pair in pairs if side_of(pair.phrase) is None]:
+        raise ValueError(f"{wordless[0]!r} names no one side: choose by `one_sided`")
+    swapped = [replace(pair, phrase=swap_sides(pair.phrase)) for pair in pairs]
+    method, rows = G2G("swapping sides", model, options), []
+    for (query, own), other, example in answers(method, pairs, swapped):
+        assert other is not None
+        side = str(side_of(query.phrase))
+        shares = [share_of_side(found.values, side) for found in (own, other[1])]
         row = {"image_id": example.image_id, "subject_id": example.subject_id, "side": side}
         rows.append(row | {"own": shares[0], "swapped": shares[1], "shift": shares[0] - shares[1]})
     return pd.DataFrame(rows)

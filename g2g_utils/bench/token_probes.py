@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from g2g_utils.bench.ablations import grounded, identity
+from g2g_utils.bench.benchmark import FILMS, answers, identity
 from g2g_utils.bench.sanity import one_sided, share_of_side
+from g2g_utils.bench.statistics import Interval
 from g2g_utils.data.record import Example
-from g2g_utils.grounding import record_image
-from g2g_utils.metrics import Interval
+from g2g_utils.grounding import Grounding, record_image
+from g2g_utils.methods.g2g import G2G
 from g2g_utils.text import PhraseTokens
 
 GROUPS = ("content", "other words", "start", "end", "padding")
@@ -62,7 +63,9 @@ def attention_mass(model: Any, pairs: Sequence[Example], **options: Any) -> pd.D
 def side_word_shares(model: Any, pairs: Sequence[Example], **options: Any) -> pd.DataFrame:
     """For pairs that name one side: share of the side word's attention on the patient's side."""
     rows = []
-    for example, found in grounded(model, one_sided(pairs), "side words", **options):
+    method = G2G("side words", model, options)
+    for (_, answer), _, example in answers(method, one_sided(pairs), films=FILMS):
+        found: Grounding = answer.capture
         words = [word.text.lower() for word in found.phrase_tokens.words]
         side = "left" if "left" in words else "right"
         share = share_of_side(found.word_map(words.index(side)), side)

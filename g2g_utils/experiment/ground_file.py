@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from g2g_utils.models import GroundingModel
 
 FILM_SIDE = 512  # pixels of the film under exported maps
+CANDIDATES = 64  # pairs among which another phrase is drawn
 DISCLAIMER = "for research, not a medical device"
 PHANTOM_CAUTION = (
     "the model was trained on computed phantoms alone: on a real radiograph its map is a "
@@ -129,6 +130,21 @@ def chosen_example(config: Config, image_path: str, phrase: str, pair: int) -> E
         pixels, name, subject = example.array(), example.image_id, example.subject_id
         return Example(pixels, phrase, None, (), name, subject, example.split)
     return example
+
+
+def other_phrase(config: Config, example: Example) -> str:
+    """A test phrase of another finding that lies elsewhere (`draw_others`); "" without boxes.
+
+    One of the first `CANDIDATES` pairs: films are opened for the frame of their boxes.
+    """
+    from g2g_utils.bench.benchmark import draw_others
+    from g2g_utils.experiment import products
+
+    if not example.boxes:
+        return ""
+    pairs = products.evaluation_pairs(config)[:CANDIDATES]
+    other = draw_others([example, *pairs], config.image_size)[0]
+    return "" if other is None else other.phrase
 
 
 def is_plain(phrase: str, boxes: Any, side: int) -> bool:

@@ -22,9 +22,10 @@ from g2g_utils.experiment.parts import (
 from g2g_utils.experiment.plan import bundles, find, folder, key, needs, plan
 from g2g_utils.experiment.product import arm_and_seed
 from g2g_utils.experiment.recipes import fine_tune
-from g2g_utils.experiment.scores import rival, tables
+from g2g_utils.experiment.scores import NO_SKILL, no_skill_methods, rival, tables
 
 __all__ = [
+    "NO_SKILL",
     "arm_and_seed",
     "bundles",
     "ensure",
@@ -39,6 +40,7 @@ __all__ = [
     "latent_size",
     "model",
     "needs",
+    "no_skill_methods",
     "plan",
     "prior_regions",
     "rival",

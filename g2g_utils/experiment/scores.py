@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from g2g_utils.experiment.product import arm_and_seed, product
 from g2g_utils.experiment.recipes import dump, loaded_parts, model_needs
 
 SCORES = 3  # raise when evaluations or baselines score otherwise, or more
+NO_SKILL = ("random", "centre prior", "mean box", "mean box per finding")
 PART = 128  # pairs after which an evaluation keeps what it has
 
 
@@ -53,26 +54,27 @@ def _biovil(config: Config) -> dict[str, Any]:
 )
 def evaluation(config: Config, item: str, folder: Path) -> dict[str, Any]:
     """Scores of an arm's maps on the test pairs, plain and merged."""
-    from g2g_utils import grounding
-    from g2g_utils.bench import ablations
+    from g2g_utils.bench import ablations, benchmark
+    from g2g_utils.methods import g2g
 
-    grounded = parts.model(config, *arm_and_seed(config, item))
+    arm, seed = arm_and_seed(config, item)
+    grounded = parts.model(config, arm, seed)
     pairs, options = parts.evaluation_pairs(config), parts.grounding_options(config)
     views = {"pairs": options["layers"]}
     if options["layers"] is not None:  # the paper's map, over all layers, beside the profile's
         views["all_layers"] = None
-    others = grounding.draw_others(pairs, config.image_size)
+    others = benchmark.draw_others(pairs, config.image_size)
+    method = g2g.G2G(arm, grounded, options | {"layers": None, "keep": "layers"})
 
     def plain(rows: slice) -> Any:
-        return grounding.evaluate(
-            grounded, pairs[rows], others=others[rows], views=views, **options
-        )
+        chosen = g2g.views(views)
+        return benchmark.score(method, pairs[rows], others=others[rows], variants=chosen, by="view")
 
     both = _in_parts(folder / "parts" / "plain", len(pairs), plain)
     for view, rows in both.groupby("view"):
-        _write_table(folder / f"{view}.csv", rows.drop(columns="view"))
+        _write_table(folder / f"{view}.csv", rows.drop(columns=["view", "method"]))
     table = both[both["view"] == "pairs"]
-    if not config.training.arms[arm_and_seed(config, item)[0]].control:
+    if not config.training.arms[arm].control:
         count = min(len(pairs), config.evaluation.bias_pairs)
         merged = _in_parts(
             folder / "parts" / "merged",
@@ -81,7 +83,7 @@ def evaluation(config: Config, item: str, folder: Path) -> dict[str, Any]:
                 grounded, pairs[:count][rows], others=others[:count][rows], **options
             ),
         )
-        _write_table(folder / "curves.csv", merged)
+        _write_table(folder / "curves.csv", merged.drop(columns="method"))
     shutil.rmtree(folder / "parts")
     means = table[["cnr", "auc_roc", "pointing", "specificity"]].mean()
     known = means.dropna()  # specificity is unknown where all pairs have one phrase
@@ -92,14 +94,14 @@ def _in_parts(place: Path, count: int, score: Callable[[slice], Any]) -> Any:
     """A table of `count` pairs, scored and kept part by part: a killed evaluation goes on there."""
     import pandas as pd
 
-    from g2g_utils.bench import ablations
+    from g2g_utils.bench import statistics
 
     parts = []
     for start in range(0, count, PART):
         path = place / f"{start:06}.csv"
         if not path.is_file():
             _write_table(path, score(slice(start, start + PART)))
-        parts.append(ablations.read_rows(path))
+        parts.append(statistics.read_rows(path))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -114,17 +116,31 @@ def _in_parts(place: Path, count: int, score: Callable[[slice], Any]) -> Any:
 )
 def baselines(config: Config, item: str, folder: Path) -> None:
     """Scores of maps without skill and of the discriminative baseline."""
-    from g2g_utils.bench import ablations
+    import pandas as pd
+
+    from g2g_utils.bench.benchmark import score
 
     apart.warn_of_shared(config)
-    pairs, side = parts.evaluation_pairs(config), config.image_size
-    _, latent = parts.latent_size(config)
-    regions = parts.prior_regions(config)
-    _write_table(folder / "no_skill.csv", ablations.no_skill_rows(pairs, regions, side, latent))
+    pairs = parts.evaluation_pairs(config)
+    tables = [score(method, pairs) for method in no_skill_methods(config)]
+    _write_table(folder / "no_skill.csv", pd.concat(tables, ignore_index=True))
     baseline = rival(config)
-    if baseline is None:
-        return
-    _write_table(folder / "biovil.csv", ablations.biovil_rows(baseline, pairs, side))
+    if baseline is not None:
+        _write_table(folder / "biovil.csv", score(baseline, pairs, size=config.image_size))
+
+
+def no_skill_methods(
+    config: Config, names: Sequence[str] = NO_SKILL, regions: Sequence[Any] | None = None
+) -> list[Any]:
+    """Baselines that read no words, by name; mean boxes only where there are regions.
+
+    regions: whose boxes make the mean boxes (default: `prior_regions`).
+    """
+    from g2g_utils.bench import sanity
+
+    _, latent = parts.latent_size(config)
+    known = parts.prior_regions(config) if regions is None else regions
+    return sanity.no_skill_methods(known, config.image_size, (latent, latent), names)
 
 
 def rival(config: Config) -> Any:
@@ -136,11 +152,13 @@ def rival(config: Config) -> Any:
     from g2g_utils.methods import biovil
 
     domain, length, checkpoint = config.encoders["domain"], config.text.max_length, config.biovil
+    name = "BioViL-like"
     if not domain.pretrained:
-        return biovil.load(ensure(config, "encoders/domain"), length)
+        joint = biovil.load(ensure(config, "encoders/domain"), length)
+        return biovil.miniature(joint, name, config.image_size)
     if checkpoint is not None and sources.resolve(checkpoint).is_file():
         place = sources.resolve(checkpoint)
-        return biovil.published(place, domain.pretrained, domain.revision, length)
+        return biovil.published(place, domain.pretrained, domain.revision, length).grounder(name)
     print(f"no BioViL: {checkpoint or 'biovil'} is not there; {biovil.FETCH}")
     return None
 
@@ -155,13 +173,13 @@ def tables(config: Config, file: str, arms: list[str] | None = None) -> Any:
     """All rows of a results file ("pairs.csv" or "curves.csv") over arms and seeds."""
     import pandas as pd
 
-    from g2g_utils.bench import ablations
+    from g2g_utils.bench import statistics
 
     parts = []
     for name in plan(config):
         kind, _, item = name.partition("/")
         arm = item.rpartition("-s")[0]
         if kind == "evaluation" and (arms is None or arm in arms):
-            table = ablations.read_rows(ensure(config, name) / file)
+            table = statistics.read_rows(ensure(config, name) / file)
             parts.append(table.assign(arm=arm, seed=int(item.rpartition("-s")[2])))
     return pd.concat(parts, ignore_index=True)

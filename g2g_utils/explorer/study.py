@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pandas as pd
 
-from g2g_utils.bench import sanity
+from g2g_utils.bench.benchmark import specificity
 from g2g_utils.experiment import ground_file
 from g2g_utils.explorer import maps, state
 from g2g_utils.explorer.session import Panel, Picture, Session
@@ -65,7 +65,7 @@ def other_phrase(session: Session, now: State) -> str:
         finding=region.finding,
         boxes=region.boxes,
     )
-    return sanity.other_phrase(session.config, example)
+    return ground_file.other_phrase(session.config, example)
 
 
 def by_resolution(session: Session, now: State, other: str = "") -> pd.DataFrame:
@@ -81,9 +81,9 @@ def by_resolution(session: Session, now: State, other: str = "") -> pd.DataFrame
         asked = replace(chosen, compare="phrase", other_phrase=other) if other else chosen
         panel, *against = session.view(asked).panels
         rows[name] = {"layers": len(panel.selection.layers), **panel.metrics}
-        for stranger in against:
-            lost = float(panel.metrics["cnr"]) - float(stranger.metrics["cnr"])
-            rows[name]["specificity"] = lost
+        for swapped in against:
+            cnr = (float(shown.metrics["cnr"]) for shown in (panel, swapped))
+            rows[name]["specificity"] = specificity(*cnr)
     table = pd.DataFrame(rows).T.drop(columns=["note", "abs_cnr"], errors="ignore")
     return table.astype(float).round(3).rename_axis(index="layers used")
 

@@ -1,8 +1,8 @@
-"""The discriminative baseline: cosine map of a contrastive image-text model (BioViL's way).
+"""BioViL (Boecking et al., ECCV 2022): cosine map of a contrastive image-text model.
 
 `published` loads BioViL's image branch (ResNet-50 and projector, one checkpoint file) beside
 CXR-BERT; `load` the miniature, whose image branch was pre-trained together with the domain text
-encoder, on the same pairs. Both maps come from `cosine_map`.
+encoder, on the same pairs. Both ground as a `TwoTower`.
 
 Protocol of the published one (Boecking et al., 2022, and their toolbox): shorter side to 512,
 grey values stretched to [0, 1], centre crop 480, no further normalisation; 15 × 15 patches;
@@ -16,18 +16,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.utils import cached_file
 
 from g2g_utils import models
+from g2g_utils.config import ROOT, Config, Section
 from g2g_utils.data.geometry import crop_resize
+from g2g_utils.methods.registry import Kind, Parts, register
+from g2g_utils.methods.two_tower import TwoTower
 from g2g_utils.models import checkpoints, registry
 from g2g_utils.models.image_text import Heads, ImageBranch, load_image_text
 from g2g_utils.models.resnet import ResNet50
@@ -40,25 +42,8 @@ IMAGE_FILE = "biovil_image_resnet50_proj_size_128.pt"
 FETCH = f"hf download {registry.REGISTRY['cxr-bert'].hub_id} {IMAGE_FILE} --revision v1.1"
 
 
-class Baseline(Protocol):
-    """Anything that turns an image [S, S] in [0, 1] and a phrase into a map [h, w] of cosines."""
-
-    def heatmap(self, image: np.ndarray | Tensor, phrase: str) -> Tensor:
-        """Cosines [h, w]."""
-
-
-def cosine_map(patches: Tensor, text: Tensor, sigma: float = 0.0) -> Tensor:
-    """Mean cosine [h, w] between text vectors [n, d] and patch features [d, h, w].
-
-    sigma: width of the Gaussian on the grid, in patches; 0 for none. The border is mirrored.
-    """
-    words = F.normalize(text, dim=-1)
-    cosines = torch.einsum("nd,dhw->hw", words, F.normalize(patches, dim=0)) / len(words)
-    return torch.from_numpy(gaussian_filter(cosines.numpy(), sigma)) if sigma else cosines
-
-
 @dataclass(frozen=True, eq=False)
-class BioViL:
+class Joint:
     """The miniature: image branch, projections and the text encoder they were trained with."""
 
     branch: ImageBranch
@@ -67,25 +52,27 @@ class BioViL:
     text_encoder: Any
     max_length: int
 
-    @torch.no_grad()
-    def heatmap(self, image: np.ndarray | Tensor, phrase: str, filter: str = "lexical") -> Tensor:
-        """Mean cosine [h, w] between content words and patches of an image [S, S] in [0, 1].
+    def patches(self, image: Tensor) -> Tensor:
+        """Patch features [d, h, w] of an image [1, S, S] in [0, 1]."""
+        return self.branch(image.float()[None])[0][0]
 
-        Smoothed as the published one: without it the map is worse (docs/miniature_log.md).
-        """
-        words = tokenize(self.tokenizer, phrase, self.max_length)
-        states = models.text_states(self.text_encoder, *stack([words]))
-        chosen = select_tokens(words, filter)  # type: ignore[arg-type]
-        pixels = torch.as_tensor(np.asarray(image), dtype=torch.float32)
-        patches, _ = self.branch(pixels.reshape(1, 1, *pixels.shape[-2:]))
-        return cosine_map(patches[0], self.heads.word(states)[0, chosen], SIGMA)
+    def words(self, phrase: str) -> Tensor:
+        """Projected states [n, d] of a phrase's content words."""
+        tokens = tokenize(self.tokenizer, phrase, self.max_length)
+        states = models.text_states(self.text_encoder, *stack([tokens]))
+        return self.heads.word(states)[0, select_tokens(tokens)]
 
 
-def load(folder: Path, max_length: int) -> BioViL:
-    """The miniature BioViL of an encoder folder made by `pretraining.pretrain_encoder`."""
+def load(folder: Path, max_length: int) -> Joint:
+    """The miniature of an encoder folder that `pretrain.pretrain_encoder` made."""
     tokenizer, encoder = models.load_text_encoder(folder)
     branch, heads = load_image_text(folder)
-    return BioViL(branch, heads, tokenizer, encoder, max_length)
+    return Joint(branch, heads, tokenizer, encoder, max_length)
+
+
+def miniature(joint: Joint, name: str, image_size: int) -> TwoTower:
+    """BioViL in small. Smoothed as the published one: without it the map is worse (the log)."""
+    return TwoTower(name, image_size, joint.patches, joint.words, SIGMA)
 
 
 # ---------------------------------------------------------------- the published one
@@ -126,7 +113,7 @@ class TextHead(nn.Module):
 
 
 @dataclass(frozen=True, eq=False)
-class PublishedBioViL:
+class Published:
     """BioViL as published: image model, CXR-BERT and its projection."""
 
     image_model: ImageModel
@@ -135,13 +122,19 @@ class PublishedBioViL:
     text_encoder: Any
     max_length: int
 
-    @torch.no_grad()
-    def heatmap(self, image: np.ndarray | Tensor, phrase: str) -> Tensor:
-        """Cosines [32, 32] over the image's square frame, in steps of 16 of its 512 pixels."""
-        batch = models.tokenize(self.tokenizer, [phrase], self.max_length)
-        states = models.text_states(self.text_encoder, batch["input_ids"], batch["attention_mask"])
-        patches = self.image_model(prepare(image))[0]  # 128 15 15
-        return framed(cosine_map(patches, self.head(states[:, 0]), SIGMA))
+    def patches(self, image: Tensor) -> Tensor:
+        """Patch features [128, 15, 15] of an image [1 or 3, S, S] in [0, 1]."""
+        return self.image_model(prepare(image.float().mean(0)))[0]
+
+    def words(self, phrase: str) -> Tensor:
+        """The projected start token [1, 128] of a phrase."""
+        words = tokenize(self.tokenizer, phrase, self.max_length)
+        states = models.text_states(self.text_encoder, *stack([words]))
+        return self.head(states[:, 0])
+
+    def grounder(self, name: str) -> TwoTower:
+        """The method: cosines [32, 32] over the image's square frame, in steps of 16 pixels."""
+        return TwoTower(name, RESIZE, self.patches, self.words, SIGMA, framed, thresholds=True)
 
 
 def prepare(image: np.ndarray | Tensor) -> Tensor:
@@ -167,7 +160,7 @@ def framed(cosines: Tensor) -> Tensor:
 
 def published(
     checkpoint: Path, text_encoder: str, revision: str | None, max_length: int
-) -> PublishedBioViL:
+) -> Published:
     """BioViL of its image checkpoint and a CXR-BERT folder or hub id.
 
     Raises `MissingWeights` where a file is absent or damaged or a weight missing or unexpected.
@@ -183,7 +176,7 @@ def published(
     part = {name.removeprefix(HEAD): v for name, v in state.items() if name.startswith(HEAD)}
     head = TextHead(encoder.config.hidden_size)
     _fill(head, part, Path(text_encoder))
-    return PublishedBioViL(image_model, head, tokenizer, encoder, max_length)
+    return Published(image_model, head, tokenizer, encoder, max_length)
 
 
 def _fill(module: nn.Module, state: dict[str, Tensor], source: Path) -> None:
@@ -224,3 +217,58 @@ def _read(file: Path, command: str) -> dict[str, Tensor]:
             f"{file} holds no weights by name: fetch it again, `{command} --force-download`"
         )
     return state
+
+
+# ---------------------------------------------------------------- on the bench
+
+
+class Row(Section):
+    """Settings of a row of kind `biovil`."""
+
+    encoder: str = "domain"  # of `encoders`: trained here, or CXR-BERT
+    image: Path | None = None  # checkpoint of the published image branch
+
+
+def checkpoint(row: Row) -> Path | None:
+    """The published image branch, where a row names one; relative to the repository."""
+    return None if row.image is None else ROOT / row.image.expanduser()
+
+
+def _build(parts: Parts, name: str, row: Row, seed: int | None) -> TwoTower | None:
+    """The miniature, the published one, or None with a line where its checkpoint is absent."""
+    config, place = parts.config, checkpoint(row)
+    encoder, length = config.encoders[row.encoder], config.text.max_length
+    if not encoder.pretrained:
+        joint = load(parts.product(f"encoders/{row.encoder}"), length)
+        return miniature(joint, name, config.image_size)
+    if place is not None and place.is_file():
+        return published(place, encoder.pretrained, encoder.revision, length).grounder(name)
+    print(f"no {name}: {row.image or 'its image checkpoint'} is not there; {FETCH}")
+    return None
+
+
+def _depends(config: Config, row: Row) -> dict[str, Any]:
+    """For the key: the encoder, and whether the checkpoint is there."""
+    place, encoder = checkpoint(row), config.encoders[row.encoder]
+    there = {"image": str(row.image), "there": place is not None and place.is_file()}
+    loaded = encoder.model_dump() if encoder.pretrained else {}
+    return {**there, "encoder": loaded, "text": config.text.max_length}
+
+
+def _needs(config: Config, row: Row) -> list[str]:
+    made = not config.encoders[row.encoder].pretrained
+    return [f"encoders/{row.encoder}"] if made else []
+
+
+register(
+    Kind(
+        name="biovil",
+        settings=Row,
+        build=_build,
+        citation="Boecking et al.: Making the Most of Text Semantics, ECCV 2022",
+        licence="MIT (code and weights of the published one)",
+        cost="no U-Net rows; one forward of the image branch a film",
+        needs=_needs,
+        depends=_depends,
+    )
+)

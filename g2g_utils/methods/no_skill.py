@@ -5,13 +5,19 @@ All return float32 maps [H, W] that go through the same mask and metrics as a mo
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from g2g_utils.config import Config, Section
+from g2g_utils.methods.base import HeatMap, Query, no_map
+from g2g_utils.methods.registry import Kind, Parts, register
 from g2g_utils.metrics import Boxes, Size, rasterise
 
 
@@ -53,3 +59,92 @@ def mean_box_per_finding(
     for sample, finding in zip(boxes, findings, strict=True):
         grouped[finding].append(sample)
     return {finding: mean_box(lists, frame, size) for finding, lists in grouped.items()}
+
+
+# ---------------------------------------------------------------- on the bench
+
+
+@dataclass(frozen=True, eq=False)
+class NoSkill:
+    """A method that makes its map of a query by a rule that reads no words."""
+
+    name: str
+    image_size: int
+    rule: Callable[[Query], Tensor]  # -> [h, w]
+
+    def ground(self, queries: Sequence[Query]) -> list[HeatMap]:
+        """The rule's map of each query."""
+        return [
+            HeatMap(self.rule(q)) if q.phrase.strip() else no_map("empty phrase") for q in queries
+        ]
+
+
+def seed_of(image: Tensor) -> int:
+    """A seed that depends on an image's pixels alone."""
+    content = hashlib.blake2b(image.cpu().contiguous().numpy().tobytes(), digest_size=7)
+    return int.from_bytes(content.digest(), "big")
+
+
+def mean_boxes(
+    regions: Sequence[Mapping[str, Any]], side: int, size: tuple[int, int]
+) -> dict[str, Tensor]:
+    """Mean training box [h, w] of each finding, and of "all".
+
+    regions: `finding` and `boxes` in a frame of `side` pixels.
+    """
+    boxes, findings = [r["boxes"] for r in regions], [r["finding"] for r in regions]
+    by_finding = mean_box_per_finding(boxes, findings, side, size)
+    return by_finding | {"all": mean_box(boxes, side, size)}
+
+
+def rules(
+    regions: Sequence[Mapping[str, Any]], side: int, size: tuple[int, int]
+) -> dict[str, Callable[[Query], Tensor]]:
+    """The rules by name; those of mean boxes only where there are training regions."""
+    found: dict[str, Callable[[Query], Tensor]] = {
+        "random": lambda query: random_map(size, seed_of(query.image)),
+        "centre prior": lambda query: centre_prior(size),
+        "brightness": lambda query: brightness(query.image, size),
+    }
+    if not regions:
+        return found
+    priors = mean_boxes(regions, side, size)
+    return found | {
+        "mean box": lambda query: priors["all"],
+        "mean box per finding": lambda query: priors.get(str(query.finding), priors["all"]),
+    }
+
+
+Rule = Literal["random", "centre prior", "brightness", "mean box", "mean box per finding"]
+
+
+class Row(Section):
+    """Settings of a row of kind `no-skill`."""
+
+    rule: Rule
+
+
+def _build(parts: Parts, name: str, row: Row, seed: int | None) -> NoSkill:
+    config, (_, side) = parts.config, parts.latent_size()
+    regions = parts.regions() if row.rule.startswith("mean") else ()
+    return NoSkill(
+        name, config.image_size, rules(regions, config.image_size, (side, side))[row.rule]
+    )
+
+
+def _needs(config: Config, row: Row) -> list[str]:
+    made = [] if config.vae.pretrained else ["vae"]  # its latents set the size of the maps
+    return ["pairs", *made]
+
+
+register(
+    Kind(
+        name="no-skill",
+        settings=Row,
+        build=_build,
+        citation="none: what a method must beat",
+        licence="MIT",
+        cost="none",
+        needs=_needs,
+    )
+)

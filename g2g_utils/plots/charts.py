@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from g2g_utils.bench.claims import Claim
-from g2g_utils.metrics import Interval
+from g2g_utils.bench.statistics import Interval
 
 Curve = NDArray[np.float64]
 

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from g2g_utils import metrics, models
+from g2g_utils import models
 from g2g_utils.config import Config
 from g2g_utils.data import sources
 from g2g_utils.experiment import products
@@ -75,12 +75,6 @@ def _losses(
     target = scheduler.get_velocity(latents, noise, timesteps) if velocity else noise
     predicted = unet(noised, timesteps, encoder_hidden_states=states).sample
     return (predicted - target).square().mean((1, 2, 3))
-
-
-def penalty(losses: pd.DataFrame, resamples: int) -> metrics.Interval:
-    """How much a U-Net's loss grows under a stranger's caption (95 % interval over patients)."""
-    own, stranger = (losses[kind] for kind in CAPTIONS)
-    return metrics.paired(stranger, own, groups=losses.index, n=resamples)
 
 
 def distance(shadow: Sequence[Tensor], module: dict[str, Tensor]) -> float:

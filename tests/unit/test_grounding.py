@@ -1,66 +1,14 @@
 """Grounding on a tiny random model: two blocks on 16 x 16 latents, word-level BERT."""
 
-from types import SimpleNamespace
-
-import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel
 from peft import LoraConfig
-from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from g2g_utils import bbm, grounding, sampling
-from g2g_utils.attention import CrossAttentionRecorder, find_layers, upsample
-from g2g_utils.bench import ablations
-from g2g_utils.data.record import Example
-from g2g_utils.grounding import evaluate, ground, ground_batch, spread, text_bias
+from g2g_utils.attention import CrossAttentionRecorder, upsample
+from g2g_utils.grounding import ground, ground_batch, spread, text_bias
 from g2g_utils.text import tokenize
-
-WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] small left right effusion edema opacity in the lung ."
-PHRASES = ["small left effusion", "edema in the right lung", "opacity"]
-BOXES = [[[2, 3, 8, 9]], [[20, 4, 9, 20]], [[0, 0, 6, 6], [10, 20, 9, 9]]]
-FAST = {"timesteps": 5, "keep_last": 3}
-
-
-class Model:
-    """The duck that grounding asks for; the posterior is a fixed projection of the image."""
-
-    image_size, max_length, latent_shape = 32, 12, (4, 16, 16)
-    device, dtype = torch.device("cpu"), torch.float32
-
-    def __init__(self):
-        self.tokenizer = BertTokenizerFast(vocab={w: i for i, w in enumerate(WORDS.split())})
-        torch.manual_seed(0)
-        size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-        self.text_encoder = BertModel(
-            BertConfig(vocab_size=20, intermediate_size=16, **size), add_pooling_layer=False
-        ).eval()
-        self.unet = UNet2DConditionModel(
-            sample_size=16,
-            block_out_channels=(8, 16),
-            layers_per_block=1,
-            norm_num_groups=4,
-            cross_attention_dim=16,
-            attention_head_dim=2,
-            down_block_types=("CrossAttnDownBlock2D",) * 2,
-            up_block_types=("CrossAttnUpBlock2D",) * 2,
-        ).eval()
-        with torch.no_grad():
-            for name, weight in self.unet.named_parameters():
-                if ".attn2.to_q." in name or ".attn2.to_k." in name:
-                    weight.mul_(6)
-        self.scheduler = DDIMScheduler(beta_schedule="scaled_linear", steps_offset=1)
-
-    @torch.no_grad()
-    def encode_text(self, input_ids, attention_mask):
-        return self.text_encoder(input_ids, attention_mask=attention_mask).last_hidden_state
-
-    def image_posterior(self, images):
-        mean = torch.nn.functional.pixel_unshuffle(images[:, :1], 2) * 2 - 1
-        return mean, torch.full_like(mean, 0.1)
-
-    def add_noise(self, latents, noise, timesteps):
-        return self.scheduler.add_noise(latents, noise, timesteps)
+from tests.duck import BOXES, FAST, PHRASES, Model
 
 
 @pytest.fixture(scope="module")
@@ -281,108 +229,3 @@ def test_a_unet_with_lora_grounds_alike_in_any_split(images):
     maps = [ground(adapted, images[0], "edema", batch_size=b, **FAST).heatmap for b in (1, 16)]
     assert (maps[0] - maps[1]).abs().max() < 1e-5
     assert (maps[0] - before).abs().max() > 1e-3
-
-
-def examples(images):
-    findings = ["Pleural Effusion", "Edema", "Lung Opacity"]
-    return [
-        SimpleNamespace(
-            image=image[0].numpy(),
-            phrase=phrase,
-            finding=finding,
-            boxes=boxes,
-            image_id=f"i{i}",
-            subject_id=f"s{i}",
-            split="test",
-        )
-        for i, (image, phrase, finding, boxes) in enumerate(
-            zip(images, PHRASES, findings, BOXES, strict=True)
-        )
-    ]
-
-
-def test_evaluate(model, images):
-    table = evaluate(model, examples(images), others=True, progress=False, **FAST)
-    assert list(table.image_id) == ["i0", "i1", "i2"] and (table.note == "").all()
-    assert np.allclose(table.specificity, table.cnr - table.other_cnr)
-    assert all(p in PHRASES and p != q for p, q in zip(table.other_phrase, PHRASES, strict=True))
-    one = ground(model, images[1], PHRASES[1], boxes=BOXES[1], **FAST)
-    assert table.cnr[1] == pytest.approx(one.metrics["cnr"], abs=1e-4)
-    large = evaluate(model, examples(images), size=64, progress=False, **FAST)
-    assert np.allclose(large.mask_fraction, table.mask_fraction, atol=0.1)
-
-
-def test_the_other_phrase_is_of_another_finding_elsewhere():
-    places = {"a": (0, 0, 10, 10), "b": (1, 0, 10, 10), "c": (20, 20, 9, 9), "d": (0, 20, 9, 9)}
-    kinds = {"a": "Edema", "b": "Pneumonia", "c": "Edema", "d": "Pneumonia"}
-    pairs = [
-        SimpleNamespace(phrase=name, finding=kinds[name], boxes=[box])
-        for name, box in places.items()
-    ]
-    allowed = {"a": {"d"}, "b": {"c"}, "c": {"b", "d"}, "d": {"a", "c"}}  # a and b overlap
-    seen = {name: set() for name in places}
-    for seed in range(20):
-        drawn = grounding.draw_others(pairs, 32, seed)
-        assert drawn == grounding.draw_others(pairs, 32, seed)
-        for name, other in zip(places, drawn, strict=True):
-            seen[name].add(other)
-    assert seen == allowed
-    assert grounding.draw_others(pairs[:2], 32) == ["", ""]
-
-
-def test_studies_score_as_evaluate_does(model, images):
-    pairs = [Example(**vars(example)) for example in examples(images)]
-    options = FAST | {"filter": "lexical", "layers": None}
-    expected = evaluate(model, pairs, others=True, progress=False, **options)
-    for study, by, setting in (
-        (ablations.filters, "filter", "lexical"),
-        (ablations.resolutions, "layers", "all"),
-        (ablations.curves, "curve", "none"),
-    ):
-        rows = study(model, pairs, **options)
-        own = rows[rows[by] == setting]
-        assert list(own["image_id"]) == list(expected["image_id"])
-        for name in ("cnr", "auc_roc", "specificity"):
-            assert np.allclose(own[name], expected[name], atol=5e-3), (by, name)
-
-
-def test_halves_of_the_steps_are_those_of_the_last_k(model, images):
-    pairs = [Example(**vars(example)) for example in examples(images)]
-    options = FAST | {"timesteps": 4}
-    halves = ablations.step_halves(model, pairs, **options)
-    last = ablations.kept_steps(model, pairs, [2], **options)
-    cleaner = halves[halves["timesteps"] == "cleaner half"]
-    assert np.allclose(cleaner["cnr"], last["cnr"])
-    assert not np.allclose(cleaner["cnr"], halves[halves["timesteps"] == "noisier half"]["cnr"])
-
-
-def test_views_are_what_separate_captures_would_give(model, images):
-    layers = find_layers(model.unet)
-    views = {"fine": next(reversed(layers)), "all": None}
-    table = evaluate(model, examples(images), others=True, views=views, progress=False, **FAST)
-    assert list(table["view"]) == ["fine", "all"] * 3
-    for view, chosen in views.items():
-        own = table[table["view"] == view].reset_index(drop=True)
-        alone = evaluate(
-            model, examples(images), others=True, progress=False, **FAST | {"layers": chosen}
-        )
-        for name in ("cnr", "auc_roc", "specificity"):
-            assert np.allclose(own[name], alone[name], atol=5e-3), (view, name)
-    with pytest.raises(ValueError, match="curve=None"):
-        evaluate(model, examples(images), views=views, **FAST | {"curve": "mixture"})
-
-
-def test_evaluate_reports_what_it_cannot_score(model, images):
-    rows = examples(images)
-    rows[0].phrase, rows[1].boxes = "in the", []
-    table = evaluate(model, rows, progress=False, **FAST)
-    assert table.cnr.isna().tolist() == [True, True, False]
-    assert "no content words" in table.note[0] and "empty target" in table.note[1]
-
-
-def test_evaluate_reports_truncated_words(model, images):
-    rows = examples(images)
-    rows[0].phrase = "small left effusion in the right lung edema opacity left lung right edema"
-    table = evaluate(model, rows, progress=False, **FAST)
-    assert "cut off: lung right edema" in table.note[0] and np.isfinite(table.cnr[0])
-    assert list(table.note[1:]) == ["", ""]

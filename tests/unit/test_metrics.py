@@ -10,16 +10,13 @@ from hypothesis.extra import numpy as hnp
 from sklearn.metrics import roc_auc_score
 
 from g2g_utils import metrics
+from g2g_utils.bench.statistics import averages, bootstrap, class_averages, paired
 from g2g_utils.metrics import (
     auc_roc,
-    averages,
     balanced_iou,
-    bootstrap,
-    class_averages,
     contrast_to_noise,
     evaluate,
     iou,
-    paired,
     pointing_game,
     rasterise,
     threshold_iou,
@@ -198,7 +195,7 @@ def test_degenerate_cases_have_defined_answers():
     with pytest.raises(ValueError, match="at least one threshold"):
         threshold_iou(heat, half, ())
     with pytest.raises(ValueError, match="choose micro, macro or paper"):
-        metrics.bootstrap([1.0, 2.0], average="mean")
+        bootstrap([1.0, 2.0], average="mean")
 
 
 def test_a_single_pixel_has_no_variance_and_the_note_says_so():

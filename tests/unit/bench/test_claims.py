@@ -9,8 +9,8 @@ import pytest
 from g2g_utils import config as configuration
 from g2g_utils import runs
 from g2g_utils.bench import claims
+from g2g_utils.bench.statistics import Interval
 from g2g_utils.config import Config
-from g2g_utils.metrics import Interval
 
 
 @pytest.fixture

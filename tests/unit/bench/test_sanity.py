@@ -9,6 +9,7 @@ import torch
 from g2g_utils.bench import encoder_probes, sanity, token_probes
 from g2g_utils.data.geometry import restore_box, transform_box
 from g2g_utils.data.record import Example
+from g2g_utils.methods.base import HeatMap
 from g2g_utils.text import PhraseTokens, Word, check_phrase, side_of, swap_sides
 from g2g_utils.training import diagnostics
 
@@ -34,13 +35,13 @@ def test_one_sided_pairs():
 
 
 def test_side_shift_is_positive_where_the_model_follows_the_word(monkeypatch):
-    def follows(model, images, phrases, **options):
-        heat = torch.ones(2, 4, 4)
-        for row, phrase in zip(heat, phrases, strict=True):
-            row[:, slice(0, 2) if "right" in phrase.lower() else slice(2, 4)] = 3.0
-        return [SimpleNamespace(heatmap=row) for row in heat]
+    def follows(self, queries):
+        heat = torch.ones(len(queries), 4, 4)
+        for row, query in zip(heat, queries, strict=True):
+            row[:, slice(0, 2) if "right" in query.phrase.lower() else slice(2, 4)] = 3.0
+        return [HeatMap(row) for row in heat]
 
-    monkeypatch.setattr(sanity, "ground_batch", follows)
+    monkeypatch.setattr(sanity.G2G, "ground", follows)
     phrases = ["left effusion", "left-sided effusion", "LEFT edema", "Opacity, right."]
     model = SimpleNamespace(image_size=8)
     found = sanity.side_shift(model, [example(p) for p in phrases])

@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from g2g_utils import config
+from g2g_utils.bench import benchmark
 from g2g_utils.experiment import apart, products, scores
+from g2g_utils.methods.g2g import G2G
 
 TINY = {
     "data.train": 16,
@@ -232,39 +234,32 @@ def test_training_on_test_patients_is_refused(real, monkeypatch):
 
 
 def test_an_evaluation_that_was_stopped_goes_on_where_it_was(real, monkeypatch):
-    from g2g_utils import grounding
-
     monkeypatch.setattr(scores, "PART", 2)
     settings, name = real(), "evaluation/domain-frozen-s4200"
     count = len(products.evaluation_pairs(settings))
-    scored, evaluate = [], grounding.evaluate
+    scored, score = [], benchmark.score
 
     def stop_at(limit):
-        def spy(model, examples, **options):
+        def spy(method, pairs, **options):
             if len(scored) >= limit:
                 raise KeyboardInterrupt
-            scored.extend(examples)
-            return evaluate(model, examples, **options)
+            scored.extend(pairs)
+            return score(method, pairs, **options)
 
         return spy
 
-    monkeypatch.setattr(grounding, "evaluate", stop_at(2))
+    monkeypatch.setattr(benchmark, "score", stop_at(2))
     with pytest.raises(KeyboardInterrupt):
         products.ensure(settings, name)
     assert len(scored) == 2 < count
-    monkeypatch.setattr(grounding, "evaluate", stop_at(count))
+    monkeypatch.setattr(benchmark, "score", stop_at(count))
     made = products.ensure(settings, name)
     assert len(scored) == count  # none of them twice
     rows = pd.read_csv(made / "pairs.csv")
-    expected = evaluate(
-        products.model(settings),
-        products.evaluation_pairs(settings),
-        others=True,
-        **products.grounding_options(settings),
-    )
+    method = G2G("arm", products.model(settings), products.grounding_options(settings))
+    expected = score(method, products.evaluation_pairs(settings))
     assert list(rows["image_id"]) == list(expected["image_id"])
     assert rows["cnr"].to_numpy() == pytest.approx(expected["cnr"].to_numpy(), abs=1e-4)
     assert rows["specificity"].to_numpy() == pytest.approx(
         expected["specificity"].to_numpy(), abs=1e-4, nan_ok=True
     )
-    assert not (made / "parts").exists()

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from g2g_utils.metrics import Interval
+from g2g_utils.bench.statistics import Interval
 from g2g_utils.plots import charts
 
 UNKNOWN = Interval(np.nan, np.nan, np.nan)

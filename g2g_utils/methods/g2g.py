@@ -1,0 +1,161 @@
+"""Generate to Ground (Nützel, Dombrowski and Kainz, MIDL 2025).
+
+The cross-attention of a diffusion model whose U-Net was fine-tuned under a frozen text encoder,
+under ground-truth sampling, plain or merged with its biases (Bimodal Bias Merging). The authors'
+code and weights are MIT. This is the project's own implementation, tested against theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+from g2g_utils import bbm
+from g2g_utils.attention import Layers
+from g2g_utils.config import Config, Section
+from g2g_utils.grounding import Grounding, Options, ground_batch
+from g2g_utils.masks import gmm_mask
+from g2g_utils.methods.base import HeatMap, Query, films, no_map
+from g2g_utils.methods.registry import Kind, Parts, Variants, register
+from g2g_utils.text import PhraseError, select_tokens, tokenize
+
+
+@dataclass(frozen=True, eq=False)
+class G2G:
+    """A diffusion model that grounds by its cross-attention.
+
+    Forwards hold the k-th query of several films: a film's own map is the same to the last digit
+    whether or not other phrases are asked of it.
+    """
+
+    name: str
+    model: Any
+    options: Mapping[str, Any] = field(default_factory=dict)  # of `grounding.ground`
+
+    @property
+    def image_size(self) -> int:
+        """Side of the model's frame."""
+        return int(self.model.image_size)
+
+    @property
+    def films(self) -> int:
+        """Films whose maps share forwards."""
+        return Options(**self.options).group
+
+    def ground(self, queries: Sequence[Query]) -> list[HeatMap]:
+        """Heat maps [h, w] at latent resolution; `capture` is the `Grounding`."""
+        found: dict[int, HeatMap] = {}
+        each, group = films(queries), self.films
+        for start in range(0, len(each), group):
+            some = each[start : start + group]
+            for k in range(max(map(len, some))):
+                rows = [film[k] for film in some if k < len(film)]
+                found |= zip(rows, self._together([queries[row] for row in rows]), strict=True)
+        return [found[k] for k in range(len(queries))]
+
+    def _together(self, queries: Sequence[Query]) -> list[HeatMap]:
+        """Heat maps of queries that share forwards; those without a usable phrase are left out."""
+        problems = [self._problem(query) for query in queries]
+        asked = [q for q, problem in zip(queries, problems, strict=True) if not problem]
+        maps = iter(
+            ground_batch(
+                self.model,
+                [q.image for q in asked],
+                [q.phrase for q in asked],
+                findings=[q.finding for q in asked],
+                **self.options,
+            )
+            if asked
+            else ()
+        )
+        return [no_map(p) if p else heat_map(next(maps)) for p in problems]
+
+    def _problem(self, query: Query) -> str:
+        """Why a phrase cannot be grounded; empty if it can."""
+        options = Options(**self.options)
+        try:
+            words = tokenize(self.model.tokenizer, query.phrase, self.model.max_length)
+            select_tokens(
+                words,
+                options.filter,
+                query.finding,
+                spacy_model=options.spacy_model,
+                compat=options.compat,
+            )
+        except PhraseError as error:
+            return str(error)
+        return ""
+
+
+def heat_map(found: Grounding) -> HeatMap:
+    """The result of a grounding as a method's answer."""
+    cut = f"cut off: {' '.join(found.phrase_tokens.truncated)}"
+    return HeatMap(
+        found.heatmap,
+        mask=found.mask,
+        note=cut if found.phrase_tokens.truncated else "",
+        details={} if found.confidence is None else {"confidence": found.confidence},
+        capture=found,
+    )
+
+
+def views(choices: Mapping[str, Layers | None]) -> Variants:
+    """Variants of one capture by layers (None: all); needs keep="layers"."""
+
+    def reduced(query: Query, result: HeatMap) -> dict[str, HeatMap]:
+        found: Grounding = result.capture
+        if found.interaction is not None:
+            raise ValueError("views are of activation maps: use curve=None")
+        maps = {
+            name: found.activation if layers is None else found.select(layers=layers)
+            for name, layers in choices.items()
+        }
+        return {n: HeatMap(heat, mask=gmm_mask(heat), note=result.note) for n, heat in maps.items()}
+
+    return reduced
+
+
+def curves(query: Query, result: HeatMap) -> dict[str, HeatMap]:
+    """Variants of one capture by curve: the plain activation map and its merged forms (eq. 5-7)."""
+    found: Grounding = result.capture
+    assert found.interaction is not None and found.confidence is not None
+    maps = {"none": found.activation}
+    for curve in get_args(bbm.Curve):
+        maps[curve] = bbm.merge(found.activation, found.interaction, found.confidence, curve)
+    details = {"confidence": found.confidence}
+    return {name: HeatMap(heat, note=result.note, details=details) for name, heat in maps.items()}
+
+
+class Row(Section):
+    """Settings of a row of kind `g2g`."""
+
+    arm: str
+    curve: bbm.Curve | None = None  # Bimodal Bias Merging; None: the plain activation map
+    layers: str | tuple[str, ...] | None = None  # None: as the profile's `grounding.layers`
+
+
+def _build(parts: Parts, name: str, row: Row, seed: int | None) -> G2G:
+    options = parts.config.grounding.model_dump() | {"curve": row.curve}
+    if row.layers is not None:
+        options["layers"] = row.layers
+    first = parts.config.training.seeds[0]
+    return G2G(name, parts.model(row.arm, first if seed is None else seed), options)
+
+
+def _depends(config: Config, row: Row) -> dict[str, Any]:
+    return {"grounding": config.grounding.model_dump()}
+
+
+register(
+    Kind(
+        name="g2g",
+        settings=Row,
+        build=_build,
+        citation="Nützel, Dombrowski and Kainz: Generate to Ground, MIDL 2025",
+        licence="MIT (authors' code and weights); the project's own code here",
+        cost="T rows a phrase; bias merging adds 2 T rows of text sampling",
+        arm=lambda row: row.arm,
+        depends=_depends,
+    )
+)
