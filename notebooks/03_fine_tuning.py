@@ -51,7 +51,7 @@ from diffusers.training_utils import EMAModel
 from g2g_utils import models, plots
 from g2g_utils.bench import statistics
 from g2g_utils.experiment import products
-from g2g_utils.plots import overlays
+from g2g_utils.plots import charts, overlays
 from g2g_utils.training import diagnostics, finetune, fit
 
 plots.use_style()
@@ -179,7 +179,7 @@ print(f"{config.training.live_steps} steps, {config.training.live_steps / second
 # %% [markdown]
 # What did these steps buy? The loss on held-out validation pairs, at the same noise for the
 # start, the live and the finished U-Net of this seed, with the own caption and with a
-# *stranger's*. Only a U-Net that reads the text loses when the caption is wrong.
+# *another image's*. Only a U-Net that reads the text loses when the caption is wrong.
 
 # %%
 finished = products.model(config, arm, seed)
@@ -259,10 +259,10 @@ print(f"after {started} steps EMA and raw weights differ by {gap:.2%}")
 # the groundings.
 
 # %%
-logs = diagnostics.finished_logs(config)
+logs = products.training_logs(config)
 print(f"finished: {', '.join(logs)}")
 fig, ax = overlays.plt.subplots(figsize=(7.5, 3))
-diagnostics.draw_logs(ax, logs)
+charts.training_curves(ax, logs)
 last = pd.Series({name: log["loss"].tail(15).mean() for name, log in logs.items()})
 ax.set(xlabel="step", ylabel="training loss, smoothed")
 ax.set_title(f"{len(logs)} finished runs: last losses within {last.max() / last.min() - 1:.1%}")
@@ -295,7 +295,7 @@ print(
 for unet in unets:
     own, other = (losses[unet][caption] for caption in diagnostics.CAPTIONS)
     penalty = statistics.paired(other, own, groups=losses.index, n=config.evaluation.bootstrap)
-    print(f"{unet}: reads the text: {penalty.low > 0}; a stranger's caption costs {penalty}")
+    print(f"{unet}: reads the text: {penalty.low > 0}; another image's caption costs {penalty}")
 print("resumed equals uninterrupted:", all(torch.equal(one[key], other[key]) for key in one))
 print(f"dropout acts: {abs(share - config.training.dropout) < 0.05}, {share:.3f}")
 

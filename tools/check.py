@@ -26,6 +26,7 @@ NBVAL = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=600"]
 SOURCES = {
     "format": [*PY, "ruff", "format", "--check", "."],
     "lint": [*PY, "ruff", "check", "."],
+    "imports": [str(Path(sys.executable).with_name("lint-imports"))],
     "unit": [*PYTEST, "tests/unit"],
     "notebook files": [*PYTEST, "tests/notebooks/test_files.py"],
     "real profiles": [*PYTEST, "tests/notebooks/test_real_profile.py"],

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 from g2g_utils import runs
 from g2g_utils.config import Config, ConfigError
 from g2g_utils.experiment.make import ensure
-from g2g_utils.experiment.product import present
+from g2g_utils.experiment.plan import find
+from g2g_utils.experiment.product import KINDS, present
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from numpy.typing import NDArray
     from torch import Tensor
@@ -180,6 +182,20 @@ def model(
         for name in [*wanted, *([] if config.loaded_unet(arm) else [f"ldm/{arm}-s{seed}"])]:
             ensure(config, name)
     return assemble.load(config, arm, seed, device or assemble.default_device(config))
+
+
+def training_logs(config: Config) -> dict[str, pd.DataFrame]:
+    """Training logs by ARM-sSEED of the U-Nets that are made or shipped; none is trained for it."""
+    import pandas as pd
+
+    from g2g_utils.training.fit import read_log
+
+    logs = {}
+    for name in KINDS["ldm"].names(config):
+        place = find(config, name)
+        if place is not None and (place / "log.jsonl").is_file():
+            logs[name.removeprefix("ldm/")] = pd.DataFrame(read_log(place))
+    return logs
 
 
 # ---------------------------------------------------------------- features of images

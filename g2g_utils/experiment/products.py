@@ -16,6 +16,7 @@ from g2g_utils.experiment.parts import (
     start_unet,
     text_encoder,
     training_images,
+    training_logs,
     training_texts,
     untrained_unet,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "tables",
     "text_encoder",
     "training_images",
+    "training_logs",
     "training_texts",
     "untrained_unet",
 ]

@@ -399,3 +399,14 @@ def _suptitle(fig: Figure, title: str) -> None:
     """Write the figure's claim, top left."""
     if title:
         fig.suptitle(title, x=0.01, ha="left", fontsize=10)
+
+
+def training_curves(ax: Axes, logs: Mapping[str, pd.DataFrame], smooth: int = 15) -> None:
+    """Smoothed training losses: one colour per arm, one line per seed; keys are ARM-sSEED."""
+    arms = [name.rpartition("-s")[0] for name in logs]
+    colours = dict(zip(dict.fromkeys(arms), plt.colormaps["tab10"](range(10)), strict=False))
+    for k, (arm, log) in enumerate(zip(arms, logs.values(), strict=True)):
+        mean = log["loss"].rolling(smooth, min_periods=1).mean()
+        label = arm if arm not in arms[:k] else None
+        ax.plot(log["step"], mean, color=colours[arm], lw=1, alpha=0.8, label=label)
+    ax.legend(ncols=2)

@@ -1,11 +1,9 @@
-"""What notebook 03 asks of a training: drawn noise, held-out losses, distances, finished logs."""
+"""Diagnostics of a training: drawn noise, held-out losses, distance of averaged weights."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -14,12 +12,11 @@ from torch import Tensor, nn
 from g2g_utils import models
 from g2g_utils.config import Config
 from g2g_utils.data import sources
-from g2g_utils.experiment import products
 from g2g_utils.models import GroundingModel
 from g2g_utils.training import finetune
-from g2g_utils.training.fit import read_log, seeded
+from g2g_utils.training.fit import seeded
 
-CAPTIONS = ("own caption", "stranger's caption")
+CAPTIONS = ("own caption", "another image's caption")
 
 
 def drawn_noise(config: Config, pairs: finetune.Pairs, batches: int, seed: int) -> pd.DataFrame:
@@ -37,22 +34,22 @@ def drawn_noise(config: Config, pairs: finetune.Pairs, batches: int, seed: int) 
 def validation_losses(
     config: Config, model: GroundingModel, unets: dict[str, nn.Module], seed: int, draws: int = 4
 ) -> pd.DataFrame:
-    """Loss of several U-Nets on the validation films, under the own and a stranger's caption.
+    """Loss of several U-Nets on the validation images, under the own and another image's caption.
 
-    Rows are films, by patient; columns (U-Net, caption). All see the same `draws` noises a film;
-    the stranger is the next film.
+    Returns one row per image, by patient, and columns (U-Net, caption). All U-Nets see the same
+    `draws` noises per image; the other caption is the next image's.
     """
-    films = sources.examples(config, "validation")
-    images = torch.from_numpy(np.stack([f.load(config.image_size) for f in films]))[:, None]
+    examples = sources.examples(config, "validation")
+    images = torch.from_numpy(np.stack([e.load(config.image_size) for e in examples]))[:, None]
     latents, _ = model.image_posterior(images)
-    own = model.encode_phrases([film.phrase for film in films])
+    own = model.encode_phrases([example.phrase for example in examples])
     found: dict[tuple[str, str], Tensor] = {}
     for name, unet in unets.items():
         unet.to(model.device)
         for kind, states in zip(CAPTIONS, (own, own.roll(1, 0)), strict=True):
             parts = [_losses(model, unet, latents, states, seed, k, draws) for k in range(draws)]
             found[name, kind] = torch.stack(parts).mean(0).cpu()
-    patients = pd.Index([film.subject_id for film in films], name="subject_id")
+    patients = pd.Index([example.subject_id for example in examples], name="subject_id")
     return pd.DataFrame({key: value.numpy() for key, value in found.items()}, index=patients)
 
 
@@ -93,24 +90,3 @@ def distance(shadow: Sequence[Tensor], module: dict[str, Tensor]) -> float:
         for part in ([a - b for a, b in pairs], [b for _, b in pairs])
     )
     return float((gap / size) ** 0.5)
-
-
-def finished_logs(config: Config) -> dict[str, pd.DataFrame]:
-    """Training logs of the arms and seeds that are made or shipped; none is trained for this."""
-    logs = {}
-    for name in products.plan(config):
-        folder = products.find(config, name) if name.startswith("ldm/") else None
-        if folder is not None and (folder / "log.jsonl").is_file():
-            logs[name.removeprefix("ldm/")] = pd.DataFrame(read_log(folder))
-    return logs
-
-
-def draw_logs(ax: Any, logs: dict[str, pd.DataFrame], smooth: int = 15) -> None:
-    """Smoothed losses: one colour an arm, one line a seed."""
-    arms = [name.rpartition("-s")[0] for name in logs]
-    colours = dict(zip(dict.fromkeys(arms), plt.colormaps["tab10"](range(10)), strict=False))
-    for k, (arm, log) in enumerate(zip(arms, logs.values(), strict=True)):
-        mean = log["loss"].rolling(smooth, min_periods=1).mean()
-        label = arm if arm not in arms[:k] else None
-        ax.plot(log["step"], mean, color=colours[arm], lw=1, alpha=0.8, label=label)
-    ax.legend(ncols=2)
