@@ -20,13 +20,14 @@ from g2g_utils.data.record import Example
 from g2g_utils.grounding import Grounding, ground
 from g2g_utils.methods import g2g
 from g2g_utils.methods.base import HeatMap, Query
+from g2g_utils.models.protocol import LatentDiffusion
 from g2g_utils.text import Filter, select_tokens
 
 MapsOf = Callable[[Query, Grounding], Mapping[Any, Tensor]]
 
 
 def compare(
-    model: Any,
+    model: LatentDiffusion,
     pairs: Sequence[Example],
     title: str,
     by: str,
@@ -66,7 +67,7 @@ def compare(
 
 
 def curves(
-    model: Any, pairs: Sequence[Example], others: Others | bool = True, **options: Any
+    model: LatentDiffusion, pairs: Sequence[Example], others: Others | bool = True, **options: Any
 ) -> pd.DataFrame:
     """All metrics of the plain activation map and of its three merged forms (paper, eq. 5-7)."""
     method = g2g.G2G("attention", model, options | {"curve": "mixture"})
@@ -81,7 +82,7 @@ def curves(
     )
 
 
-def filters(model: Any, pairs: Sequence[Example], **options: Any) -> pd.DataFrame:
+def filters(model: LatentDiffusion, pairs: Sequence[Example], **options: Any) -> pd.DataFrame:
     """Scores under the three token filters, from one capture of every token's map."""
 
     def filtered(query: Query, found: Grounding) -> dict[Any, Tensor]:
@@ -96,7 +97,9 @@ def filters(model: Any, pairs: Sequence[Example], **options: Any) -> pd.DataFram
     return compare(model, pairs, "filters", "filter", filtered, **options)
 
 
-def layers_and_steps(model: Any, pairs: Sequence[Example], **options: Any) -> pd.DataFrame:
+def layers_and_steps(
+    model: LatentDiffusion, pairs: Sequence[Example], **options: Any
+) -> pd.DataFrame:
     """Scores of every single (layer, timestep) map: which of them carry the signal."""
 
     def single(query: Query, found: Grounding) -> dict[Any, Tensor]:
@@ -123,7 +126,7 @@ def layer_groups(found: Grounding) -> dict[str, Layers | None]:
     return groups | {f"{side}×{side}": side for side in sorted(set(sides.values()), reverse=True)}
 
 
-def resolutions(model: Any, pairs: Sequence[Example], **options: Any) -> pd.DataFrame:
+def resolutions(model: LatentDiffusion, pairs: Sequence[Example], **options: Any) -> pd.DataFrame:
     """Scores of `layer_groups`."""
 
     def grouped(query: Query, found: Grounding) -> dict[Any, Tensor]:
@@ -134,7 +137,7 @@ def resolutions(model: Any, pairs: Sequence[Example], **options: Any) -> pd.Data
 
 
 def step_counts(
-    model: Any, pairs: Sequence[Example], counts: Sequence[int], **options: Any
+    model: LatentDiffusion, pairs: Sequence[Example], counts: Sequence[int], **options: Any
 ) -> pd.DataFrame:
     """Scores against the number T of ground-truth timesteps (all kept)."""
 
@@ -149,7 +152,7 @@ def step_counts(
 
 
 def kept_steps(
-    model: Any, pairs: Sequence[Example], kept: Sequence[int], **options: Any
+    model: LatentDiffusion, pairs: Sequence[Example], kept: Sequence[int], **options: Any
 ) -> pd.DataFrame:
     """Scores when only the k least noisy of T timesteps are kept, from one capture."""
 
@@ -161,7 +164,7 @@ def kept_steps(
     return compare(model, pairs, "last k", "keep_last", last, **options)
 
 
-def step_halves(model: Any, pairs: Sequence[Example], **options: Any) -> pd.DataFrame:
+def step_halves(model: LatentDiffusion, pairs: Sequence[Example], **options: Any) -> pd.DataFrame:
     """Scores of the noisier and of the cleaner half of T >= 2 timesteps, from one capture.
 
     Where T is odd the middle one is in neither.
@@ -180,7 +183,7 @@ def step_halves(model: Any, pairs: Sequence[Example], **options: Any) -> pd.Data
 
 
 def box_growth(
-    model: Any, pairs: Sequence[Example], frame: int, source: int, **options: Any
+    model: LatentDiffusion, pairs: Sequence[Example], frame: int, source: int, **options: Any
 ) -> pd.DataFrame:
     """The same maps against exact boxes and against boxes resized as pictures (as published).
 
@@ -207,7 +210,7 @@ def box_growth(
     return pd.DataFrame(rows)
 
 
-def example_grounding(model: Any, example: Example, **options: Any) -> Grounding:
+def example_grounding(model: LatentDiffusion, example: Example, **options: Any) -> Grounding:
     """Ground one pair, its boxes scored."""
     framed = example.framed(model.image_size)
     return ground(

@@ -137,7 +137,7 @@ def growth(
 
 def effects(
     first: pd.DataFrame, second: pd.DataFrame, resamples: int
-) -> dict[str, metrics.Interval]:
+) -> dict[str, statistics.Interval]:
     """Mean paired change first - second of every shared metric, with its interval."""
     names = ("cnr", "specificity", "auc_roc", "iou", "balanced_iou")
     shared = [name for name in names if name in first and name in second]

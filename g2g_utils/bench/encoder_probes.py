@@ -46,7 +46,7 @@ def cosines(vectors: Tensor) -> Tensor:
     return unit @ unit.T
 
 
-def nearness_gap(vectors: Tensor, labels: Sequence[Any]) -> NDArray[np.floating]:
+def nearness_gap(vectors: Tensor, labels: Sequence[Any]) -> NDArray[np.float64]:
     """For each row: mean cosine to others of its label - mean cosine to rows of other labels.
 
     NaN for rows without a label, or without another row of the same or of another label.

@@ -17,6 +17,8 @@ from g2g_utils.grounding import Grounding
 from g2g_utils.methods import no_skill
 from g2g_utils.methods.base import Given, Grounder
 from g2g_utils.methods.g2g import G2G
+from g2g_utils.models import GroundingModel
+from g2g_utils.models.protocol import LatentDiffusion
 from g2g_utils.text import side_of, swap_sides
 
 COLUMNS = ("cnr", "auc_roc", "pointing", "iou", "specificity")
@@ -88,7 +90,7 @@ def share_of_side(heatmap: Tensor, side: str) -> float:
     return float(columns.sum() / heatmap.sum().clamp(min=1e-9))
 
 
-def side_shift(model: Any, pairs: Sequence[Example], **options: Any) -> pd.DataFrame:
+def side_shift(model: LatentDiffusion, pairs: Sequence[Example], **options: Any) -> pd.DataFrame:
     """For pairs that name one side: how much heat moves there, compared with the swapped phrase.
 
     Columns: identity, side, share of heat on that side under the own and the swapped phrase, and
@@ -114,7 +116,7 @@ def one_sided(pairs: Sequence[Example]) -> list[Example]:
 
 
 @torch.no_grad()
-def reconstruction_psnr(model: Any, images: Any) -> Tensor:
+def reconstruction_psnr(model: GroundingModel, images: Any) -> Tensor:
     """Peak signal-to-noise ratio [n], dB, of the autoencoder's reconstruction of images [n, S, S].
 
     What the autoencoder has never seen, it reconstructs worse.

@@ -12,6 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from g2g_utils.data.record import Example
 
+Numbers = NDArray[np.float64]
+Codes = NDArray[np.int64]
+
 PAIR = ["image_id", "subject_id", "phrase", "finding"]  # columns that tell a row's pair
 
 
@@ -51,9 +54,9 @@ class Interval(NamedTuple):
 
 def bootstrap(
     values: ArrayLike,
-    groups: Sequence[Hashable] | NDArray | pd.Series | None = None,
+    groups: Sequence[Hashable] | NDArray[Any] | pd.Series | None = None,
     *,
-    classes: Sequence[Hashable] | NDArray | pd.Series | None = None,
+    classes: Sequence[Hashable] | NDArray[Any] | pd.Series | None = None,
     average: str = "micro",
     n: int = 2000,
     level: float = 0.95,
@@ -93,21 +96,22 @@ def paired(first: ArrayLike, second: ArrayLike, groups: Any = None, **options: A
     return bootstrap(np.asarray(first, float) - np.asarray(second, float), groups, **options)
 
 
-def _class_mean(sums: NDArray, counts: NDArray, power: int) -> NDArray:
+def _class_mean(sums: Numbers, counts: Numbers, power: int) -> Numbers:
     """Averages [...] over classes [..., classes] of sums / counts weighted by counts^power."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return _weighted((sums / counts).T, counts.T, power)
 
 
-def _weighted(means: NDArray, counts: NDArray, power: int) -> NDArray:
+def _weighted(means: Numbers, counts: Numbers, power: int) -> Numbers:
     """Mean over the first axis with weights counts^power; classes without samples are left out."""
     weights = np.where(np.isfinite(means) & (counts > 0), counts, 0.0)
     weights = np.where(weights > 0, weights**power, 0.0)
     with np.errstate(invalid="ignore"):
-        return (np.nan_to_num(means) * weights).sum(0) / weights.sum(0)
+        mean: Numbers = (np.nan_to_num(means) * weights).sum(0) / weights.sum(0)
+    return mean
 
 
-def _codes(labels: object, length: int) -> NDArray[np.integer]:
+def _codes(labels: object, length: int) -> Codes:
     """Whole numbers 0..k-1 for labels; each its own where there are none."""
     if labels is None:
         return np.arange(length)

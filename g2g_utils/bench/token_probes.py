@@ -17,6 +17,7 @@ from g2g_utils.bench.statistics import Interval
 from g2g_utils.data.record import Example
 from g2g_utils.grounding import Grounding, record_image
 from g2g_utils.methods.g2g import G2G
+from g2g_utils.models.protocol import LatentDiffusion
 from g2g_utils.text import PhraseTokens
 
 GROUPS = ("content", "other words", "start", "end", "padding")
@@ -41,7 +42,9 @@ def group_positions(phrase: PhraseTokens) -> dict[str, list[int]]:
     }
 
 
-def attention_mass(model: Any, pairs: Sequence[Example], **options: Any) -> pd.DataFrame:
+def attention_mass(
+    model: LatentDiffusion, pairs: Sequence[Example], **options: Any
+) -> pd.DataFrame:
     """Share of all attention that each token group holds, one row a pair; rows add up to 1.
 
     Mean over places, layers and timesteps of ground-truth sampling; every layer counts alike.
@@ -60,7 +63,9 @@ def attention_mass(model: Any, pairs: Sequence[Example], **options: Any) -> pd.D
     return pd.DataFrame(rows)
 
 
-def side_word_shares(model: Any, pairs: Sequence[Example], **options: Any) -> pd.DataFrame:
+def side_word_shares(
+    model: LatentDiffusion, pairs: Sequence[Example], **options: Any
+) -> pd.DataFrame:
     """For pairs that name one side: share of the side word's attention on the patient's side."""
     rows = []
     method = G2G("side words", model, options)

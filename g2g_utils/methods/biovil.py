@@ -16,10 +16,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -54,13 +55,14 @@ class Joint:
 
     def patches(self, image: Tensor) -> Tensor:
         """Patch features [d, h, w] of an image [1, S, S] in [0, 1]."""
-        return self.branch(image.float()[None])[0][0]
+        features, _ = self.branch(image.float()[None])
+        return cast(Tensor, features[0])
 
     def words(self, phrase: str) -> Tensor:
         """Projected states [n, d] of a phrase's content words."""
         tokens = tokenize(self.tokenizer, phrase, self.max_length)
         states = models.text_states(self.text_encoder, *stack([tokens]))
-        return self.heads.word(states)[0, select_tokens(tokens)]
+        return cast(Tensor, self.heads.word(states)[0, select_tokens(tokens)])
 
 
 def load(folder: Path, max_length: int) -> Joint:
@@ -95,7 +97,7 @@ class ImageModel(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Projected patch features."""
-        return self.projector["model"](self.encoder["encoder"](images))
+        return cast(Tensor, self.projector["model"](self.encoder["encoder"](images)))
 
 
 class TextHead(nn.Module):
@@ -109,7 +111,8 @@ class TextHead(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """Vector in the joint space, not normalised."""
-        return self.dense_to_output(self.LayerNorm(F.gelu(self.dense_to_hidden(states))))
+        hidden = self.LayerNorm(F.gelu(self.dense_to_hidden(states)))
+        return cast(Tensor, self.dense_to_output(hidden))
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,20 +127,20 @@ class Published:
 
     def patches(self, image: Tensor) -> Tensor:
         """Patch features [128, 15, 15] of an image [1 or 3, S, S] in [0, 1]."""
-        return self.image_model(prepare(image.float().mean(0)))[0]
+        return cast(Tensor, self.image_model(prepare(image.float().mean(0)))[0])
 
     def words(self, phrase: str) -> Tensor:
         """The projected start token [1, 128] of a phrase."""
         words = tokenize(self.tokenizer, phrase, self.max_length)
         states = models.text_states(self.text_encoder, *stack([words]))
-        return self.head(states[:, 0])
+        return cast(Tensor, self.head(states[:, 0]))
 
     def grounder(self, name: str) -> TwoTower:
         """The method: cosines [32, 32] over the image's square frame, in steps of 16 pixels."""
         return TwoTower(name, RESIZE, self.patches, self.words, SIGMA, framed, thresholds=True)
 
 
-def prepare(image: np.ndarray | Tensor) -> Tensor:
+def prepare(image: NDArray[np.float32] | Tensor) -> Tensor:
     """An image [S, S] in [0, 1] as the image model wants it: [1, 3, 480, 480], stretched."""
     pixels = crop_resize(np.asarray(image, np.float32).squeeze(), RESIZE)
     low, high = float(pixels.min()), float(pixels.max())

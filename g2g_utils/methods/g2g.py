@@ -18,6 +18,7 @@ from g2g_utils.grounding import Grounding, Options, ground_batch
 from g2g_utils.masks import gmm_mask
 from g2g_utils.methods.base import HeatMap, Query, films, no_map
 from g2g_utils.methods.registry import Kind, Parts, Variants, register
+from g2g_utils.models.protocol import LatentDiffusion
 from g2g_utils.text import PhraseError, select_tokens, tokenize
 
 
@@ -30,7 +31,7 @@ class G2G:
     """
 
     name: str
-    model: Any
+    model: LatentDiffusion
     options: Mapping[str, Any] = field(default_factory=dict)  # of `grounding.ground`
 
     @property

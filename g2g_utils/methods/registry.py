@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from g2g_utils.config import Config, ConfigError, Section
 from g2g_utils.methods.base import Grounder, HeatMap, Query
+from g2g_utils.models.protocol import LatentDiffusion
 
 MODULES = ("g2g", "biovil", "no_skill")  # each registers its kinds when it is imported
 Variants = Callable[[Query, HeatMap], Mapping[str, HeatMap]]
@@ -26,8 +27,8 @@ class Parts(Protocol):
 
     config: Config
 
-    def model(self, arm: str, seed: int) -> Any:
-        """The diffusion model (`models.LatentDiffusion`) of a training arm."""
+    def model(self, arm: str, seed: int) -> LatentDiffusion:
+        """The diffusion model of a training arm."""
         ...
 
     def product(self, name: str) -> Path:
