@@ -25,7 +25,7 @@ SAYS = {  # what a room does, and its steps in the flow of an image (i) and of a
     "grounding": ("image + phrase to heat map and mask", "i5"),
     "sampling": ("what the U-Net sees", "i5"),
     "metrics": ("scores of one map", ""),
-    "attention": ("capture of cross-attention", "i6"),
+    "attention": ("capture of the maps", "i6"),
     "bbm": ("bias merging", "i7"),
     "masks": ("map to mask", "i7"),
     "information": ("gain of a phrase", ""),
