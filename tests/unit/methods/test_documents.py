@@ -45,6 +45,8 @@ def test_every_kind_has_its_row():
     rows = {}
     for line in (ROOT / "docs" / "methods.md").read_text().splitlines():
         if line.startswith("| `"):
-            name, *_, citation, licence, cost = (cell.strip() for cell in line.strip("| ").split("|"))
+            name, *_, citation, licence, cost = (
+                cell.strip() for cell in line.strip("| ").split("|")
+            )
             rows[name.strip("`")] = (citation, licence, cost)
     assert rows == {k.name: (k.citation, k.licence, k.cost) for k in registry.kinds().values()}
