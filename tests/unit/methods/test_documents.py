@@ -1,4 +1,4 @@
-"""The example of CONTRIBUTING.md works; docs/methods.md says of every kind what the registry says."""
+"""The example of CONTRIBUTING.md works; docs/methods.md agrees with the registry."""
 
 import re
 from pathlib import Path
