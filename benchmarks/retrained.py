@@ -24,6 +24,7 @@ from g2g_utils.bench import statistics
 from g2g_utils.bench.benchmark import score
 from g2g_utils.experiment import products
 from g2g_utils.methods.g2g import G2G
+from g2g_utils.runs import places
 
 RESULT = Path(__file__).with_name("retrained.json")
 MEASURES = ("cnr", "auc_roc", "pointing", "specificity")
@@ -49,13 +50,13 @@ def compare(arm: str, seed: int) -> dict[str, Any]:
     begin, settings, name = time.time(), config.load("miniature"), f"ldm/{arm}-s{seed}"
     if settings.training.arms[arm].learnable:
         raise SystemExit(f"{arm}: its text encoder is trained too; choose a frozen arm")
-    if products.find(settings, name) != settings.weights_dir / name:
-        place = settings.weights_dir / name
+    if products.find(settings, name) != places.weights(settings) / name:
+        place = places.weights(settings) / name
         raise SystemExit(
             f"not shipped, or build/ has its own {name}: {place} would not be compared"
         )
     published = products.model(settings, arm, seed)
-    folder = settings.build_dir / "retrained" / f"{arm}-s{seed}-{products.key(settings, name)}"
+    folder = places.build(settings) / "retrained" / f"{arm}-s{seed}-{products.key(settings, name)}"
     products.fine_tune(settings, arm, seed, folder)
     retrained = replace(published, unet=models.load_unet(folder / "unet"))
     tables = [scores(settings, model) for model in (retrained, published)]

@@ -10,6 +10,7 @@ from typing import Any
 
 from g2g_utils import config as configuration
 from g2g_utils import runs
+from g2g_utils.runs import places
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        place = config.build_dir if config else Path()
+        place = places.build(config) if config else Path()
         print(f"error: {runs.disk_is_full(error, place) or error}", file=sys.stderr)
         return 2
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,8 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-ROOT = Path(__file__).resolve().parent.parent
-CONFIGS = ROOT / "configs"
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 FINDINGS = (  # the eight classes of MS-CXR, spelt as in its column `category_name`
     "Atelectasis",
     "Cardiomegaly",
@@ -394,11 +392,6 @@ class Config(Section):
                 )
         return self
 
-    @property
-    def build_dir(self) -> Path:
-        """Everything a run makes lies below this folder (ignored by git)."""
-        return Path(os.environ.get("G2G_BUILD", ROOT / "build")) / self.profile
-
     def loaded_unet(self, arm: str) -> tuple[str, str | None] | None:
         """Source and revision of the U-Net that an arm loads as it is; None: it is trained here."""
         if self.training.arms[arm].untuned:
@@ -419,22 +412,11 @@ class Config(Section):
         return next(given, Resources.model_validate({}))
 
     @property
-    def figures_dir(self) -> Path:
-        """`figures/` (the committed ones) for the miniature on phantoms alone, else in `build_dir`.
-
-        A point of a sweep has its own: the folder that G2G_FIGURES names.
-        """
-        if own := os.environ.get("G2G_FIGURES"):
-            return Path(own)
+    def publishable(self) -> bool:
+        """True if figures may be committed: only those of the miniature on phantoms alone."""
         data = self.data
         films = data.validation_from or data.test_from or data.world.get("backgrounds")
-        committed = self.profile == "miniature" and data.source == "phantoms" and not films
-        return ROOT / "figures" if committed else self.build_dir / "figures"
-
-    @property
-    def weights_dir(self) -> Path:
-        """Shipped, committed weights of this profile (may not exist)."""
-        return ROOT / "weights" / self.profile
+        return self.profile == "miniature" and data.source == "phantoms" and not films
 
 
 def profiles() -> list[str]:

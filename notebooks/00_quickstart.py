@@ -110,7 +110,7 @@ plots.save_figure(config, fig, "00_quickstart_grounding", folder)
 # covers is decided by the map alone.
 
 # %%
-found = ground_file.places(result, *image.shape)
+found = ground_file.peak_and_box(result, *image.shape)
 print(f"mask: {float(result.mask.float().mean()):.0%} of the image, its box {found['mask_box']}")
 print(f"peak at (x, y) = {tuple(found['peak'])} of {image.shape[1]} × {image.shape[0]} pixels")
 

@@ -48,6 +48,7 @@ from g2g_utils.data import check, folder, geometry, record, sources
 from g2g_utils.experiment import products
 from g2g_utils.methods import no_skill
 from g2g_utils.plots import overlays
+from g2g_utils.runs import places
 
 plots.use_style()
 
@@ -264,7 +265,7 @@ psnr.round(1).to_frame("PSNR, dB")
 # one line:
 
 # %%
-place = config.build_dir / "examples" / "folder"
+place = places.build(config) / "examples" / "folder"
 place.mkdir(parents=True, exist_ok=True)
 pixels = (np.kron(test[shown].array(), np.ones((6, 4))) * 255).astype(np.uint8)  # an odd size
 overlays.plt.imsave(place / "film.png", pixels, cmap="gray", vmin=0, vmax=255)

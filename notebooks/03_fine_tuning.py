@@ -52,6 +52,7 @@ from g2g_utils import models, plots
 from g2g_utils.bench import statistics
 from g2g_utils.experiment import products
 from g2g_utils.plots import charts, overlays
+from g2g_utils.runs import places
 from g2g_utils.training import diagnostics, finetune, fit
 
 plots.use_style()
@@ -169,7 +170,7 @@ print(f"{total} weights, {fresh / total:.0%} of them new in this arm")
 # bar; the same numbers go to `log.jsonl` and TensorBoard.
 
 # %%
-folder = config.build_dir / "live" / f"{arm}-s{seed}"
+folder = places.build(config) / "live" / f"{arm}-s{seed}"
 shutil.rmtree(folder, ignore_errors=True)
 begin = time.time()
 products.fine_tune(config, arm, seed, folder, steps=config.training.live_steps)
@@ -219,11 +220,11 @@ plots.save_figure(config, fig, "03_training_live")
 # %%
 half = resume_steps // 2
 small = load(profile, **{"training.checkpoint_every": half, "training.warmup": 1})
-through, resumed = (config.build_dir / "live" / n for n in ("through", "resumed"))
+through, resumed = (places.build(config) / "live" / n for n in ("through", "resumed"))
 for place in (through, resumed):
     shutil.rmtree(place, ignore_errors=True)
 products.fine_tune(small, arm, seed, through, steps=resume_steps)
-shutil.copytree(through / "checkpoint", resumed / "checkpoint")
+shutil.copy(through / "checkpoint.pt", resumed)
 products.fine_tune(small, arm, seed, resumed, steps=resume_steps)
 
 # %%

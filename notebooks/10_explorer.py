@@ -46,6 +46,7 @@ from IPython.display import Image, display
 
 from g2g_utils import explorer
 from g2g_utils.explorer import study
+from g2g_utils.runs import places
 
 # %% [markdown] tags=["notebook-only"]
 # ## The explorer
@@ -79,7 +80,7 @@ print("heat map", tuple(panel.heatmap.shape), "|", len(panel.capture.layers), "l
 # and from the padding, which takes what no word claims.
 
 # %% tags=["notebook-only"]
-paths = explorer.static_views(session, start, config.figures_dir)
+paths = explorer.static_views(session, start, places.figures(config))
 display(Image(filename=str(paths[1])))
 
 # %% [markdown] tags=["notebook-only"]

@@ -18,6 +18,7 @@ from typing import Any
 from g2g_utils import config, runs
 from g2g_utils.bench import claims, statistics
 from g2g_utils.experiment import products
+from g2g_utils.runs import places
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ("smoke", "miniature", "ground", "test")  # rows of times.json that the README shows
@@ -276,7 +277,7 @@ def main(*arguments: str) -> int:
     """Refresh results.json (unless --render) and all pages."""
     settings = config.load("miniature")
     if "--render" not in arguments:
-        runs.write_json(settings.figures_dir / "results.json", results(settings))
+        runs.write_json(places.figures(settings) / "results.json", results(settings))
         print(f"{len(claims.read(settings))} claims")
     for name, blocks in pages().items():
         page = ROOT / name

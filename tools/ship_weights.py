@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from g2g_utils import config, runs
 from g2g_utils.experiment import products
+from g2g_utils.runs import places
 
 SHIPPED = ("vae", "encoders/", "classifier", "ldm/")
 LIMIT_FILE, LIMIT_ALL = 5 * 2**20, 40 * 2**20
@@ -35,11 +36,7 @@ def half(source: Path, target: Path) -> None:
 
 def ship(source: Path, target: Path) -> None:
     """Copy one product: weights in float16, everything else unchanged, run.json last."""
-    with runs.atomic(target) as temporary:
-        _ship(source, temporary)
-
-
-def _ship(source: Path, target: Path) -> None:
+    shutil.rmtree(target, ignore_errors=True)
     for path in sorted(source.rglob("*")):
         place = target / path.relative_to(source)
         unwanted = path.name == "run.json" or path.name.startswith((".", "events"))
@@ -69,8 +66,8 @@ def main(profile: str) -> int:
         return 1
     for name, folder in made.items():
         if folder is not None:  # else what is shipped is still that of these settings
-            ship(folder, settings.weights_dir / name)
-    sizes = {p: p.stat().st_size for p in settings.weights_dir.rglob("*") if p.is_file()}
+            ship(folder, places.weights(settings) / name)
+    sizes = {p: p.stat().st_size for p in places.weights(settings).rglob("*") if p.is_file()}
     large = [str(p) for p, size in sizes.items() if size > LIMIT_FILE]
     print(f"{len(names)} products, {sum(sizes.values()) / 2**20:.1f} MiB")
     if large or sum(sizes.values()) > LIMIT_ALL:

@@ -11,6 +11,7 @@ from pathlib import Path
 import nbformat
 
 from g2g_utils import config as profiles
+from g2g_utils.runs import places
 
 ROOT = Path(__file__).resolve().parents[1]
 LARGEST_UPLOAD = 256 * 2**20  # bytes; the default of 10 MiB is less than many DICOM files
@@ -26,7 +27,7 @@ def application(profile: str, notebook: Path = ROOT / "notebooks" / "10_explorer
             cell.outputs, cell.execution_count = [], None
         if "parameters" in cell.metadata.get("tags", []):
             cell.source += f"\nprofile = {profile!r}"
-    target = config.build_dir / "explorer" / notebook.name
+    target = places.build(config) / "explorer" / notebook.name
     target.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(content, target)
     return target

@@ -15,6 +15,7 @@ from run_notebook import follow_controller
 from g2g_utils import config as profiles
 from g2g_utils import runs
 from g2g_utils.experiment import products
+from g2g_utils.runs import places
 
 
 def main() -> None:
@@ -39,7 +40,7 @@ def make(config: profiles.Config, name: str, record: Path) -> None:
     try:
         folder = products.ensure(config, name)
     except Exception as error:  # each writer of files has its own kind for a full disk
-        if line := runs.disk_is_full(error, config.build_dir):
+        if line := runs.disk_is_full(error, places.build(config)):
             sys.exit(f"{name} failed: {line}")
         raise
     if runs.rank():  # one of a group of processes; the first writes the record

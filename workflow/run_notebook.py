@@ -28,6 +28,7 @@ import yaml
 from g2g_utils import config as profiles
 from g2g_utils import runs
 from g2g_utils.experiment import privacy
+from g2g_utils.runs import places
 
 # Papermill's checker of notebooks would build a grammar of web addresses: 1.5 s in every job.
 sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
@@ -116,52 +117,47 @@ def settings_file(folder: Path, profile: str, overrides: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Files:
-    """What one run writes."""
+    """Files and folders that one run writes."""
 
     notebook: Path  # executed
     record: Path
     metrics: Path
-    figures: Path  # folder, which other notebooks may share
+    figures: Path  # folder
+    own_figures: bool  # other notebooks do not share that folder
 
     @property
     def error(self) -> Path:
         """One line about a failed run."""
         return self.notebook.with_suffix(".error")
 
-    @property
-    def written(self) -> Path:
-        """Figures that the notebook wrote so far, one a line."""
-        return self.notebook.with_suffix(".written")
-
     def forget(self) -> None:
         """Remove what an earlier run left."""
         self.notebook.parent.mkdir(parents=True, exist_ok=True)
-        for old in (self.record, self.metrics, self.error, self.written):
+        for old in (self.record, self.metrics, self.error):
             old.unlink(missing_ok=True)
 
-    def drawn(self) -> list[Path]:
-        """The figures that this run wrote, each once; the list of them is removed."""
-        lines = self.written.read_text().splitlines() if self.written.exists() else []
-        self.written.unlink(missing_ok=True)
-        return [path for path in sorted(set(map(Path, lines))) if path.exists()]
+    def run(self, id: str) -> runs.Run:
+        """The run that writes these files, not yet started."""
+        figures = self.figures if self.own_figures else None
+        return runs.Run(self.notebook.with_suffix(".current"), id, self.metrics, figures)
 
 
 def files(config: profiles.Config, notebook: Path, folder: Path | None) -> Files:
     """Where a run writes: into its own folder, or as one of the profile's notebooks."""
     if folder:
         own = (folder / name for name in ("run.json", "metrics.json", "figures"))
-        return Files(folder / notebook.name, *own)
-    executed = config.build_dir / "notebooks" / notebook.name
+        return Files(folder / notebook.name, *own, own_figures=True)
+    executed = places.build(config) / "notebooks" / notebook.name
     beside = (executed.with_suffix(end) for end in (".run.json", ".metrics.json"))
-    return Files(executed, *beside, config.figures_dir)
+    return Files(executed, *beside, places.figures(config), own_figures=False)
 
 
 def what_ran(
     config: profiles.Config, notebook: Path, parameters: dict[str, Any], inputs: list[Path]
 ) -> dict[str, Any]:
-    """What determines a run, and the id made of it, which its figures carry.
+    """All that determines a run, and the id made of it, which its figures carry.
 
-    The id begins as `run` in findings.json: with the profile and the hash of its settings.
+    The id begins with the profile and the hash of its settings, as `run` in findings.json does.
     """
     found = {notebook.name: runs.file_digest(notebook), **dict(map(product, inputs))}
     return {
@@ -189,18 +185,20 @@ def execute(
     started, config = time.time(), profiles.load(profile, **(overrides or {}))
     place = files(config, notebook, folder)
     place.forget()
-    run = what_ran(config, notebook, {"profile": profile, **parameters}, inputs or [])
-    given = {"METRICS": place.metrics, "WRITTEN": place.written, "RUN": run["id"]}
-    given |= {"FIGURES": place.figures} if folder else {}
-    os.environ |= {f"G2G_{name}": str(value) for name, value in given.items()}
+    origin = what_ran(config, notebook, {"profile": profile, **parameters}, inputs or [])
     world = settings_file(place.notebook.parent, profile, overrides or {})
-    run_cells(notebook, place, profile, world, parameters)
+    run = place.run(origin["id"])
+    run.start()
+    try:
+        run_cells(notebook, place, profile, world, parameters)
+    finally:
+        drawn = run.end()
     if not place.metrics.exists():
         runs.write_json(place.metrics, {})
-    drawn, here = place.drawn(), place.notebook.parent
+    here = place.notebook.parent
     made = [place.metrics, place.notebook, *drawn]
     fields = {
-        **run,
+        **origin,
         "figures": [os.path.relpath(path, place.figures) for path in drawn],
         "metrics": runs.read_json(place.metrics),
         "outputs": {os.path.relpath(path, here): runs.file_digest(path) for path in made},

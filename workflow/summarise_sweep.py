@@ -6,7 +6,6 @@ summary.run.json, written last, holds the summary's id, which the figure carries
 """
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -35,8 +34,8 @@ def _scalar(value: Any) -> Any:
     return value if isinstance(value, str | int | float) else json.dumps(value)
 
 
-def draw(sweep: sweeps.Sweep, world: str, rows: pd.DataFrame, folder: Path) -> None:
-    """Draw summary.png, with the sweep's run in its metadata."""
+def draw(sweep: sweeps.Sweep, world: str, rows: pd.DataFrame, folder: Path, run: str) -> None:
+    """Draw summary.png, with the summary's id in its metadata."""
     from g2g_utils.plots import charts
 
     plots.use_style()
@@ -50,14 +49,14 @@ def draw(sweep: sweeps.Sweep, world: str, rows: pd.DataFrame, folder: Path) -> N
     axes = list(rows.columns[1:-2])
     x, colour = sweep.figure.get("x", axes[0]), sweep.figure.get("colour")
     fig = charts.sweep(rows, wanted, x, colour, f"{sweep.name}: {len(sweep.points)} points")
-    plots.save_figure(profiles.load(world), fig, "summary", folder)
+    plots.save_figure(profiles.load(world), fig, "summary", folder, run)
 
 
 def identity(sweep: sweeps.Sweep, world: str, folder: Path) -> str:
     """Id of the summary: profile, hash of its settings, sweep, hash of its points' ids."""
     records = [runs.read_json(folder / point.id / "run.json") for point in sweep.points]
     points = [record.get("id") for record in records]
-    return f"{plots.run_id(profiles.load(world))}.{sweep.name}.{runs.digest(points, 8)}"
+    return f"{runs.settings_id(profiles.load(world))}.{sweep.name}.{runs.digest(points, 8)}"
 
 
 def main() -> None:
@@ -67,8 +66,8 @@ def main() -> None:
     rows = table(sweep, folder)
     with runs.atomic(folder / "summary.csv") as temporary:
         rows.to_csv(temporary, index=False)
-    id = os.environ["G2G_RUN"] = identity(sweep, world, folder)
-    draw(sweep, world, rows, folder)
+    id = identity(sweep, world, folder)
+    draw(sweep, world, rows, folder, id)
     made = {file: runs.file_digest(folder / file) for file in ("summary.csv", "summary.png")}
     record = {"id": id, "sweep": sweep.name, "outputs": made}
     runs.write_json(folder / "summary.run.json", record)

@@ -17,13 +17,14 @@ import sweeps
 from g2g_utils import config as profiles
 from g2g_utils.experiment import products
 from g2g_utils import runs
+from g2g_utils.runs import places
 
 launch.become_own_array_task(sys.argv[1:])
 
 PROFILE = config.get("profile", "miniature")
 SWEEP = sweeps.read(config["sweep"])
 SETTINGS = profiles.load(PROFILE)
-BUILD = SETTINGS.build_dir.resolve() / "sweeps"
+BUILD = places.build(SETTINGS).resolve() / "sweeps"
 HERE = BUILD / SWEEP.name
 POINTS = {point.id: point for point in SWEEP.points}
 CODE = sources.fingerprint(SWEEP.notebook, "")

@@ -10,6 +10,7 @@ from typing import Any
 from g2g_utils import runs
 from g2g_utils.bench.statistics import Interval
 from g2g_utils.config import Config
+from g2g_utils.runs import places
 
 SCHEMA: dict[str, Any] = {
     "type": "array",
@@ -107,7 +108,7 @@ def verdicts(claims: Sequence[Claim]) -> str:
 
 def path(config: Config) -> Path:
     """File of a profile's claims, findings.json."""
-    return config.figures_dir / "findings.json"
+    return places.figures(config) / "findings.json"
 
 
 def read(config: Config) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from g2g_utils import runs
-from g2g_utils.config import ROOT, Config, ConfigError, HeldOut
+from g2g_utils.config import Config, ConfigError, HeldOut
 from g2g_utils.data import (
     chestxray14,
     folder,
@@ -21,6 +21,7 @@ from g2g_utils.data import (
     tables,
 )
 from g2g_utils.data.record import Example
+from g2g_utils.runs import places
 
 SPLITS = ("train", "validation", "test")
 SHARES = {"train": 8, "validation": 1, "test": 1}
@@ -75,7 +76,7 @@ def credentialed(config: Config) -> bool:
 
 def resolve(path: Path) -> Path:
     """Resolve a path of a profile: absolute, below the home folder, or below the repository."""
-    return ROOT / path.expanduser()
+    return places.ROOT / path.expanduser()
 
 
 # ---------------------------------------------------------------- which patients and images
@@ -205,4 +206,4 @@ def _reports(
 
 def manifests(config: Config) -> Path:
     """Folder of the lists of kept and dropped images. They hold report text and stay in build/."""
-    return config.build_dir / "manifests"
+    return places.build(config) / "manifests"

@@ -24,6 +24,7 @@ from g2g_utils.models import (
     registry,
 )
 from g2g_utils.models.checkpoints import quiet
+from g2g_utils.runs import places
 
 
 def locate(config: configuration.Config, name: str) -> Path:
@@ -32,8 +33,8 @@ def locate(config: configuration.Config, name: str) -> Path:
     if found is not None:
         return found
     raise MissingWeights(
-        f"{name} of profile {config.profile!r} is neither below {config.build_dir} nor shipped: "
-        f"run `python -m g2g_utils make {name} --profile {config.profile}`"
+        f"{name} of profile {config.profile!r} is neither below {places.build(config)} nor "
+        f"shipped: run `python -m g2g_utils make {name} --profile {config.profile}`"
     )
 
 

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from g2g_utils import runs
-from g2g_utils.config import ROOT, Config, ConfigError
+from g2g_utils.config import Config, ConfigError
 from g2g_utils.data.geometry import crop_resize, restore_box
 from g2g_utils.data.images import read_image
 from g2g_utils.data.record import Example
+from g2g_utils.runs import places
 
 if TYPE_CHECKING:
     from g2g_utils.grounding import Grounding
@@ -67,7 +68,7 @@ def ground_file(
     source = {"file": image.name, "sha256": runs.file_digest(image)}
     parameters = {"phrase": example.phrase, "model": model.name, **options}
     name = f"{image.stem}-{runs.digest([source, parameters, _weights(config, model)], 8)}"
-    folder = (out or config.build_dir / "grounded") / name
+    folder = (out or places.build(config) / "grounded") / name
     report = {**_report(result, image), "image": source, "parameters": parameters}
     return write_files(config, folder, example, result, report, film=film_of(image))
 
@@ -110,7 +111,7 @@ def chosen_example(config: Config, image_path: str, phrase: str, pair: int) -> E
 
     if image_path:
         path = Path(image_path).expanduser()
-        path = path if path.exists() else ROOT / path
+        path = path if path.exists() else places.ROOT / path
         if not phrase:
             raise ValueError(f"no phrase for {image_path}: set the parameter `phrase` too")
         return example_of_file(config, path, phrase)
@@ -160,7 +161,7 @@ def is_plain(phrase: str, boxes: Any, side: int) -> bool:
 
 def figures_folder(config: Config, image_path: str) -> Path:
     """Folder of a notebook's figures: those of a user's own image never among committed ones."""
-    return config.build_dir / "grounded" / "figures" if image_path else config.figures_dir
+    return places.build(config) / "grounded" / "figures" if image_path else places.figures(config)
 
 
 def options_of(config: Config) -> dict[str, Any]:
@@ -214,14 +215,14 @@ def _report(result: Grounding, image: Path) -> dict[str, Any]:
         "cut_off": list(result.phrase_tokens.truncated),
         "confidence": result.confidence,
         "mask_fraction": round(float(result.mask.float().mean()), 4),
-        **places(result, height, width),
+        **peak_and_box(result, height, width),
         "timesteps": list(result.timesteps),
         "keep_last": result.keep_last,
         "layers": list(result.layers),
     }
 
 
-def places(result: Grounding, height: int, width: int) -> dict[str, Any]:
+def peak_and_box(result: Grounding, height: int, width: int) -> dict[str, Any]:
     """Peak (x, y) of the heat map and box [x, y, w, h] of the mask, in a height x width image."""
     side = result.heatmap.shape[-1]
     row, column = divmod(int(result.heatmap.argmax()), side)
@@ -253,7 +254,7 @@ def write_files(
     with runs.atomic(maps) as temporary, open(temporary, "wb") as stream:
         np.savez_compressed(stream, **arrays(result))
     phantoms = {"caution": PHANTOM_CAUTION} if config.data.source == "phantoms" else {}
-    state = runs.git_state(ROOT)
+    state = runs.git_state(places.ROOT)
     about = {"profile": config.profile, **state, "disclaimer": DISCLAIMER, **phantoms}
     runs.write_json(numbers, report | about)
     draw(config, overlay, example, result, film)
@@ -294,5 +295,5 @@ def draw(
             phrase=result.phrase, boxes=example.boxes, film=film, fig=fig,
         )  # fmt: skip
         fig.text(0.99, 0.01, DISCLAIMER, ha="right", va="bottom", fontsize=7, color="0.4")
-        metadata = plots.provenance(config, "grounding")
+        metadata = plots.provenance(plots.run_id(config), "grounding")
         fig.savefig(temporary, format="png", dpi=plots.SAVED_DPI, metadata=metadata)

@@ -16,6 +16,7 @@ from g2g_utils import runs
 from g2g_utils.config import Config, ConfigError
 from g2g_utils.experiment.plan import find, folder, inputs, key, needs, parameters
 from g2g_utils.experiment.product import split
+from g2g_utils.runs import places
 
 
 def ensure(config: Config, name: str) -> Path:
@@ -70,12 +71,12 @@ def _make(config: Config, name: str, ready: Callable[[], None] = lambda: None) -
     place.mkdir(parents=True, exist_ok=True)
     ready()
     begin = time.time()
-    if not config.retrain and (config.weights_dir / name / "run.json").is_file():
+    if not config.retrain and (places.weights(config) / name / "run.json").is_file():
         why = "is of other settings than these, or damaged: it is made anew"
         print(f"weights/{config.profile}/{name} {why}", file=sys.stderr)
     kind, item = split(name)
     extra = kind.build(config, item, place) or {}
-    shutil.rmtree(place / "checkpoint", ignore_errors=True)
+    (place / "checkpoint.pt").unlink(missing_ok=True)
     settings = {"product": name, "key": key(config, name), "parameters": parameters(config, name)}
     runs.record(place, begin, **settings, inputs=inputs(config, name), **extra)
     return place

@@ -15,6 +15,7 @@ from typing import Any
 from g2g_utils import runs
 from g2g_utils.config import Config
 from g2g_utils.experiment.product import KINDS, present, split
+from g2g_utils.runs import places
 
 RECIPE = 1  # raise when a recipe changes what it makes
 
@@ -57,8 +58,8 @@ def inputs(config: Config, name: str) -> dict[str, str]:
     """Hash of the files of each product that a product was made from, as their records say."""
     found = {}
     for dep in needs(config, name):
-        places = (folder(config, dep), config.weights_dir / dep)
-        records = (runs.sound_record(place / "run.json") for place in places)
+        choices = (folder(config, dep), places.weights(config) / dep)
+        records = (runs.sound_record(place / "run.json") for place in choices)
         if record := next(filter(None, records), None):
             found[dep] = runs.digest(record["outputs"])
     return found
@@ -66,14 +67,14 @@ def inputs(config: Config, name: str) -> dict[str, str]:
 
 def folder(config: Config, name: str) -> Path:
     """Where a product is made: its name and key below the profile's build folder."""
-    return config.build_dir / f"{name}-{key(config, name)}"
+    return places.build(config) / f"{name}-{key(config, name)}"
 
 
 def find(config: Config, name: str) -> Path | None:
     """Folder of a finished, sound product with the right key, made here or shipped; else None."""
-    places = [folder(config, name)] + ([] if config.retrain else [config.weights_dir / name])
+    shipped = [] if config.retrain else [places.weights(config) / name]
     wanted = key(config, name)
-    for place in places:
+    for place in [folder(config, name), *shipped]:
         if _sound(place, wanted):
             return place
     return None

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from g2g_utils import runs
-from g2g_utils.config import ROOT, Config, Section
+from g2g_utils.config import Config, Section
 from g2g_utils.experiment import apart, parts
 from g2g_utils.experiment.make import ensure
 from g2g_utils.experiment.plan import needs
 from g2g_utils.experiment.product import arm_and_seed, present, product
+from g2g_utils.runs import places
 
 TABLES = (".csv", ".csv.gz", ".json", ".json.gz")
 _OPTIONAL = ("subfolder", "lora_rank", "scheduler_revision", "untuned")  # in keys only where set
@@ -48,7 +49,7 @@ def _training_data(config: Config, item: str) -> dict[str, Any]:
     return {
         "data": data.model_dump(include=fields),
         "own": [split for split in ("validation", "test") if not getattr(data, f"{split}_from")],
-        "tables": {str(root): _tables(ROOT / root.expanduser()) for root in roots if root},
+        "tables": {str(root): _tables(places.ROOT / root.expanduser()) for root in roots if root},
     }
 
 

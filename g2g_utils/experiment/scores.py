@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from g2g_utils import runs, tagger
-from g2g_utils.config import ROOT, Config
+from g2g_utils.config import Config
 from g2g_utils.experiment import apart, parts
 from g2g_utils.experiment.make import ensure
 from g2g_utils.experiment.plan import plan
 from g2g_utils.experiment.product import arm_and_seed, product
 from g2g_utils.experiment.recipes import dump, loaded_parts, model_needs
+from g2g_utils.runs import places
 
 SCORES = 3  # raise when evaluations or baselines score otherwise, or more
 NO_SKILL = ("random", "centre prior", "mean box", "mean box per finding")
@@ -34,7 +35,7 @@ def _biovil(config: Config) -> dict[str, Any]:
     """BioViL's image branch, where the profile names one, and whether it is there."""
     if config.biovil is None:
         return {}
-    there = (ROOT / config.biovil.expanduser()).is_file()
+    there = (places.ROOT / config.biovil.expanduser()).is_file()
     texts = {"encoder": dump(config.encoders["domain"]), "text": config.text.max_length}
     return {"biovil": str(config.biovil), "there": there} | texts
 

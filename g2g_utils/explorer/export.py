@@ -17,6 +17,7 @@ from g2g_utils.experiment import products
 from g2g_utils.explorer import maps, render
 from g2g_utils.explorer.session import Panel, Session, View
 from g2g_utils.explorer.state import State, column_label
+from g2g_utils.runs import places
 
 
 def heatmap(
@@ -67,7 +68,7 @@ def facts(session: Session, view: View) -> dict[str, Any]:
         "text_guidance": options.text_guidance if view.state.curve else None,
         "panels": [_panel_facts(panel) for panel in view.panels],
         "no_skill": view.no_skill,
-        "git": runs.git_state(config.ROOT),
+        "git": runs.git_state(places.ROOT),
     }
 
 
@@ -110,7 +111,7 @@ def arrays(session: Session, view: View) -> bytes:
 
 def save(session: Session, view: View, picture: bytes, folder: Path | None = None) -> list[Path]:
     """Write the picture and the maps of a view side by side, below build/ unless told otherwise."""
-    folder = folder or session.config.build_dir / "explorer"
+    folder = folder or places.build(session.config) / "explorer"
     folder.mkdir(parents=True, exist_ok=True)
     words = re.sub(r"[^a-z0-9]+", "-", view.state.phrase.lower()).strip("-")[:40] or "view"
     known = facts(session, view)

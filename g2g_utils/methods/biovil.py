@@ -27,13 +27,14 @@ from torch.nn import functional as F
 from transformers.utils import cached_file
 
 from g2g_utils import models
-from g2g_utils.config import ROOT, Config, Section
+from g2g_utils.config import Config, Section
 from g2g_utils.data.geometry import crop_resize
 from g2g_utils.methods.registry import Kind, Parts, register
 from g2g_utils.methods.two_tower import TwoTower
 from g2g_utils.models import checkpoints, registry
 from g2g_utils.models.image_text import Heads, ImageBranch, load_image_text
 from g2g_utils.models.resnet import ResNet50
+from g2g_utils.runs import places
 from g2g_utils.text import select_tokens, stack, tokenize
 
 RESIZE, CROP, SIGMA, JOINT = 512, 480, 1.5, 128
@@ -234,7 +235,7 @@ class Row(Section):
 
 def checkpoint(row: Row) -> Path | None:
     """The published image branch, where a row names one; relative to the repository."""
-    return None if row.image is None else ROOT / row.image.expanduser()
+    return None if row.image is None else places.ROOT / row.image.expanduser()
 
 
 def _build(parts: Parts, name: str, row: Row, seed: int | None) -> TwoTower | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from matplotlib.figure import Figure
 
 from g2g_utils import config as configuration
 from g2g_utils import runs
+from g2g_utils.runs import places
 
 STYLE: Any = {
     "figure.dpi": 100,
@@ -34,48 +34,57 @@ def use_style() -> None:
 
 
 def run_id(config: configuration.Config) -> str:
-    """Id of the run at work, as in its run.json; by hand only profile and hash of all its settings.
+    """Id of the run at work; in a notebook opened by hand only its beginning.
 
-    The id of a run (workflow/run_notebook.py) begins with that, and so names what a claim in
-    findings.json was computed under.
+    The id of a run (workflow/run_notebook.py) begins with the profile and the hash of its settings,
+    as `run` of a claim in findings.json does.
     """
-    return os.environ.get("G2G_RUN") or runs.settings_id(config)
+    run = runs.Run.current()
+    return run.id if run else runs.settings_id(config)
 
 
-def provenance(config: configuration.Config, title: str) -> dict[str, str]:
-    """Text that goes into a figure's PNG file: title, run, git commit, purpose."""
-    state = runs.git_state(configuration.ROOT)
+def provenance(run: str, title: str) -> dict[str, str]:
+    """Text that goes into a figure's PNG file: title, id of the run, git commit, purpose."""
+    state = runs.git_state(places.ROOT)
     commit = state["commit"] or "unknown"
     return {
         "Title": title,
         "Software": "g2g_utils",
-        "Source": f"run {run_id(config)}",
+        "Source": f"run {run}",
         "Comment": f"git {commit}{' with changes' if state['dirty'] else ''}",
         "Disclaimer": "for research, not a medical device",
     }
 
 
 def wrote(path: Path) -> None:
-    """Note a figure as one of this run's, in the file named by G2G_WRITTEN; nothing without it."""
-    if listed := os.environ.get("G2G_WRITTEN"):
-        with open(listed, "a") as lines:
-            lines.write(f"{path.resolve()}\n")
+    """Note a figure as one of the run at work; does nothing without a run."""
+    if run := runs.Run.current():
+        run.drew(path)
 
 
 def save_figure(
-    config: configuration.Config, fig: Figure, name: str, folder: Path | None = None
+    config: configuration.Config,
+    fig: Figure,
+    name: str,
+    folder: Path | None = None,
+    run: str | None = None,
 ) -> None:
-    """Write <figures folder>/<name>.png atomically, with the run and the commit in its metadata.
+    """Write <folder>/<name>.png atomically, with the run and the commit in its metadata.
 
-    folder: elsewhere, where a figure must not lie among those that are committed.
+    Args:
+        config: settings that the figure was computed under.
+        fig: the figure.
+        name: file name without suffix; also the title in the metadata.
+        folder: None for the profile's figures, some of which are committed.
+        run: id of the run; None for the run at work.
     """
-    path = (folder or config.figures_dir) / f"{name}.png"
+    path = (folder or places.figures(config)) / f"{name}.png"
     with runs.atomic(path) as temporary:
         fig.savefig(
             temporary,
             format="png",
             dpi=SAVED_DPI,
             bbox_inches="tight",
-            metadata=provenance(config, name),
+            metadata=provenance(run or run_id(config), name),
         )
     wrote(path)

@@ -51,10 +51,10 @@ class Shard:
         try:
             with safe_open(self.path, "pt") as file:
                 header = (file.metadata() or {}).get("digest", "")
-            made_from, _, checksum = header.partition(" ")  # older shards have no checksum
+            made_from, _, checksum = header.partition(" ")
             if made_from != self.digest:
                 return "made from other images or weights"
-            whole = not checksum or checksum == runs.once(_checksum_of, self.path)
+            whole = checksum == runs.once(_checksum_of, self.path)
         except (SafetensorError, OSError) as error:
             return f"truncated or damaged ({error})"
         return "sound" if whole else "damaged (its checksum does not match)"

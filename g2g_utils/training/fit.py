@@ -11,6 +11,7 @@ import math
 import signal
 import threading
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from tqdm.auto import tqdm
 
 from g2g_utils import runs
 
+CHECKPOINT = "checkpoint.pt"  # in the folder of a run
 Modules = dict[str, Any]  # name -> nn.Module, maybe wrapped
 StepLoss = Callable[[int, Modules, Accelerator], Tensor]
 
@@ -188,7 +190,7 @@ class _Run:
             self.accelerator.log({k: v for k, v in row.items() if k != "step"}, step=step + 1)
 
     def save(self, step: int) -> None:
-        """Write the whole state atomically, with its checksum; the other processes wait."""
+        """Write the whole state atomically; the other processes wait."""
         if self.accelerator.is_main_process:
             self._write(step)
         self.accelerator.wait_for_everyone()
@@ -203,17 +205,15 @@ class _Run:
             "ema": self.ema.state_dict() if self.ema else None,
             "scaler": scaler.state_dict() if (scaler := self.accelerator.scaler) else None,
         }
-        with runs.atomic(self.folder / "checkpoint") as temporary:
-            temporary.mkdir(parents=True)
-            torch.save(state, temporary / "state.pt")
-            digest = runs.file_digest(temporary / "state.pt")
-            (temporary / "sha256").write_text(digest)
+        with runs.atomic(self.folder / CHECKPOINT) as temporary:
+            torch.save(state, temporary)
 
     def restore(self) -> int:
         """Load the checkpoint, if there is a sound one; returns the step to continue at."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.accelerator.is_main_process:
-            runs.tidy(self.folder / "checkpoint")
+            for left in self.folder.glob(f".{CHECKPOINT}.*.tmp"):  # by a process that was killed
+                left.unlink()
         self.accelerator.wait_for_everyone()
         state = read_checkpoint(self.folder)
         step = state["step"] if state else 0
@@ -233,15 +233,27 @@ class _Run:
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """The checkpoint of a run folder; None if absent, or damaged (with a warning)."""
-    place = runs.standing(folder / "checkpoint")
-    path, recorded = place / "state.pt", place / "sha256"
+    """Read the checkpoint of a run folder; None if absent, or damaged (with a warning)."""
+    path = folder / CHECKPOINT
     if not path.is_file():
         return None
-    if not recorded.is_file() or recorded.read_text().strip() != runs.file_digest(path):
-        warnings.warn(f"{path}: checksum does not match; training starts again", stacklevel=2)
+    if not _sound(path):
+        warnings.warn(f"{path}: damaged; training starts again", stacklevel=2)
         return None
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _sound(path: Path) -> bool:
+    """True if a file of torch.save is whole: its structure, and checksums that torch ignores."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            attributes = any(entry.external_attr for entry in archive.infolist())
+            if attributes or archive.testzip():  # torch sets no attributes
+                return False
+        torch.load(path, map_location="meta", mmap=True, weights_only=True)  # reads no tensor
+    except (OSError, RuntimeError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile):
+        return False
+    return True
 
 
 def _truncate_log(path: Path, step: int) -> None:

@@ -3,6 +3,7 @@
 import pytest
 
 from g2g_utils import config
+from g2g_utils.runs import places
 
 
 def test_every_profile_loads_and_is_frozen():
@@ -60,9 +61,9 @@ def test_bad_input_is_one_line_that_names_value_and_choices(profile, overrides, 
 
 def test_build_and_figures_folders(monkeypatch, tmp_path):
     monkeypatch.setenv("G2G_BUILD", str(tmp_path))
-    assert config.load("smoke").build_dir == tmp_path / "smoke"
-    assert config.load("smoke").figures_dir == tmp_path / "smoke" / "figures"
-    assert config.load("miniature").figures_dir == config.ROOT / "figures"
+    assert places.build(config.load("smoke")) == tmp_path / "smoke"
+    assert places.figures(config.load("smoke")) == tmp_path / "smoke" / "figures"
+    assert places.figures(config.load("miniature")) == places.ROOT / "figures"
 
 
 @pytest.mark.parametrize(

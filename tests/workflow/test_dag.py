@@ -99,7 +99,7 @@ def test_everything_ran_and_a_second_call_does_nothing(done: World) -> None:
         other = json.loads((done.build / "notebooks" / f"{number}.run.json").read_text())
         assert other["figures"] == [f"{number[:2]}_figure.txt"]
         assert len(other["outputs"]) == 3 and f".{number}." in other["id"]
-    assert not list((done.build / "notebooks").glob("*.written"))
+    assert not list((done.build / "notebooks").glob("*.drawn"))
     start = spent()
     status, said = done.run("smoke")
     assert (status, done.steps(said)) == (0, []), said

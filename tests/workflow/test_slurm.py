@@ -28,6 +28,7 @@ import torch
 
 from g2g_utils.training import fit
 from g2g_utils import runs
+from g2g_utils.runs import places
 
 
 def plan(config):
@@ -43,7 +44,7 @@ def key(config, name):
 
 
 def ensure(config, name):
-    folder = config.build_dir / "trained"
+    folder = places.build(config) / "trained"
     folder.mkdir(parents=True, exist_ok=True)
     state = fit.read_checkpoint(folder)
     if not runs.rank():

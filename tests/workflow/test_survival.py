@@ -17,6 +17,7 @@ import random
 import time
 
 from g2g_utils import runs
+from g2g_utils.runs import places
 
 
 def plan(config):
@@ -32,7 +33,7 @@ def key(config, name):
 
 
 def ensure(config, name):
-    folder = config.build_dir / name
+    folder = places.build(config) / name
     state = folder / "state.json"
     step, total = runs.read_json(state) if state.exists() else (0, 0.0)
     for step in range(step, 15):

@@ -163,7 +163,6 @@ def test_a_figure_that_fails_leaves_the_table(script, tmp_path: Path, monkeypatc
     place.mkdir()
     (place / "metrics.json").write_text('{"cnr": 1.5}')
     (place / "run.json").write_text('{"id": "smoke-0.12_one_setting.1"}')
-    monkeypatch.setenv("G2G_RUN", "")
     monkeypatch.setattr(summarise.sys, "argv", ["", str(path), "smoke", str(tmp_path)])
     with pytest.raises(SystemExit, match=r"mine.yaml: figure.y = 'crn' .* cnr"):
         summarise.main()

@@ -20,6 +20,7 @@ import os
 import time
 
 from g2g_utils import runs
+from g2g_utils.runs import places
 
 
 def plan(config):
@@ -40,7 +41,7 @@ def key(config, name):
 
 
 def ensure(config, name):
-    folder = config.build_dir / name
+    folder = places.build(config) / name
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder.parent / "made.txt", "a") as made:
         made.write(name + "\\n")
@@ -66,15 +67,16 @@ number: int = 1
 # %%
 import sys
 from g2g_utils import config, plots
+from g2g_utils.runs import places
 settings = config.load(profile)
 # %%
 # NBVAL_CHECK_OUTPUT
 print(profile, number)
 # %%
 print("python", sys.prefix)
-settings.figures_dir.mkdir(parents=True, exist_ok=True)
-_ = (settings.figures_dir / "01_figure.txt").write_text("a figure")
-plots.wrote(settings.figures_dir / "01_figure.txt")
+places.figures(settings).mkdir(parents=True, exist_ok=True)
+_ = (places.figures(settings) / "01_figure.txt").write_text("a figure")
+plots.wrote(places.figures(settings) / "01_figure.txt")
 """
 
 
@@ -159,8 +161,9 @@ flag: bool = False
 import os, time
 from matplotlib.figure import Figure
 from g2g_utils import config, plots, runs
+from g2g_utils.runs import places
 settings = config.load(profile)
-with open(settings.build_dir / "ran.txt", "a") as ran:
+with open(places.build(settings) / "ran.txt", "a") as ran:
     ran.write(f"{number}\\n")
 time.sleep(float(os.environ.get("SLOW", 0)))
 assert str(number) != os.environ.get("FAIL"), "this point was made to fail"

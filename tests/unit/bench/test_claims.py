@@ -11,6 +11,7 @@ from g2g_utils import runs
 from g2g_utils.bench import claims
 from g2g_utils.bench.statistics import Interval
 from g2g_utils.config import Config
+from g2g_utils.runs import places
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def test_what_is_rounded_to_zero_does_not_hold(config: Config) -> None:
 
 
 def test_the_committed_findings_are_of_the_shipped_settings() -> None:
-    rows = json.loads((configuration.ROOT / "figures" / "findings.json").read_text())
+    rows = json.loads((places.ROOT / "figures" / "findings.json").read_text())
     jsonschema.validate(rows, claims.SCHEMA)
     assert {row["run"] for row in rows} == {runs.settings_id(configuration.load("miniature"))}
     assert {row["id"][:2] for row in rows} == {f"F{number}" for number in range(7)}

@@ -14,6 +14,7 @@ from g2g_utils import models
 from g2g_utils.config import ConfigError, load
 from g2g_utils.data.images import ImageError
 from g2g_utils.experiment import ground_file, products
+from g2g_utils.runs import places
 from g2g_utils.training import pretrain
 
 TEXTS = ["small left pleural effusion", "right lung opacity in the lower zone", "no edema ."]
@@ -79,7 +80,7 @@ def test_files_and_what_they_say(config, quick, tmp_path):
     written = ground_file.ground_file(config, film(tmp_path / "a film.png"), PHRASE)
     assert [path.name for path in written] == ["overlay.png", "maps.npz", "grounding.json"]
     folder = written[0].parent
-    assert folder.parent == config.build_dir / "grounded" and folder.name.startswith("a film-")
+    assert folder.parent == places.build(config) / "grounded" and folder.name.startswith("a film-")
     with Image.open(written[0]) as picture:
         assert picture.text["Source"].startswith("run smoke-")
         assert picture.text["Disclaimer"] == ground_file.DISCLAIMER
@@ -204,8 +205,8 @@ def test_notebook_choice(config):
 
 def test_figures_of_own_images_stay_below_build():
     config = load("miniature")
-    assert ground_file.figures_folder(config, "") == config.figures_dir
-    assert config.build_dir in ground_file.figures_folder(config, "mine.png").parents
+    assert ground_file.figures_folder(config, "") == places.figures(config)
+    assert places.build(config) in ground_file.figures_folder(config, "mine.png").parents
 
 
 def real_images() -> list[Path]:

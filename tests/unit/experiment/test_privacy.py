@@ -9,6 +9,7 @@ import yaml
 
 from g2g_utils import config
 from g2g_utils.experiment import privacy
+from g2g_utils.runs import places
 
 
 def notebook(profile="miniature", text="fine"):
@@ -106,16 +107,16 @@ def test_no_notebook_of_this_repository_is_refused(root):
 def test_runs_on_files_write_below_the_build_folder_whatever_the_profile_is_called(
     tmp_path, monkeypatch
 ):
-    monkeypatch.delenv("G2G_FIGURES", raising=False)
+    monkeypatch.delenv("G2G_RUN", raising=False)
     monkeypatch.delenv("G2G_BUILD", raising=False)
     named = tmp_path / "miniature.yaml"  # a user's own file
     named.write_text((config.CONFIGS / "paper.yaml").read_text())
     for profile in ("open", "paper", str(named)):
         settings = config.load(profile)
-        assert settings.build_dir.is_relative_to(config.ROOT / "build")
-        assert settings.figures_dir.is_relative_to(settings.build_dir)
+        assert places.build(settings).is_relative_to(places.ROOT / "build")
+        assert places.figures(settings).is_relative_to(places.build(settings))
     own = {"source": "folder", "root": str(tmp_path)}
     for films in ({"data.test_from": own}, {"data.validation_from": own}):
         settings = config.load("miniature", **films)
-        assert settings.figures_dir.is_relative_to(settings.build_dir)
-    assert config.load("miniature").figures_dir == config.ROOT / "figures"
+        assert places.figures(settings).is_relative_to(places.build(settings))
+    assert places.figures(config.load("miniature")) == places.ROOT / "figures"

@@ -14,6 +14,7 @@ from g2g_utils import config
 from g2g_utils.bench import benchmark
 from g2g_utils.experiment import apart, products, scores
 from g2g_utils.methods.g2g import G2G
+from g2g_utils.runs import places
 
 TINY = {
     "data.train": 16,
@@ -89,7 +90,7 @@ def test_unknown_products_are_refused_by_name(tiny, name):
 
 def test_a_product_is_made_once_and_again_when_damaged(tiny, capsys):
     folder = products.ensure(tiny, "vae")
-    assert folder == products.folder(tiny, "vae") and not (folder / "checkpoint").exists()
+    assert folder == products.folder(tiny, "vae") and not (folder / "checkpoint.pt").exists()
     weights = folder / "diffusion_pytorch_model.safetensors"
     made = weights.stat().st_mtime_ns
     products.ensure(tiny, "vae")
@@ -126,7 +127,7 @@ def test_changed_settings_make_it_anew(tiny):
 def test_shipped_weights_are_used_unless_retraining(tiny, monkeypatch, tmp_path):
     made = products.ensure(tiny, "vae")
     shipped = tmp_path / "shipped"
-    monkeypatch.setattr(config.Config, "weights_dir", property(lambda self: shipped))
+    monkeypatch.setattr(places, "weights", lambda config: shipped)
     shipped.mkdir()
     made.rename(shipped / "vae")
     assert products.find(tiny, "vae") == shipped / "vae"
@@ -151,11 +152,11 @@ def test_a_launch_of_two_processes_makes_one_training(tiny, tmp_path):
     for need in ("latents", "encoders/domain"):
         products.ensure(tiny, need)
     settings = [word for key, value in TINY.items() for word in ("--set", key, str(value))]
-    launch, make = (str(config.ROOT / "workflow" / f"{n}.py") for n in ("launch", "make_product"))
+    launch, make = (str(places.ROOT / "workflow" / f"{n}.py") for n in ("launch", "make_product"))
     name, record = "ldm/domain-frozen-s0", tmp_path / "record.json"
     command = [sys.executable, launch, "2", "0", make, name, str(record), "--profile", "smoke"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
-    environment["PYTHONPATH"] = str(config.ROOT)
+    environment["PYTHONPATH"] = str(places.ROOT)
     run = subprocess.run(
         [*command, *settings], env=environment, capture_output=True, text=True, timeout=600
     )

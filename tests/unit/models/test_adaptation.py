@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from g2g_utils import config, models
 from g2g_utils.experiment import plan, products
+from g2g_utils.runs import places
 
 ARM = "ldm/domain-frozen-s4200"
 
@@ -149,7 +150,7 @@ def test_gradient_checkpointing_learns_the_same(load, monkeypatch):
     assert products.key(settings, ARM) == products.key(load(), ARM)
     unet = products.untrained_unet(settings, 0, 32)
     assert unet.is_gradient_checkpointing
-    folder = settings.build_dir / "checkpointed"
+    folder = places.build(settings) / "checkpointed"
     products.fine_tune(settings, "domain-frozen", 4200, folder)
     assert torch.allclose(probe(models.load_unet(folder), 32), plain, atol=1e-4)
 
@@ -196,7 +197,7 @@ def test_an_untuned_arm_is_the_pretrained_unet_and_trains_nothing(load, world):
     products.ensure(settings, found[0])
     table = products.tables(settings, "pairs.csv", ["untuned"])
     assert len(table) == 4 and table["cnr"].notna().all()
-    assert not list(settings.build_dir.rglob("ldm*"))
+    assert not list(places.build(settings).rglob("ldm*"))
     other = load(**{"training.arms": arms, "unet.pretrained": "elsewhere"})
     assert products.key(settings, found[0]) != products.key(other, found[0])
     assert products.key(settings, ARM) == products.key(load(), ARM)
@@ -246,7 +247,7 @@ def test_keys_follow_adaptation_and_loaded_weights(load):
 def test_shipped_products_keep_their_keys():
     """Weights that the repository ships are found: their keys did not change."""
     settings = config.load("miniature")
-    records = sorted(settings.weights_dir.rglob("run.json"))
+    records = sorted(places.weights(settings).rglob("run.json"))
     assert records
     for record in records:
         made = json.loads(record.read_text())

@@ -7,9 +7,10 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from g2g_utils import plots
+from g2g_utils import plots, runs
 from g2g_utils.config import load
 from g2g_utils.plots import overlays
+from g2g_utils.runs import places
 
 matplotlib.use("Agg")
 IMAGE = np.linspace(0, 1, 64 * 64, dtype=np.float32).reshape(64, 64)
@@ -105,25 +106,25 @@ def test_layer_labels():
 
 def test_saved_figure_tells_the_run_that_made_it_and_the_run_its_figure(tmp_path, monkeypatch):
     monkeypatch.setenv("G2G_BUILD", str(tmp_path))
-    monkeypatch.setenv("G2G_RUN", "smoke-0.01_data.1")
-    monkeypatch.setenv("G2G_WRITTEN", str(tmp_path / "written"))
+    monkeypatch.setenv("G2G_RUN", "")  # restored after the test
+    run = runs.Run(tmp_path / "run", "smoke-0.01_data.1", tmp_path / "metrics.json")
+    run.start()
     plots.save_figure(load("smoke"), Figure(), "film")
-    path = load("smoke").figures_dir / "film.png"
+    path = places.figures(load("smoke")) / "film.png"
     with Image.open(path) as picture:
         assert picture.text["Source"] == "run smoke-0.01_data.1"
-    assert (tmp_path / "written").read_text() == f"{path}\n"
+    assert run.end() == [path]
 
 
 def test_saved_figure_tells_its_run(tmp_path, monkeypatch):
     monkeypatch.setenv("G2G_BUILD", str(tmp_path))
     monkeypatch.delenv("G2G_RUN", raising=False)
-    monkeypatch.delenv("G2G_WRITTEN", raising=False)
     config = load("smoke")
     fig = Figure()
     overlays.show_image(fig.subplots(), IMAGE)
     plots.save_figure(config, fig, "film")
-    path = config.figures_dir / "film.png"
+    path = places.figures(config) / "film.png"
     with Image.open(path) as picture:
         assert picture.text["Source"] == f"run {plots.run_id(config)}"
         assert picture.text["Comment"].startswith("git ")
-    assert [p.name for p in config.figures_dir.iterdir()] == ["film.png"]  # nothing half-written
+    assert [p.name for p in path.parent.iterdir()] == ["film.png"]  # nothing half-written

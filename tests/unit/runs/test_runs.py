@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from g2g_utils import runs
+from g2g_utils.runs import files, places
 
 
 def test_atomic_leaves_the_old_file_when_writing_fails(tmp_path):
@@ -24,49 +25,16 @@ def test_atomic_leaves_the_old_file_when_writing_fails(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.json"]
 
 
-def test_atomic_replaces_a_folder(tmp_path):
-    for content in ("one", "two"):
-        with runs.atomic(tmp_path / "checkpoint") as temporary:
-            temporary.mkdir()
-            (temporary / "state").write_text(content)
-    assert (tmp_path / "checkpoint" / "state").read_text() == "two"
-    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint"]
-
-
-def write_state(folder, content):
-    with runs.atomic(folder / "checkpoint") as temporary:
-        temporary.mkdir()
-        (temporary / "state").write_text(content)
-
-
-def test_a_kill_while_a_folder_is_replaced_leaves_the_old_one(tmp_path, monkeypatch):
-    write_state(tmp_path, "one")
-
-    def killed(*_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(runs.os, "replace", killed)
-        write_state(tmp_path, "two")
-    path = tmp_path / "checkpoint"
-    assert not path.exists() and (runs.standing(path) / "state").read_text() == "one"
-    write_state(tmp_path, "three")
-    assert (runs.standing(path) / "state").read_text() == "three"
-    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint"]
-
-
 def test_what_a_killed_writer_left_goes_and_a_living_ones_stays(tmp_path):
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
-    name = f".x.json.{runs._machine()}-%d.tmp"
+    name = f".x.json.{files.machine()}-%d.tmp"
     for left in (name % child.pid, name % os.getppid(), ".x.json.other-1.tmp", ".x.json.7.tmp"):
-        (tmp_path / left).mkdir()
+        (tmp_path / left).touch()
     runs.write_json(tmp_path / "x.json", 1)
     kept = {name % os.getppid(), ".x.json.other-1.tmp", ".x.json.7.tmp", "x.json"}
     assert {p.name for p in tmp_path.iterdir()} == kept
     assert runs.hashes(tmp_path).keys() == {"x.json"}
-    runs.tidy(tmp_path / "x.json")
-    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
 
 
 def test_what_is_hidden_is_no_output(tmp_path):
@@ -166,53 +134,44 @@ def test_digest_is_stable_and_tells_values_apart():
     assert runs.digest({"a": 1}) != runs.digest({"a": 2})
 
 
-def test_reported_numbers_reach_the_run_and_nothing_else_does(tmp_path, monkeypatch):
-    monkeypatch.delenv("G2G_METRICS", raising=False)
-    runs.report({"cnr": 1.0})  # by hand: no run, no file
-    monkeypatch.setenv("G2G_METRICS", str(tmp_path / "metrics.json"))
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A run that has started; the environment is as before after the test."""
+    monkeypatch.setenv("G2G_RUN", "")
+    made = runs.Run(tmp_path / "n.current", "smoke-0.n.1", tmp_path / "n.json", tmp_path / "own")
+    made.start()
+    return made
+
+
+def test_a_run_is_found_by_the_processes_that_it_starts(run):
+    code = "from g2g_utils import runs; print(runs.Run.current())"
+    told = subprocess.check_output([sys.executable, "-c", code], text=True)
+    assert told.strip() == str(run) and runs.Run.current() == run
+
+
+def test_reported_numbers_reach_the_run(run):
     runs.report({"cnr": np.float64(0.5), "pairs": 3})
     runs.report({"auc": float("nan")})
-    assert runs.read_json(tmp_path / "metrics.json") == {"cnr": 0.5, "pairs": 3, "auc": None}
+    assert runs.read_json(run.metrics) == {"cnr": 0.5, "pairs": 3, "auc": None}
     with pytest.raises(TypeError, match=r"arm.*'domain'"):
         runs.report({"arm": "domain"})
 
 
-def write_run(folder, **changes):
-    base = {"parameters": {"seed": 0, "arm": "a"}, "metrics": {"cnr": 0.5}, "inputs": {"vae": "1"}}
-    base["git"] = {"commit": "abc", "dirty": False}
-    runs.write_json(folder / "run.json", {**base, **changes})
+def test_a_run_knows_its_figures_and_leaves_nothing_else(run, tmp_path):
+    for name in ("b.png", "a.png", "b.png", "gone.png"):
+        (tmp_path / name).touch()
+        run.drew(tmp_path / name)
+    (tmp_path / "gone.png").unlink()
+    assert run.end() == [tmp_path / "a.png", tmp_path / "b.png"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "b.png"]
+    runs.report({"cnr": 1.0})  # by hand: no run, no file
+    assert runs.Run.current() is None and not run.metrics.exists()
 
 
-def test_compare_names_each_difference_and_the_metrics_gap(tmp_path, capsys):
-    write_run(tmp_path / "a")
-    write_run(tmp_path / "b", parameters={"seed": 1, "arm": "a"}, metrics={"cnr": 0.75, "auc": 0.9})
-    found = runs.compare(tmp_path / "a", tmp_path / "b" / "run.json")
-    assert found == {
-        "parameters": {"seed": (0, 1)},
-        "metrics": {"cnr": (0.5, 0.75), "auc": (runs.ABSENT, 0.9)},
-    }
-    assert runs.main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
-    said = capsys.readouterr().out
-    assert "seed" in said and "(+0.25)" in said and "commit" not in said
-    assert runs.main(["compare", str(tmp_path / "a"), str(tmp_path / "a")]) == 0
-    assert "no difference" in capsys.readouterr().out
-
-
-def test_compare_shows_where_values_part_and_tells_null_from_absent(tmp_path):
-    long = "a frozen domain-specific text encoder, " * 3
-    write_run(tmp_path / "a", parameters={"x": None, "n": 1, "p": long + "one"})
-    write_run(tmp_path / "b", parameters={"n": "1", "p": long + "two"})
-    lines = runs.describe(runs.compare(tmp_path / "a", tmp_path / "b")).splitlines()
-    assert [line.split()[1:] for line in lines[1:3]] == [
-        ["null", "->", "absent"],
-        ["1", "->", '"1"'],
-    ]
-    assert 'one"' in lines[3] and 'two"' in lines[3] and len(lines[3]) < 130
-
-
-def test_compare_says_what_is_no_run(tmp_path, capsys):
-    assert runs.main(["compare", str(tmp_path), str(tmp_path)]) == 2
-    assert f"{tmp_path} is no run" in capsys.readouterr().err
-    (tmp_path / "run.json").write_text("[]")
-    assert runs.main(["compare", str(tmp_path), str(tmp_path)]) == 2
-    assert f"{tmp_path / 'run.json'}: damaged" in capsys.readouterr().err
+def test_figures_of_a_run_with_its_own_folder_go_there(run, monkeypatch):
+    profile = type("Profile", (), {"profile": "miniature", "publishable": True})()
+    assert places.figures(profile) == run.figures
+    run.end()
+    assert places.figures(profile) == places.ROOT / "figures"
+    profile.publishable = False
+    assert places.figures(profile) == places.build(profile) / "figures"

@@ -1,0 +1,48 @@
+"""Places of a profile: where its runs write, its shipped weights and its figures."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Protocol
+
+from g2g_utils.runs.run import Run
+
+ROOT = Path(__file__).resolve().parents[2]  # the repository
+
+
+class Profile(Protocol):
+    """What a place depends on (`config.Config` is one)."""
+
+    @property
+    def profile(self) -> str:
+        """Name of the profile."""
+
+    @property
+    def publishable(self) -> bool:
+        """True if its figures may be committed."""
+
+
+def build(config: Profile) -> Path:
+    """Folder of everything that a run makes, ignored by git.
+
+    It lies in the folder that the environment variable G2G_BUILD names, else in build/.
+    """
+    return Path(os.environ.get("G2G_BUILD", ROOT / "build")) / config.profile
+
+
+def weights(config: Profile) -> Path:
+    """Folder of the shipped, committed weights; it may not exist."""
+    return ROOT / "weights" / config.profile
+
+
+def figures(config: Profile) -> Path:
+    """Folder of figures and results.
+
+    A point of a sweep has its own. Else figures/, which is committed, if the profile may be
+    published, and a folder in the build folder if not.
+    """
+    run = Run.current()
+    if run and run.figures:
+        return run.figures
+    return ROOT / "figures" if config.publishable else build(config) / "figures"
