@@ -1,6 +1,6 @@
 """The bench: one score for every method, statistics over pairs, ablations and claims.
 
-`bench.score(method, pairs)` is `benchmark.score`, imported when it is first asked for.
+`bench.score(method, pairs)` is `benchmark.score`, imported on first use.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def compare(
     measure: Measure = "quick",
     **options: Any,
 ) -> pd.DataFrame:
-    """Score the maps that `maps_of` makes of each pair's grounding: one row a pair and setting.
+    """Score the maps that `maps_of` makes of each pair's grounding: one row per pair and setting.
 
     Args:
         model: a diffusion model.
@@ -100,7 +100,7 @@ def filters(model: LatentDiffusion, pairs: Sequence[Example], **options: Any) ->
 def layers_and_steps(
     model: LatentDiffusion, pairs: Sequence[Example], **options: Any
 ) -> pd.DataFrame:
-    """Scores of every single (layer, timestep) map: which of them carry the signal."""
+    """Scores of every single (layer, timestep) map, to find those that carry the signal."""
 
     def single(query: Query, found: Grounding) -> dict[Any, Tensor]:
         return {
@@ -154,7 +154,7 @@ def step_counts(
 def kept_steps(
     model: LatentDiffusion, pairs: Sequence[Example], kept: Sequence[int], **options: Any
 ) -> pd.DataFrame:
-    """Scores when only the k least noisy of T timesteps are kept, from one capture."""
+    """Scores of the k least noisy of T timesteps, from one capture."""
 
     def last(query: Query, found: Grounding) -> dict[Any, Tensor]:
         total = len(found.timesteps)
@@ -167,7 +167,7 @@ def kept_steps(
 def step_halves(model: LatentDiffusion, pairs: Sequence[Example], **options: Any) -> pd.DataFrame:
     """Scores of the noisier and of the cleaner half of T >= 2 timesteps, from one capture.
 
-    Where T is odd the middle one is in neither.
+    For odd T the middle step is in neither half.
     """
 
     def halves(query: Query, found: Grounding) -> dict[Any, Tensor]:
@@ -185,10 +185,12 @@ def step_halves(model: LatentDiffusion, pairs: Sequence[Example], **options: Any
 def box_growth(
     model: LatentDiffusion, pairs: Sequence[Example], frame: int, source: int, **options: Any
 ) -> pd.DataFrame:
-    """The same maps against exact boxes and against boxes resized as pictures (as published).
+    """Score the same maps against exact boxes and against boxes resized as pictures (as published).
 
-    frame: side in which metrics are taken; source: side of the original film, in which the
-    published way draws the boxes before it shrinks them.
+    Args:
+        frame: side in which metrics are taken.
+        source: side of the original image, in which the published way draws the boxes before it
+            shrinks them.
     """
     rows = []
     method = g2g.G2G("box growth", model, options)
@@ -211,7 +213,7 @@ def box_growth(
 
 
 def example_grounding(model: LatentDiffusion, example: Example, **options: Any) -> Grounding:
-    """Ground one pair, its boxes scored."""
+    """Ground one pair and score it against its boxes."""
     framed = example.framed(model.image_size)
     return ground(
         model,

@@ -1,4 +1,4 @@
-"""What choices of metric, average and box do to a number: the arithmetic of notebook 11."""
+"""Effects of the choice of metric, average and box on a number: the arithmetic of notebook 11."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ AVERAGES = {"micro": 1, "macro": 0, "n²": 2}  # class weights are counts to thi
 
 
 def _paper_averages() -> pd.DataFrame:
-    """Rows of methods; columns of (metric, average); the printed one is marked *."""
+    """Rows of methods; columns of (metric, average). The printed one is marked *."""
     rows: dict[str, dict[tuple[str, str], str]] = {}
     for method, row in _PAPER.items():
         rows[method] = {}
@@ -62,7 +62,7 @@ PAPER_AVERAGES = _paper_averages()
 
 
 def paper_gaps(rival: str = "BioViL-L") -> pd.DataFrame:
-    """Lead of the paper's LDM over a rival: as printed (two averages), and under one average."""
+    """Lead of the paper's LDM over a baseline: as printed (two averages), and under one average."""
     ours, theirs = _PAPER["LDM, CXR-BERT"], _PAPER[rival]
     pairs = {
         "as printed": (ours[ours["printed"]], theirs[theirs["printed"]]),
@@ -74,14 +74,14 @@ def paper_gaps(rival: str = "BioViL-L") -> pd.DataFrame:
 
 
 def class_weights(counts: pd.Series) -> pd.DataFrame:
-    """Share of each class (rows) in each average (columns); columns add up to 1."""
+    """Share of each class (rows) in each average (columns). Columns add up to 1."""
     shares = {name: counts.astype(float) ** power for name, power in AVERAGES.items()}
     table = pd.DataFrame(shares)
     return table / table.sum()
 
 
 def weights_title(weights: pd.DataFrame) -> str:
-    """What the heaviest class carries under each average, as a sentence."""
+    """Weight of the heaviest class under each average, as a sentence."""
     heaviest = str(weights["n²"].idxmax())
     row = weights.loc[heaviest]
     shares = ", ".join(f"{share:.0%} of {name}" for name, share in row.items())
@@ -89,9 +89,9 @@ def weights_title(weights: pd.DataFrame) -> str:
 
 
 def reweighted(table: pd.DataFrame, counts: pd.Series, column: str) -> pd.DataFrame:
-    """Every method's class means of a column, averaged in three ways with given class counts.
+    """Class means of a column of every method, averaged in three ways with given class counts.
 
-    Classes of which a method knows nothing are left out of its average; NaN without any.
+    Classes that a method lacks are left out of its average. A method without any class has NaN.
     """
     means = table.groupby(["method", "finding"], sort=False)[column].mean().unstack()
     weights = class_weights(counts.reindex(means.columns).fillna(0))
@@ -102,8 +102,13 @@ def reweighted(table: pd.DataFrame, counts: pd.Series, column: str) -> pd.DataFr
 def beside_paper(table: pd.DataFrame, counts: pd.Series) -> pd.DataFrame:
     """Averages of the paper's Table 1 and of our rows for the same two methods, as text.
 
-    table: rows of `statistics.methods`, the evaluated arm first; counts: pairs of each class. Rows
-    (method, whose), columns (metric, average); a method that was not run has the paper's row alone.
+    Args:
+        counts: pairs of each class.
+
+    Returns:
+        Rows (method, whose), columns (metric, average). A method that was not run has the paper's
+            row
+        alone.
     """
     columns = {"balanced IoU": "balanced_iou", "CNR": "cnr"}
     ours = pd.concat({k: reweighted(table, counts, v) for k, v in columns.items()}, axis=1)
@@ -119,9 +124,10 @@ def beside_paper(table: pd.DataFrame, counts: pd.Series) -> pd.DataFrame:
 def growth(
     boxes: Sequence[metrics.Boxes], side: int, film: int, frames: Sequence[int]
 ) -> pd.Series:
-    """Mean relative growth of the boxes' area when resized as pictures, by side of the frame.
+    """Mean relative growth of the boxes' area if resized as pictures, by side of the frame.
 
-    boxes: in pixels of a `side` x `side` image, drawn on a film of `film` pixels.
+    Args:
+        boxes: in pixels of a `side` x `side` image, drawn on an image of `film` pixels.
     """
     scaled = [np.asarray(own, float) * film / side for own in boxes]
     grown = {}

@@ -19,7 +19,7 @@ from g2g_utils import bbm, metrics
 from g2g_utils.data.record import Example
 from g2g_utils.methods.base import Grounder, HeatMap, Query
 
-FILMS = 16  # films handed to a method at once, where it names no number of its own
+FILMS = 16  # images handed to a method at once, unless it names its own number
 OTHERS_SEED = 0  # draws the other phrases of every table, whatever the sampling seed
 GRID = 64  # side of the grid on which the overlap of boxes is measured
 QUICK = ("cnr", "auc_roc", "pointing")
@@ -47,15 +47,15 @@ def score(
     """Score a method's maps of image-phrase pairs, each against its own boxes.
 
     Args:
-        method: what grounds; it gets all queries of a film together.
+        method: the method. It gets all queries of an image together.
         pairs: with boxes in pixels of their images.
-        others: for each pair the example whose phrase is asked of the same image, or None; True:
+        others: for each pair the example whose phrase is grounded on the same image, or None. True:
             drawn among the pairs by `draw_others`; False: none.
         variants: from a query and its heat map to several maps of the same capture; one row each.
         by: column that names the variant.
         measure: "all" metrics, or "quick" for those that need no mask (CNR, AUC, pointing).
         size: side of the metric frame in pixels (default: the method's image side).
-        films: films handed over at once (default: the method's `films`, else 16).
+        films: images handed over at once (default: the method's `films`, else 16).
         title: of the progress bar (default: the method's name).
 
     Returns:
@@ -65,7 +65,7 @@ def score(
         keeps its row, with NaN and the reason.
 
     Raises:
-        ValueError: for another number of other phrases than of pairs.
+        ValueError: the numbers of other phrases and of pairs differ.
     """
     drawn: Others = draw_others(pairs, method.image_size) if others is True else list(others or [])
     if drawn and len(drawn) != len(pairs):
@@ -93,7 +93,7 @@ def answers(
 ) -> Iterator[tuple[Answer, Answer | None, Example]]:
     """Own answer, the other phrase's answer and the framed pair, for each pair.
 
-    Pairs are framed at the method's side and handed over a few films at a time, so that captures
+    Pairs are framed at the method's side and handed over a few images at a time, so that captures
     of a large data set are never in memory together. Arguments are those of `score`.
     """
     asked = list(zip(pairs, others or [None] * len(pairs), strict=True))
@@ -104,22 +104,23 @@ def answers(
 
 
 def answer(method: Grounder, pair: Example) -> HeatMap:
-    """A method's heat map of one pair, which is framed as the method wants it."""
+    """A method's heat map of one pair, framed at the method's side."""
     return next(answers(method, [pair], progress=False))[0][1]
 
 
 def specificity(own_cnr: float, other_cnr: float) -> float:
-    """CNR that is lost when another phrase is asked of the same image; 0 for a map that reads none.
+    """CNR that is lost when another phrase is grounded on the same image; 0: the map reads none.
 
-    Both CNRs are against the own phrase's boxes; NaN where one is unknown.
+    Both CNRs are against the own phrase's boxes. NaN if one is unknown.
     """
     return own_cnr - other_cnr
 
 
 def draw_others(pairs: Sequence[Example], side: int, seed: int = OTHERS_SEED) -> Others:
-    """For each pair one of another finding elsewhere (IoU of boxes < 0.1), whose phrase is asked.
+    """Draw for each pair one of another finding elsewhere (IoU of boxes < 0.1).
 
-    Boxes are compared in a frame of `side` pixels, on a 64 x 64 grid. None where there is none.
+    The other phrase is that of the drawn pair. Boxes are compared in a frame of `side` pixels, on a
+    64 x 64 grid. None if no pair fits.
     """
     boxes = [pair.framed(side).boxes for pair in pairs]
     grid = [metrics.rasterise(b, GRID, source_size=side).flatten() for b in boxes]
@@ -137,13 +138,13 @@ def draw_others(pairs: Sequence[Example], side: int, seed: int = OTHERS_SEED) ->
 
 
 def identity(pair: Example) -> Row:
-    """Columns that say which pair a row is about."""
+    """Columns that identify the pair of a row."""
     names = ("image_id", "subject_id", "split", "finding", "phrase")
     return {name: getattr(pair, name) for name in names}
 
 
 def quick_scores(heatmaps: Sequence[Tensor], boxes: metrics.Boxes, size: int) -> list[Row]:
-    """CNR, AUC and pointing of several maps [h, w] of one pair: the metrics that need no mask."""
+    """CNR, AUC and pointing of several maps [h, w] of one pair: the metrics without a mask."""
     heat = metrics.resize(bbm.minmax(torch.stack(list(heatmaps)).double()), size)  # n size size
     target = metrics.rasterise(boxes, size).expand_as(heat)
     scores = {
@@ -161,7 +162,7 @@ def quick_scores(heatmaps: Sequence[Tensor], boxes: metrics.Boxes, size: int) ->
 def _grounded(
     method: Grounder, asked: Sequence[tuple[Example, Example | None]]
 ) -> Iterator[tuple[Answer, Answer | None, Example]]:
-    """Own and other answers of each pair; a film's queries share its image tensor."""
+    """Own and other answers of each pair. An image's queries share its tensor."""
     queries: list[Query] = []
     framed = [pair.framed(method.image_size) for pair, _ in asked]
     for pair, (_, other) in zip(framed, asked, strict=True):
@@ -175,7 +176,7 @@ def _grounded(
 
 
 def _variants(answer: Answer, variants: Variants | None) -> Mapping[Any, HeatMap]:
-    """The maps of an answer by variant; None names the answer itself."""
+    """The maps of an answer by variant. None names the answer itself."""
     query, found = answer
     return variants(query, found) if variants and found.exists else {None: found}
 
@@ -189,7 +190,7 @@ def _rows(
     by: str,
     measure: Measure,
 ) -> list[Row]:
-    """Identity and metrics of a pair's own map, one row a variant."""
+    """Identity and metrics of a pair's own map, one row per variant."""
     boxes = np.reshape(pair.boxes, (-1, 4)) * (frame / side)
     maps = _variants(answer, variants)
     scored = _measured(list(maps.values()), boxes, frame, measure)
@@ -201,7 +202,7 @@ def _rows(
 
 
 def _every_variant(rows: list[Row], by: str) -> list[Row]:
-    """A pair without a map has no variants: it gets a row of each that other pairs have."""
+    """Give a pair without a map a row for each variant that other pairs have."""
     names = list(dict.fromkeys(row[by] for row in rows if row[by] is not None))
     return [
         copy
@@ -211,7 +212,7 @@ def _every_variant(rows: list[Row], by: str) -> list[Row]:
 
 
 def _measured(maps: list[HeatMap], boxes: Any, frame: int, measure: Measure) -> list[Row]:
-    """Metrics and note of the maps of one pair; NaN where there is none."""
+    """Metrics and note of the maps of one pair; NaN for an absent map."""
     if not all(found.exists for found in maps):
         nothing = dict.fromkeys(QUICK if measure == "quick" else metrics.METRICS, np.nan)
         return [nothing | {"note": found.note} for found in maps]

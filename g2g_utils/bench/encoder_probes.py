@@ -1,4 +1,4 @@
-"""What a text encoder holds apart before any diffusion training: phrases, words, films."""
+"""Probes of a text encoder before any diffusion training: distances of phrases, words, images."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def states_of(
 
 
 def phrase_vectors(tokenizer: Any, encoder: Any, phrases: Sequence[str], max_length: int) -> Tensor:
-    """One vector a phrase [b, d]: the mean state of its content words, centred over the phrases."""
+    """One vector per phrase [b, d]: the mean state of its content words, centred over phrases."""
     states, tokens = states_of(tokenizer, encoder, phrases, max_length)
     means = [one[t.content()].mean(0) for one, t in zip(states, tokens, strict=True)]
     stacked = torch.stack(means)
@@ -80,7 +80,7 @@ def neighbours(
 
 @torch.no_grad()
 def retrieval_ranks(joint: Joint, films: Sequence[Example]) -> Tensor:
-    """Rank [b], 1 = first, of each impression's own film among all films, by cosine."""
+    """Rank [b], 1 = first, of each impression's own image among all images, by cosine."""
     tokens = [text.tokenize(joint.tokenizer, film.phrase, joint.max_length) for film in films]
     ids, mask = text.stack(tokens)
     states = models.text_states(joint.text_encoder, ids, mask)
@@ -92,7 +92,7 @@ def retrieval_ranks(joint: Joint, films: Sequence[Example]) -> Tensor:
 
 
 def mark_groups(ax: Any, labels: Sequence[str], *, names: bool = True) -> None:
-    """Lines between, and optionally the names of, runs of equal labels along a square map."""
+    """Draw lines between runs of equal labels along a square map, and optionally their names."""
     start = 0
     for label, run in groupby(labels):
         stop = start + len(list(run))
@@ -104,10 +104,12 @@ def mark_groups(ax: Any, labels: Sequence[str], *, names: bool = True) -> None:
 
 
 def side_costs(baseline: Grounder, pairs: Sequence[Example]) -> pd.DataFrame:
-    """CNR of a method's map of pairs that name one side, and what swapping that side costs.
+    """CNR of a method's map of pairs that name one side, and the cost of swapping that side.
 
-    Columns: image_id, subject_id, cnr, cost: the specificity of the own phrase against the swapped
-    one, both against the own boxes.
+    Returns:
+        image_id, subject_id, cnr, and cost: the specificity of the own phrase against the swapped
+            one,
+        both against the own boxes.
     """
     sided = [pair for pair in pairs if text.side_of(pair.phrase)]
     swapped = [replace(pair, phrase=text.swap_sides(pair.phrase)) for pair in sided]

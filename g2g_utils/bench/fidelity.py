@@ -23,11 +23,11 @@ from g2g_utils.models.image_text import ImageBranch, load_image_text
 from g2g_utils.training.fit import Modules, Options, fit, seeded
 
 Features = NDArray[np.float64]  # [n, d], one row an image
-SIDE = 64  # pixels: what the small networks look at; larger images are averaged down
+SIDE = 64  # pixels: input of the small networks; larger images are averaged down
 
 
 def reduced(images: NDArray[np.uint8]) -> Tensor:
-    """Images [b, S, S] (uint8) as floats [b, 1, s, s] in [0, 1], s at most SIDE."""
+    """Images [b, S, S] (uint8) as floats [b, 1, s, s] in [0, 1], with s at most SIDE."""
     pixels = torch.from_numpy(np.array(images))[:, None].float() / 255
     return F.adaptive_avg_pool2d(pixels, SIDE) if pixels.shape[-1] > SIDE else pixels
 
@@ -40,7 +40,7 @@ def build_classifier(seed: int = 0) -> nn.ModuleDict:
 
 
 def features(network: nn.ModuleDict, images: Tensor) -> Tensor:
-    """Pooled features [b, d] of grey images [b, 1, S, S]: what the Frechet distance compares."""
+    """Pooled features [b, d] of grey images [b, 1, S, S], which the Frechet distance compares."""
     branch = network["branch"]
     assert isinstance(branch, ImageBranch)
     images = F.adaptive_avg_pool2d(images, SIDE) if images.shape[-1] > SIDE else images
@@ -51,10 +51,11 @@ def features(network: nn.ModuleDict, images: Tensor) -> Tensor:
 def train_classifier(
     images: Tensor, labels: list[list[str]], folder: Path, steps: int, seed: int
 ) -> dict[str, Any]:
-    """Train the multi-label finding classifier; the last tenth is held out for its AUC.
+    """Train the multi-label finding classifier. The last tenth is held out for its AUC.
 
-    labels: findings of each image; of real reports those that they name and do not deny, so the
-    AUC is agreement with the report's words.
+    Args:
+        labels: findings of each image. For real reports these are the findings that they name and
+            do not deny, so the AUC is agreement with the report's words.
     """
     from sklearn.metrics import roc_auc_score
 
@@ -83,7 +84,7 @@ def train_classifier(
 
 
 def load_classifier(folder: Path) -> nn.ModuleDict:
-    """The classifier that `train_classifier` saved."""
+    """Load the classifier that `train_classifier` saved."""
     classifier = build_classifier()
     state = load_file(folder / "classifier.safetensors")
     classifier.load_state_dict({name: value.float() for name, value in state.items()})
@@ -91,7 +92,7 @@ def load_classifier(folder: Path) -> nn.ModuleDict:
 
 
 def load_generic(folder: Path) -> nn.ModuleDict:
-    """The image network of the domain-agnostic task, which never saw a chest (colour input)."""
+    """Image network of the domain-agnostic task, which never saw a chest (colour input)."""
     return nn.ModuleDict({"branch": load_image_text(folder, channels=3)[0]})
 
 
@@ -106,10 +107,10 @@ def extract(network: nn.ModuleDict, images: Tensor, batch_size: int = 64) -> Fea
 
 
 def alikeness(images: Tensor) -> Features:
-    """MS-SSIM [n // 2] of neighbouring images [n, 1, S, S] in [0, 1], S >= 48: 1 means the same.
+    """MS-SSIM [n // 2] of neighbouring images [n, 1, S, S] in [0, 1], S >= 48. 1 means the same.
 
-    Over images of different texts it says how diverse a set is: the lower, the more diverse. Three
-    scales instead of five, for small images hold no more. Paper, FID section.
+    Over images of different texts it measures diversity: the lower, the more diverse. Three scales
+    instead of five, for small images hold no more. Paper, FID section.
     """
     first, second = images[0 : len(images) // 2 * 2 : 2].float(), images[1::2].float()
     weights = (0.0448, 0.2856, 0.3001)
@@ -124,7 +125,7 @@ Moments = tuple[NDArray[np.float64], NDArray[np.float64]]  # mean [d], covarianc
 
 
 def moments(x: Features) -> Moments:
-    """Mean and covariance of features [n, d]; needs more rows than columns."""
+    """Mean and covariance of features [n, d]. Needs more rows than columns."""
     if len(x) <= x.shape[1]:
         raise ValueError(f"{len(x)} samples for {x.shape[1]} features: use more samples")
     return x.mean(0), np.cov(x, rowvar=False)
@@ -133,7 +134,7 @@ def moments(x: Features) -> Moments:
 def frechet_of_moments(a: Moments, b: Moments) -> float:
     """Frechet distance between two normal distributions (FID's formula).
 
-    Between moments of few rows it is biased upwards, so compare at equal numbers of rows.
+    Moments of few rows bias it upwards, so compare at equal numbers of rows.
     """
     # trace of the root of a product of covariances: its eigenvalues are real and not negative
     root = np.sqrt(np.clip(np.linalg.eigvals(a[1] @ b[1]).real, 0, None)).sum()
@@ -187,7 +188,7 @@ def sample(
     batch_size: int = 64,
     progress: bool = True,
 ) -> Tensor:
-    """Images [n, 1, S, S] in [0, 1] sampled from text by DDIM with classifier-free guidance.
+    """Sample images [n, 1, S, S] in [0, 1] from text by DDIM with classifier-free guidance.
 
     The noise of sample i depends on (seed, i) alone, whatever the batch size.
     """
@@ -206,7 +207,7 @@ def sample(
 def denoise(
     model: models.GroundingModel, phrases: list[str], latents: Tensor, steps: int, guidance: float
 ) -> Tensor:
-    """DDIM (eta = 0) from noise [b, c, h, w] to scaled latents under classifier-free guidance."""
+    """Denoise [b, c, h, w] to scaled latents by DDIM (eta = 0) under classifier-free guidance."""
     states = torch.cat([model.encode_phrases(phrases), model.encode_phrases([""] * len(phrases))])
     latents = latents.to(model.device, model.dtype)
     scheduler = type(model.scheduler).from_config(model.scheduler.config)

@@ -1,6 +1,7 @@
 """The benchmark's table in a harder world: findings implanted into real normal radiographs.
 
-The models have seen drawn anatomy only, so this asks what is left of their grounding on real one.
+The models have seen drawn anatomy only. This measures how much of their grounding survives on real
+anatomy.
 """
 
 from __future__ import annotations
@@ -24,18 +25,21 @@ PRIOR_IMAGES = 512  # training phantoms whose boxes make the mean-box rows
 def examples(config: Config, folder: Path, split: str, count: int) -> list[Example]:
     """The profile's first `count` phantoms of a split, drawn into the radiographs of `folder`.
 
-    Films of one patient serve one split; ValueError if the folder has none for this one.
+    Images of one patient serve one split.
+
+    Raises:
+        ValueError: the folder has no image for this split.
     """
     world = {**config.data.world, "backgrounds": str(folder)}
     return phantoms.generate(count, config.data.seed, split, **world)
 
 
 def methods(config: Config, folder: Path, images: int) -> pd.DataFrame:
-    """All metrics on the pairs of `images` test phantoms, one row a pair, seed and method.
+    """All metrics on the pairs of `images` test phantoms, one row per pair, seed and method.
 
     Methods as in `statistics.methods`: every compared arm and seed, the first arm's map of another
     phrase, maps without skill (mean boxes of training phantoms with such backgrounds), and the
-    discriminative rival where the profile trains one.
+    discriminative baseline if the profile trains one.
     """
     pairs = record.pairs(examples(config, folder, "test", images))
     trained = record.pairs(examples(config, folder, "train", min(PRIOR_IMAGES, config.data.train)))

@@ -1,4 +1,4 @@
-"""Is a map evidence? One grounding beside maps that know nothing and beside the swapped side."""
+"""Sanity checks of one grounding: beside maps without knowledge, and beside the swapped side."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from g2g_utils.models.protocol import LatentDiffusion
 from g2g_utils.text import side_of, swap_sides
 
 COLUMNS = ("cnr", "auc_roc", "pointing", "iou", "specificity")
-NO_SIDE = "small right apical pneumothorax"  # compared with phrases that name no side
+NO_SIDE = "small right apical pneumothorax"  # for phrases that name no side
 
 
 def no_skill_methods(
@@ -30,7 +30,8 @@ def no_skill_methods(
 ) -> list[Grounder]:
     """Baselines that read no words, by name: see `no_skill.rules`.
 
-    regions: training regions in the frame of `side` pixels; without them there is no mean box.
+    Args:
+        regions: training regions in the frame of `side` pixels. Without them there is no mean box.
     """
     rules = no_skill.rules(regions, side, size)
     return [no_skill.NoSkill(name, side, rules[name]) for name in names if name in rules]
@@ -42,7 +43,7 @@ def compare(
     baselines: Sequence[Grounder],
     other: Grounding | None = None,
 ) -> pd.DataFrame:
-    """One grounding beside baselines: scores where boxes are known, and likeness.
+    """Compare one grounding with baselines: scores if boxes are known, and likeness.
 
     Args:
         example: the pair, in the model's frame.
@@ -52,7 +53,7 @@ def compare(
 
     Returns:
         A row per map. `likeness` is the correlation with the model's map; near 1 means that a map
-        which knows nothing of the phrase looks the same.
+        without knowledge of the phrase looks the same.
     """
     side = baselines[0].image_size
     maps = {g.phrase: g.heatmap for g in (result, other) if g is not None}
@@ -72,30 +73,33 @@ def compare(
 
 
 def correlation(first: Tensor, second: Tensor) -> float:
-    """Pearson correlation of two maps of one size; 0 where one is constant."""
+    """Pearson correlation of two maps of one size; 0 if one is constant."""
     pair = torch.stack([first.flatten(), second.flatten()]).double()
     return float(torch.nan_to_num(torch.corrcoef(pair))[0, 1])
 
 
 def contrary(phrase: str) -> str:
-    """The phrase of the other side; where none is named, a phrase of another finding."""
+    """The phrase with the other side; without a side, a phrase of another finding."""
     other = swap_sides(phrase)
     return other if other != phrase else NO_SIDE
 
 
 def share_of_side(heatmap: Tensor, side: str) -> float:
-    """Share of a map's heat on the patient's `side`: patient right is the image's left half."""
+    """Share of a map's heat on the patient's `side`. Patient right is the image's left half."""
     half = heatmap.shape[-1] // 2
     columns = heatmap[:, :half] if side == "right" else heatmap[:, -half:]
     return float(columns.sum() / heatmap.sum().clamp(min=1e-9))
 
 
 def side_shift(model: LatentDiffusion, pairs: Sequence[Example], **options: Any) -> pd.DataFrame:
-    """For pairs that name one side: how much heat moves there, compared with the swapped phrase.
+    """For pairs that name one side: heat that moves there, compared with the swapped phrase.
 
-    Columns: identity, side, share of heat on that side under the own and the swapped phrase, and
-    their difference `shift`, positive where the model follows the word. Raises ValueError for a
-    phrase that names no side, or both.
+    Returns:
+        Identity, side, share of heat on that side under the own and the swapped phrase, and their
+        difference `shift`, positive if the model follows the word.
+
+    Raises:
+        ValueError: a phrase names no side, or both.
     """
     if wordless := [pair.phrase for pair in pairs if side_of(pair.phrase) is None]:
         raise ValueError(f"{wordless[0]!r} names no one side: choose by `one_sided`")
@@ -111,7 +115,7 @@ def side_shift(model: LatentDiffusion, pairs: Sequence[Example], **options: Any)
 
 
 def one_sided(pairs: Sequence[Example]) -> list[Example]:
-    """Pairs whose phrase names exactly one side, as a word of its own."""
+    """Pairs whose phrase names exactly one side as a word."""
     return [pair for pair in pairs if side_of(pair.phrase)]
 
 
@@ -119,7 +123,7 @@ def one_sided(pairs: Sequence[Example]) -> list[Example]:
 def reconstruction_psnr(model: GroundingModel, images: Any) -> Tensor:
     """Peak signal-to-noise ratio [n], dB, of the autoencoder's reconstruction of images [n, S, S].
 
-    What the autoencoder has never seen, it reconstructs worse.
+    Unfamiliar images are reconstructed worse.
     """
     pixels = torch.as_tensor(np.asarray(images)).float()[:, None]
     mean, _ = model.image_posterior(pixels)

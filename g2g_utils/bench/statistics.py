@@ -15,15 +15,18 @@ from g2g_utils.data.record import Example
 Numbers = NDArray[np.float64]
 Codes = NDArray[np.int64]
 
-PAIR = ["image_id", "subject_id", "phrase", "finding"]  # columns that tell a row's pair
+PAIR = ["image_id", "subject_id", "phrase", "finding"]  # columns that identify the pair of a row
 
 
 def averages(table: pd.DataFrame, by: str = "finding") -> pd.DataFrame:
     """Rows micro, macro and paper for every numeric column of one-row-per-sample results.
 
     micro: mean over samples; macro: mean of the class means; paper: class means weighted by their
-    squared counts, which is what the published code computes. NaN scores are left out of the
-    means and the counts. Raises KeyError where the class column is missing.
+    squared counts, as the published code computes. NaN scores are left out of the means and the
+    counts.
+
+    Raises:
+        KeyError: the class column is missing.
     """
     numeric = table.select_dtypes("number").drop(columns=by, errors="ignore")
     groups = numeric.groupby(table[by], dropna=False)  # samples without a class are a class
@@ -64,9 +67,15 @@ def bootstrap(
 ) -> Interval:
     """Percentile interval of an average of `values` [N], resampling groups (patients).
 
-    groups: one label per value (default: each value its own). average: "micro", or "macro" or
-    "paper" over `classes`. For a paired difference pass the differences, or use `paired`.
-    NaN values are left out. Raises ValueError where nothing is left or labels are missing.
+    For a paired difference pass the differences, or use `paired`. NaN values are left out.
+
+    Args:
+        groups: one label per value (default: each value its own).
+        classes: one class per value, for the averages "macro" and "paper".
+        average: "micro", "macro" or "paper".
+
+    Raises:
+        ValueError: no value is left, or labels are missing.
     """
     x = np.asarray(values, float)
     if average not in ("micro", "macro", "paper"):
@@ -92,7 +101,7 @@ def bootstrap(
 
 
 def paired(first: ArrayLike, second: ArrayLike, groups: Any = None, **options: Any) -> Interval:
-    """Bootstrap of the mean paired difference first - second; options as for `bootstrap`."""
+    """Bootstrap of the mean paired difference first - second. Options as for `bootstrap`."""
     return bootstrap(np.asarray(first, float) - np.asarray(second, float), groups, **options)
 
 
@@ -103,7 +112,7 @@ def _class_mean(sums: Numbers, counts: Numbers, power: int) -> Numbers:
 
 
 def _weighted(means: Numbers, counts: Numbers, power: int) -> Numbers:
-    """Mean over the first axis with weights counts^power; classes without samples are left out."""
+    """Mean over the first axis with weights counts^power. Empty classes are left out."""
     weights = np.where(np.isfinite(means) & (counts > 0), counts, 0.0)
     weights = np.where(weights > 0, weights**power, 0.0)
     with np.errstate(invalid="ignore"):
@@ -112,7 +121,7 @@ def _weighted(means: Numbers, counts: Numbers, power: int) -> Numbers:
 
 
 def _codes(labels: object, length: int) -> Codes:
-    """Whole numbers 0..k-1 for labels; each its own where there are none."""
+    """Whole numbers 0..k-1 for labels; without labels each value its own."""
     if labels is None:
         return np.arange(length)
     codes = pd.factorize(pd.Series(labels), use_na_sentinel=False)[0]
@@ -122,7 +131,7 @@ def _codes(labels: object, length: int) -> Codes:
 
 
 def read_rows(path: Path) -> pd.DataFrame:
-    """A results table from a CSV; what tells a row's pair stays text, as in the records ("007")."""
+    """Read a results table from a CSV. Identities of pairs stay text, as in the records ("007")."""
     return pd.read_csv(path, dtype=dict.fromkeys(PAIR, str))
 
 
@@ -131,7 +140,7 @@ def summary(
 ) -> pd.DataFrame:
     """Mean and 95 % interval (bootstrap over patients) of columns for every value of `by`.
 
-    `pairs` counts those that have a score in the first column.
+    `pairs` counts the pairs that have a score in the first column.
     """
     rows = []
     for value, part in table.groupby(by, sort=False):
@@ -159,7 +168,7 @@ def on_common_seeds(
 ) -> tuple[pd.DataFrame, pd.DataFrame, list[int]]:
     """Rows of two methods over the training seeds that both have, and those seeds.
 
-    A method that was not trained has no seed (NaN) and is compared with all of the other's.
+    An untrained method has no seed (NaN) and is compared with all seeds of the other.
     """
     parts = [table[table["method"] == name] for name in (better, worse)]
     known = [{int(seed) for seed in part["seed"].dropna()} for part in parts]
@@ -171,7 +180,7 @@ def on_common_seeds(
 def difference(first: pd.DataFrame, second: pd.DataFrame, column: str, resamples: int) -> Interval:
     """Paired difference of two methods on the same pairs, seeds averaged, over patients.
 
-    NaN where no pair has a number on both sides.
+    NaN if no pair has a number on both sides.
     """
     means = [
         table.groupby(PAIR, sort=False, dropna=False)[column].mean() for table in (first, second)
@@ -183,7 +192,7 @@ def difference(first: pd.DataFrame, second: pd.DataFrame, column: str, resamples
 
 
 def pair_of(row: pd.Series, pairs: Sequence[Example]) -> Example:
-    """The pair that a row of a results table is about; pairs without a row may lie between."""
+    """The pair of a results row. Pairs without a row may lie in between."""
     wanted = [None if pd.isna(row[name]) else row[name] for name in PAIR]
     found = [pair for pair in pairs if [getattr(pair, name) for name in PAIR] == wanted]
     if not found:
@@ -214,7 +223,8 @@ def per_class(table: pd.DataFrame, column: str) -> pd.DataFrame:
 def methods(rows: pd.DataFrame, *baselines: pd.DataFrame) -> pd.DataFrame:
     """One long table by `method`: the arms, the first arm's map of another phrase, baselines.
 
-    rows: scores of trained arms (arm, seed, metrics, other_cnr).
+    Args:
+        rows: scores of trained arms (arm, seed, metrics, other_cnr).
     """
     arms = rows.drop(columns="method", errors="ignore").rename(columns={"arm": "method"})
     first = arms[arms["method"] == arms["method"].iloc[0]]
@@ -223,6 +233,6 @@ def methods(rows: pd.DataFrame, *baselines: pd.DataFrame) -> pd.DataFrame:
 
 
 def other_phrase_rows(table: pd.DataFrame, name: str) -> pd.DataFrame:
-    """The other phrase's maps of a table as a method: their CNR, against the own boxes."""
+    """The other phrase's maps of a table as a method: their CNR against the own boxes."""
     keys = [column for column in (*PAIR, "seed") if column in table]
     return table[keys].assign(cnr=table["other_cnr"], method=name)

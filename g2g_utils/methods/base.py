@@ -30,7 +30,7 @@ class HeatMap:
     values: Tensor  # [h, w], float32, CPU, over the whole frame; larger = more likely; NaN: no map
     mask: Tensor | None = None  # [h, w], bool: the method's own; None: the bench's Gaussian mixture
     absolute: Tensor | None = None  # [h, w]: values on which fixed thresholds mean something
-    note: str = ""  # why there is no map, or what to know about it
+    note: str = ""  # why there is no map, or a remark about it
     details: Mapping[str, float] = field(
         default_factory=dict
     )  # further numbers of this map, such as a confidence
@@ -38,7 +38,7 @@ class HeatMap:
 
     @property
     def exists(self) -> bool:
-        """Whether there is a map."""
+        """True if there is a map."""
         return bool(torch.isfinite(self.values).all())
 
 
@@ -48,7 +48,7 @@ def no_map(reason: object, size: tuple[int, int] = (1, 1)) -> HeatMap:
 
 
 class Grounder(Protocol):
-    """Anything that grounds phrases."""
+    """A method: it grounds phrases in images."""
 
     @property
     def name(self) -> str:
@@ -57,20 +57,21 @@ class Grounder(Protocol):
 
     @property
     def image_size(self) -> int:
-        """Side S of the frame it wants, in pixels."""
+        """Side S of its frame, in pixels."""
         ...
 
     def ground(self, queries: Sequence[Query]) -> list[HeatMap]:
         """Heat maps of queries, in their order.
 
-        Queries of one film follow each other and share the image tensor: what depends on the film
-        alone is computed once. A phrase that cannot be grounded gives `no_map`, never an error.
+        Queries of one image follow each other and share the tensor: results that depend on the
+        image alone are computed once. A phrase that cannot be grounded gives `no_map`, never an
+        error.
         """
         ...
 
 
 def films(queries: Sequence[Query]) -> list[list[int]]:
-    """Positions of the queries of each film: neighbours that share an image tensor."""
+    """Positions of the queries of each image: neighbours that share a tensor."""
     found: list[list[int]] = []
     for k, query in enumerate(queries):
         if found and queries[found[-1][0]].image is query.image:

@@ -17,7 +17,8 @@ from g2g_utils.text import PhraseError
 def cosine_map(patches: Tensor, text: Tensor, sigma: float = 0.0) -> Tensor:
     """Mean cosine [h, w] between text vectors [n, d] and patch features [d, h, w].
 
-    sigma: width of the Gaussian on the grid, in patches; 0 for none. The border is mirrored.
+    Args:
+        sigma: width of the Gaussian on the grid, in patches; 0 for none. The border is mirrored.
     """
     words = F.normalize(text, dim=-1)
     cosines = torch.einsum("nd,dhw->hw", words, F.normalize(patches, dim=0)) / len(words)
@@ -26,12 +27,14 @@ def cosine_map(patches: Tensor, text: Tensor, sigma: float = 0.0) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class TwoTower:
-    """Grounds by the cosine map of two encoders; each film's patches are computed once."""
+    """Grounds by the cosine map of two encoders. Each image's patches are computed once."""
 
     name: str
     image_size: int
     patches: Callable[[Tensor], Tensor]  # image [1|3, S, S] in [0, 1] -> features [d, h, w]
-    words: Callable[[str], Tensor]  # phrase -> vectors [n, d]; PhraseError where it has none
+    words: Callable[
+        [str], Tensor
+    ]  # phrase -> vectors [n, d]; PhraseError for a phrase without words
     sigma: float = 0.0  # of the Gaussian, in patches
     framed: Callable[[Tensor], Tensor] = lambda cosines: cosines  # map of a crop -> whole frame
     thresholds: bool = False  # fixed thresholds mean something on the clamped cosines
