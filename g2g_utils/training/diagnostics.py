@@ -1,4 +1,4 @@
-"""Diagnostics of a training: drawn noise, held-out losses, distance of averaged weights."""
+"""Diagnostics of a training for notebook 03: drawn noise, held-out losses, distances, logs."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def drawn_noise(config: Config, pairs: finetune.Pairs, batches: int, seed: int) 
 def validation_losses(
     config: Config, model: GroundingModel, unets: dict[str, nn.Module], seed: int, draws: int = 4
 ) -> pd.DataFrame:
-    """Loss of several U-Nets on the validation images, under the own and another image's caption.
+    """Loss of several U-Nets on validation images, under the own caption and another image's.
 
-    Returns one row per image, by patient, and columns (U-Net, caption). All U-Nets see the same
-    `draws` noises per image; the other caption is the next image's.
+    Rows are images, by patient; columns are (U-Net, caption). All see the same `draws` noises per
+    image. The other caption is that of the next image.
     """
     examples = sources.examples(config, "validation")
     images = torch.from_numpy(np.stack([e.load(config.image_size) for e in examples]))[:, None]
@@ -77,8 +77,12 @@ def _losses(
 def distance(shadow: Sequence[Tensor], module: dict[str, Tensor]) -> float:
     """Relative distance of averaged and raw weights of a checkpoint's trained U-Net.
 
-    shadow: the averaged ones in the module's order, of all weights or of adapters alone; those of a
-    text encoder that learned along follow and are left out. Raises ValueError where they don't fit.
+    Args:
+        shadow: averaged weights in the module's order, of all weights or of adapters alone. Those
+            of a text encoder that learned along follow and are left out.
+
+    Raises:
+        ValueError: they do not fit the module.
     """
     unet = {name: value for name, value in module.items() if name.startswith("unet.")}
     raw = [value for name, value in unet.items() if "lora_" in name] or list(unet.values())

@@ -32,10 +32,7 @@ PREPROCESSING = 1  # raise when the way from an image file to the VAE's input ch
 
 @dataclass(frozen=True)
 class Pairs:
-    """Training pairs: posteriors of latents, read from disk as they are indexed, and captions.
-
-    mean, std: [n, c, h, w], scaled latents' posterior; captions: n strings.
-    """
+    """Training pairs: posteriors of latents, read from disk as they are indexed, and captions."""
 
     mean: Tensor | shards.Column
     std: Tensor | shards.Column
@@ -48,11 +45,14 @@ class Pairs:
 def cache_latents(
     vae: AutoencoderKL, images: Any, folder: Path, ids: Sequence[str], batch_size: int | None = None
 ) -> None:
-    """Write the latents' posterior of images [n, S, S] to shards; what is there is kept.
+    """Write the latents' posterior of images [n, S, S] to shards. Finished shards are kept.
 
-    images: anything that gives such an array when sliced (uint8, or floats in [0, 1]): an array, a
-    memory map, `data.films.Films`; one batch of them is in memory at a time. ids: what tells the
-    images apart. Shards are keyed by the ids, the side and the VAE's weights.
+    Shards are keyed by the ids, the side and the VAE's weights.
+
+    Args:
+        images: any object that gives such an array when sliced (uint8, or floats in [0, 1]): an
+            array, a memory map, `data.films.Films`. One batch is in memory at a time.
+        ids: names that tell the images apart.
     """
     side = images.shape[-1]
     batch = batch_size or max(1, min(64, 8 * 512**2 // side**2))
@@ -84,7 +84,7 @@ def _posterior(vae: AutoencoderKL, images: Any) -> tuple[Tensor, Tensor]:
 
 
 def load_pairs(folder: Path, captions: list[str]) -> Pairs:
-    """Read what `cache_latents` wrote; the number of captions must match."""
+    """Read the latents that `cache_latents` wrote. The number of captions must match."""
     mean, std = (shards.Column(folder, "latents", column) for column in ("mean", "std"))
     if len(captions) != len(mean):
         raise ValueError(
@@ -95,7 +95,7 @@ def load_pairs(folder: Path, captions: list[str]) -> Pairs:
 
 
 def batch_indices(step: int, batch_size: int, n: int, seed: int) -> Tensor:
-    """Sample ids [batch_size] of a step: shuffled anew every epoch, every sample once an epoch."""
+    """Sample ids [batch_size] of a step: shuffled anew every epoch, each sample once an epoch."""
     positions = torch.arange(step * batch_size, (step + 1) * batch_size)
     orders = {
         epoch: torch.randperm(n, generator=seeded(seed, 1, epoch))
@@ -107,8 +107,11 @@ def batch_indices(step: int, batch_size: int, n: int, seed: int) -> Tensor:
 def accumulation(options: Training, processes: int) -> int:
     """Micro-steps of an update in each of several processes.
 
-    Together they always see the update's batch_size x accumulate samples: a training gives the same
-    result by one process or many. Raises ConfigError where these samples cannot be shared.
+    Together they always see the batch_size x accumulate samples of the update: a training gives the
+    same result with one process or many.
+
+    Raises:
+        ConfigError: these samples cannot be shared by the processes.
     """
     samples = options.batch_size * options.accumulate
     steps = max(1, options.accumulate // processes)
@@ -121,7 +124,7 @@ def accumulation(options: Training, processes: int) -> int:
 
 
 def share(indices: Tensor, accelerator: Accelerator) -> Tensor:
-    """This process's part of a global batch (equal parts; the batch must divide)."""
+    """This process's part of a global batch. Parts are equal; the batch must divide."""
     processes = accelerator.num_processes
     if len(indices) % processes:
         raise ValueError(
@@ -132,7 +135,7 @@ def share(indices: Tensor, accelerator: Accelerator) -> Tensor:
 
 @dataclass(frozen=True)
 class Noise:
-    """What is random for a batch: drawn per sample id and step, whatever the split in processes."""
+    """Random draws of a batch: per sample id and step, whatever the split in processes."""
 
     posterior: Tensor  # [b, c, h, w] standard normal
     noise: Tensor  # [b, c, h, w] standard normal
@@ -143,7 +146,7 @@ class Noise:
 def draw(
     ids: Tensor, step: int, shape: torch.Size, train_timesteps: int, options: Training, seed: int
 ) -> Noise:
-    """Noise for samples `ids` at `step`; timestep density uniform or growing linearly with t."""
+    """Draw noise for samples `ids` at `step`. Timesteps: uniform, or density linear in t."""
     rows = []
     for sample in ids.tolist():
         generator = seeded(seed, 2, step, sample)
@@ -201,14 +204,14 @@ def drop_conditioning(
 
 
 class Wordless(nn.Module):
-    """A U-Net that is shown no text: one token whose state is zero adds nothing to the images."""
+    """A U-Net without text: one token whose state is zero adds nothing to the images."""
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         super().__init__()
         self.unet = unet
 
     def forward(self, latents: Tensor, timesteps: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """Prediction [b, c, h, w] for noised latents; token ids and mask are ignored."""
+        """Prediction [b, c, h, w] for noised latents. Token ids and mask are ignored."""
         states = latents.new_zeros(len(latents), 1, self.unet.config.cross_attention_dim)
         return self.unet(latents, timesteps, encoder_hidden_states=states).sample
 
@@ -241,7 +244,7 @@ def _fit(
     options: Training,
     steps: int,
 ) -> None:
-    """Train `module` for `steps`, leaving it with its averaged weights."""
+    """Train `module` for `steps` and leave it with its averaged weights."""
     budget = Options(
         steps=steps,
         warmup=options.warmup,
@@ -261,7 +264,7 @@ def _fit(
 
 
 def _use_fast_attention(unet: UNet2DConditionModel, options: Training) -> None:
-    """Plain attention where bf16 runs on a CPU: measured, 1.6 times faster steps than fused."""
+    """Use plain attention for bf16 on a CPU: measured, steps are 1.6 times faster than fused."""
     if options.mixed_precision == "bf16" and not torch.cuda.is_available():
         unet.set_attn_processor(AttnProcessor())
 
@@ -276,7 +279,7 @@ def pretrain(
     seed: int,
     steps: int,
 ) -> None:
-    """Train a U-Net to denoise without text and save `unet/` (EMA weights); resumes."""
+    """Train a U-Net to denoise without text and save `unet/` (EMA weights). Resumes."""
     module = Wordless(unet)
     module.train()
     _use_fast_attention(unet, options)
@@ -331,7 +334,7 @@ def fine_tune(
 ) -> None:
     """Train one arm and save `unet/` (EMA weights) and, if learnable, `text_encoder/`.
 
-    Resumes from the checkpoint in `folder`; `steps` shortens the run (live demonstrations).
+    Resumes from the checkpoint in `folder`. `steps` shortens the run for live demonstrations.
     """
     captions = list(pairs.captions)
     if arm.shuffled:  # control: every caption describes another image

@@ -1,7 +1,7 @@
 """A training loop on accelerate that checkpoints, resumes to the same bits and can be killed.
 
-All randomness of a step is drawn by the loss function from generators seeded with the step's
-number, so a resumed run needs no generator state and repeats the uninterrupted run exactly.
+The loss function draws all randomness of a step from generators seeded with the step's number. A
+resumed run therefore needs no generator state and repeats the uninterrupted run exactly.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ StepLoss = Callable[[int, Modules, Accelerator], Tensor]
 
 @dataclass(frozen=True)
 class Options:
-    """Budget and habits of one training run."""
+    """Budget and settings of one training run."""
 
     steps: int
     warmup: int = 100
@@ -56,7 +56,7 @@ def seeded(*numbers: int) -> torch.Generator:
 
 
 def trainable(module: Any) -> list[torch.nn.Parameter]:
-    """Parameters of a module that learn: what is averaged, and where averages are copied to."""
+    """Parameters of a module that learn: the averaged ones, into which averages are copied."""
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
@@ -71,12 +71,15 @@ def fit(
     weight_decay: float = 0.01,
     averaged: str | None = None,
 ) -> EMAModel | None:
-    """Train `modules` for `options.steps` steps; returns the EMA of module `averaged`, if named.
+    """Train `modules` for `options.steps` steps; return the EMA of module `averaged`, if named.
 
-    `loss(step, modules, accelerator)` returns the scalar loss of micro-step `step` (there are
-    steps x accumulate of them) on this process's share of the batch, by the prepared modules.
-    Checkpoints and the JSONL and TensorBoard logs go to `folder`; a run that finds a sound
+    Checkpoints and the JSONL and TensorBoard logs go to `folder`. A run that finds a sound
     checkpoint there continues from it. SIGTERM writes a checkpoint and stops with exit status 143.
+
+    Args:
+        loss: `loss(step, modules, accelerator)` returns the scalar loss of micro-step `step` (there
+            are steps x accumulate of them) on this process's share of the batch, by the prepared
+            modules.
     """
     AcceleratorState._reset_state(True)  # one process may train several models, one after another
     accelerator = Accelerator(
@@ -145,7 +148,7 @@ class _Run:
                     raise SystemExit(143)
 
     def agree(self, value: Tensor, asked: bool) -> tuple[float, bool]:
-        """The processes' mean loss, and whether any was asked to stop: the same answer in all."""
+        """The processes' mean loss, and whether any got SIGTERM: the same answer in all."""
         both = torch.stack([value.double(), torch.tensor(float(asked), device=value.device)])
         if self.accelerator.num_processes > 1:
             both = self.accelerator.reduce(both, "mean")
@@ -153,7 +156,7 @@ class _Run:
         return mean, share > 0
 
     def step(self, step: int, loss: StepLoss) -> tuple[Tensor, Tensor]:
-        """One optimiser step over `accumulate` micro-steps: mean loss and gradient norm."""
+        """Do one optimiser step over `accumulate` micro-steps: mean loss and gradient norm."""
         values, norm = [], torch.tensor(0.0)
         for micro in range(self.options.accumulate):
             with self.accelerator.accumulate(*self.modules.values()):
@@ -190,7 +193,7 @@ class _Run:
             self.accelerator.log({k: v for k, v in row.items() if k != "step"}, step=step + 1)
 
     def save(self, step: int) -> None:
-        """Write the whole state atomically; the other processes wait."""
+        """Write the whole state atomically, with its checksum. The other processes wait."""
         if self.accelerator.is_main_process:
             self._write(step)
         self.accelerator.wait_for_everyone()
@@ -209,7 +212,7 @@ class _Run:
             torch.save(state, temporary)
 
     def restore(self) -> int:
-        """Load the checkpoint, if there is a sound one; returns the step to continue at."""
+        """Load the checkpoint, if it is sound; return the step at which to continue."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.accelerator.is_main_process:
             for left in self.folder.glob(f".{CHECKPOINT}.*.tmp"):  # by a process that was killed
@@ -233,7 +236,7 @@ class _Run:
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """Read the checkpoint of a run folder; None if absent, or damaged (with a warning)."""
+    """The checkpoint of a run folder; None if it is absent or damaged (with a warning)."""
     path = folder / CHECKPOINT
     if not path.is_file():
         return None
@@ -257,7 +260,7 @@ def _sound(path: Path) -> bool:
 
 
 def _truncate_log(path: Path, step: int) -> None:
-    """Drop log lines after `step`: they belong to work that is about to be redone."""
+    """Drop log lines after `step`: their work is about to be redone."""
     if not path.is_file():
         return
     rows = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
@@ -266,7 +269,7 @@ def _truncate_log(path: Path, step: int) -> None:
 
 
 def _step_of(line: str) -> float:
-    """Step number of a log line; a torn line counts as later than everything."""
+    """Step number of a log line. A torn line counts as later than all others."""
     try:
         return json.loads(line)["step"]
     except (ValueError, KeyError):
@@ -275,7 +278,7 @@ def _step_of(line: str) -> float:
 
 @contextmanager
 def _sigterm() -> Iterator[Callable[[], bool]]:
-    """Catch SIGTERM (a scheduler's notice) for the duration; yields 'was it sent?'."""
+    """Catch SIGTERM (a scheduler's notice) inside the block; yields 'was it sent?'."""
     sent = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield sent.is_set
