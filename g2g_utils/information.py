@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -36,6 +37,7 @@ from g2g_utils.models.protocol import LatentDiffusion
 from g2g_utils.text import Filter, PhraseTokens, select_tokens, stack, tokenize
 
 Weights = Literal["noise", "flat", "nats"]
+Image = Tensor | npt.NDArray[np.float32]
 
 NORMAL = "no acute cardiopulmonary process. the lungs are clear"
 SMOOTH = 3 / 32  # width of the Gaussian, of the latent's side: 1.5 places of 16
@@ -139,7 +141,7 @@ class Information:
 
 @torch.no_grad()
 def measure(
-    model: LatentDiffusion, image: Tensor | np.ndarray, phrases: Sequence[str], **options: object
+    model: LatentDiffusion, image: Image, phrases: Sequence[str], **options: object
 ) -> list[Information]:
     """Information maps of phrases of one film, from shared noise.
 
@@ -187,7 +189,7 @@ def measure(
 
 
 def word_information(
-    model: LatentDiffusion, image: Tensor | np.ndarray, phrase: str, **options: object
+    model: LatentDiffusion, image: Image, phrase: str, **options: object
 ) -> dict[str, Tensor]:
     """Information of every content word given the rest of the phrase: word -> signed map [H, W].
 
@@ -272,8 +274,8 @@ def predicted_noise(
     """
     m, k = len(noisy), len(states)
     times = timesteps.to(noisy.device).repeat_interleave(k)
-    out = model.unet(noisy.repeat_interleave(k, 0), times, states.repeat(m, 1, 1)).sample
-    out, latents = out.float().unflatten(0, (m, k)), noisy.float()[:, None]
+    out: Tensor = model.unet(noisy.repeat_interleave(k, 0), times, states.repeat(m, 1, 1)).sample
+    out, latents = out.float().reshape(m, k, *noisy.shape[1:]), noisy.float()[:, None]
     kept = _kept(model, timesteps.tolist()).to(noisy.device, torch.float32).view(m, 1, 1, 1, 1)
     alpha, sigma = kept.sqrt(), (1 - kept).sqrt()
     kind = model.scheduler.config.prediction_type
@@ -291,7 +293,7 @@ def predicted_noise(
 
 def _compare(
     model: LatentDiffusion,
-    image: Tensor | np.ndarray,
+    image: Image,
     given: Tensor,
     times: Sequence[int],
     recorder: CrossAttentionRecorder,
