@@ -6,16 +6,21 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from g2g_utils import tagger
+from g2g_utils.data.plain import Plain, is_empty, normalise, plain
 from g2g_utils.data.record import FINDINGS
+
+log = logging.getLogger(__name__)
 
 Filter = Literal["lexical", "disease", "all"]
 
@@ -64,17 +69,29 @@ class PhraseError(ValueError):
 
 @dataclass(frozen=True)
 class Word:
-    """A word of a phrase: text, character span [start, end) and its token positions."""
+    """A word of a phrase: plain text, span [start, end) as typed, and its token positions.
+
+    ``inner`` is its span in the plain text where that differs.
+    """
 
     text: str
     start: int
     end: int
     tokens: tuple[int, ...]
+    inner: tuple[int, int] | None = None
+
+    def overlaps(self, low: int, high: int) -> bool:
+        """Whether the word shares characters with a span of the plain text."""
+        start, end = self.inner or (self.start, self.end)
+        return low < end and high > start
 
 
 @dataclass(frozen=True, eq=False)
 class PhraseTokens:
-    """A phrase as words and tokens; all positions index the padded token sequence of length n."""
+    """A phrase as words and tokens; all positions index the padded token sequence of length n.
+
+    ``text`` is the plain text that is read, ``typed`` what the user wrote.
+    """
 
     text: str
     input_ids: Tensor  # 1 n
@@ -85,6 +102,8 @@ class PhraseTokens:
     end: int
     padding: tuple[int, ...]
     truncated: tuple[str, ...]  # words that the maximum length cut off, wholly or in part
+    typed: str = ""
+    unknown: frozenset[int] = frozenset()  # positions of tokens that stand for any unknown word
 
     @property
     def inner(self) -> tuple[int, ...]:
@@ -101,9 +120,9 @@ class PhraseTokens:
             return list(self.words[word].tokens)
         if isinstance(word, Word):
             return list(word.tokens)
-        spans = [m.span() for m in re.finditer(_bounded(word), self.text, re.IGNORECASE)]
+        spans = [m.span() for m in re.finditer(_bounded(plain(word)), self.text, re.IGNORECASE)]
         spans = spans if occurrence is None else spans[occurrence : occurrence + 1]
-        found = [w for w in self.words if any(w.start < e and w.end > s for s, e in spans)]
+        found = [w for w in self.words if any(w.overlaps(*span) for span in spans)]
         if not found:
             cut = f"; cut off: {', '.join(self.truncated)}" if self.truncated else ""
             known = ", ".join(w.text for w in self.words)
@@ -122,15 +141,15 @@ class PhraseTokens:
 def tokenize(tokenizer: Any, phrase: str, max_length: int) -> PhraseTokens:
     """Words, tokens and what was cut off of a phrase, padded to `max_length` tokens.
 
+    The phrase is read as plain text (`data.plain`): what looks equal grounds equally.
     tokenizer: any fast tokenizer (BERT word pieces, CLIP byte pairs, ...). Raises PhraseError for
     a phrase without any word and TypeError for a slow tokenizer, which has no offsets.
     """
-    if not _WORD.search(phrase):
-        raise PhraseError(f"empty phrase {phrase!r}: write at least one word")
+    source = _read(phrase)
     if not getattr(tokenizer, "is_fast", False):
         raise TypeError(f"{type(tokenizer).__name__} gives no offsets: load it with use_fast=True")
     encoded = tokenizer(
-        phrase,
+        source.text,
         max_length=max_length,
         padding="max_length",
         padding_side="right",
@@ -142,9 +161,10 @@ def tokenize(tokenizer: Any, phrase: str, max_length: int) -> PhraseTokens:
     end = int(mask.sum()) - 1
     spans = encoded["offset_mapping"][0, 1:end].tolist()
     covered = max((stop for _, stop in spans), default=0)
-    words = tuple(_words(phrase, spans))
+    words = tuple(_words(source, spans))
+    absent = getattr(tokenizer, "unk_token_id", None)
     return PhraseTokens(
-        text=phrase,
+        text=source.text,
         input_ids=ids,
         attention_mask=mask,
         pieces=tuple(tokenizer.convert_ids_to_tokens(ids[0].tolist())),
@@ -152,8 +172,24 @@ def tokenize(tokenizer: Any, phrase: str, max_length: int) -> PhraseTokens:
         start=0,
         end=end,
         padding=tuple(range(end + 1, max_length)),
-        truncated=tuple(w.text for w in words if w.end > covered),
+        truncated=tuple(w.text for w in words if (w.inner or (0, w.end))[1] > covered),
+        typed=phrase,
+        unknown=frozenset(i for i in range(1, end) if int(ids[0, i]) == absent),
     )
+
+
+def _read(phrase: str) -> Plain:
+    """The plain text of a phrase; an error where it says nothing."""
+    source = normalise(phrase)
+    source = source._replace(text=_one_line(source.text))
+    if is_empty(phrase) or not _WORD.search(source.text):
+        raise PhraseError(f"empty phrase {phrase!r}: write at least one word")
+    return source
+
+
+def _one_line(text: str) -> str:
+    """A text whose line ends and tabs are spaces."""
+    return text.translate(dict.fromkeys(map(ord, "\t\n\r"), " "))
 
 
 def check_phrase(phrase: str, filter: Filter = "lexical", spacy_model: Any = None) -> None:
@@ -162,14 +198,13 @@ def check_phrase(phrase: str, filter: Filter = "lexical", spacy_model: Any = Non
     Raises ValueError for a phrase without any word, or with function words only where those are
     filtered out.
     """
-    matches = list(_WORD.finditer(phrase))
-    if not matches:
-        raise PhraseError(f"empty phrase {phrase!r}: write at least one word")
+    source = _read(phrase)
     if filter == "all":
         return
-    words = tuple(Word(m.group(), *m.span(), ()) for m in matches)
     nothing = torch.empty(1, 0)
-    bare = PhraseTokens(phrase, nothing, nothing, (), words, 0, 0, (), ())
+    bare = PhraseTokens(
+        source.text, nothing, nothing, (), tuple(_words(source, ())), 0, 0, (), (), phrase
+    )
     if not content_words(bare, spacy_model):
         raise PhraseError(
             f"phrase {phrase!r} has function words only: name what to look for, for example "
@@ -182,7 +217,7 @@ _SIDE = re.compile(r"\b(?:left|right)\b", re.IGNORECASE)
 
 def side_of(phrase: str) -> str | None:
     """The one side, "left" or "right", that a phrase names as a word; None for both or neither."""
-    sides = {side.lower() for side in _SIDE.findall(phrase)}
+    sides = {side.lower() for side in _SIDE.findall(plain(phrase))}
     return sides.pop() if len(sides) == 1 else None
 
 
@@ -195,15 +230,16 @@ def swap_sides(phrase: str) -> str:
         cased = swapped.upper() if side.isupper() else swapped
         return cased.capitalize() if side.istitle() else cased
 
-    return _SIDE.sub(other, phrase)
+    text = plain(phrase)
+    return _SIDE.sub(other, text) if _SIDE.search(text) else phrase
 
 
-def _words(phrase: str, spans: Sequence[Sequence[int]]) -> Iterable[Word]:
+def _words(source: Plain, spans: Sequence[Sequence[int]]) -> Iterable[Word]:
     """Every word with the positions of the tokens whose characters overlap it."""
-    for match in _WORD.finditer(phrase):
+    for match in _WORD.finditer(source.text):
         low, high = match.span()
         tokens = (i for i, (a, b) in enumerate(spans, start=1) if a < high and b > low)
-        yield Word(match.group(), low, high, tuple(tokens))
+        yield Word(match.group(), *source.typed(low, high), tuple(tokens), (low, high))
 
 
 def select_tokens(
@@ -245,7 +281,29 @@ def select_tokens(
         raise PhraseError(
             f"no content words in {phrase.text!r}: add some or ground with filter='all'"
         )
+    _check_known(phrase, chosen)
     return chosen
+
+
+def _check_known(phrase: PhraseTokens, chosen: Sequence[int]) -> None:
+    """Refuse words of which the text encoder knows none; name those that it does not know."""
+    if not phrase.unknown:
+        return
+    words = [word for word in phrase.words if set(word.tokens) & set(chosen)]
+    strange = [word.text for word in words if set(word.tokens) & phrase.unknown]
+    if strange and {t for w in words for t in w.tokens} & set(chosen) <= phrase.unknown:
+        raise PhraseError(
+            f"the text encoder knows no word of {phrase.text!r} ({', '.join(strange)}): "
+            "it would ground any unknown word alike; write English words"
+        )
+    if strange:
+        _name_unknown(phrase.text, ", ".join(strange))
+
+
+@lru_cache(maxsize=4096)
+def _name_unknown(text: str, strange: str) -> None:
+    """Say once for a phrase which of its words the text encoder does not know."""
+    log.warning("phrase %r: the text encoder does not know %s", text, strange)
 
 
 def content_words(phrase: PhraseTokens, spacy_model: Any = None) -> list[Word]:
@@ -256,7 +314,7 @@ def content_words(phrase: PhraseTokens, spacy_model: Any = None) -> list[Word]:
     if keep is _has_content_tag and not any(token.pos_ for token in document):
         raise ValueError(f"spaCy pipeline {nlp.meta.get('name')!r} gives no parts of speech")
     spans = [(t.idx, t.idx + len(t)) for t in document if keep(t)]
-    return [w for w in phrase.words if any(a < w.end and b > w.start for a, b in spans)]
+    return [w for w in phrase.words if any(w.overlaps(*span) for span in spans)]
 
 
 def disease_words(phrase: PhraseTokens, finding: str | None, substring: bool = False) -> list[Word]:
@@ -307,8 +365,9 @@ def _bounded(text: str) -> str:
 
 def occurring(phrases: Iterable[str], captions: Iterable[str]) -> list[bool]:
     """Whether each phrase stands word for word in one of the captions; case is ignored."""
-    everything = "\n".join(captions).lower()
-    return [re.search(_bounded(phrase.lower()), everything) is not None for phrase in phrases]
+    everything = "\n".join(map(plain, captions)).lower()
+    wanted = (_one_line(plain(phrase)).lower() for phrase in phrases)
+    return [re.search(_bounded(phrase), everything) is not None for phrase in wanted]
 
 
 def stack(phrases: Sequence[PhraseTokens]) -> tuple[Tensor, Tensor]:

@@ -25,6 +25,7 @@ from g2g_utils.config import Config, HeldOut
 from g2g_utils.data import chestxray14, mimic_cxr, ms_cxr, openi, reports, rsna, sources
 from g2g_utils.data.files import two_classes
 from g2g_utils.data.images import ImageError, read_image
+from g2g_utils.data.plain import plain
 from g2g_utils.data.record import Example
 from g2g_utils.data.tables import Row, TableError, matching, read
 
@@ -171,7 +172,7 @@ def _check_boxed(report: Report, held: HeldOut, sample: int | None) -> list[Exam
     images = sources.resolve(held.images) if held.images else None
     found, key = _boxed_rows(held, root)
     rows = list(found)
-    pairs = {tuple(" ".join(row.get(column).split()) for column in key) for row in rows}
+    pairs = {tuple(" ".join(plain(row.get(column)).split()) for column in key) for row in rows}
     report.count(held.source, "rows", len(rows))
     report.count(held.source, "images", len({pair[0] for pair in pairs}))
     report.count(held.source, "pairs", len(pairs))

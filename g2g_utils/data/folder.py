@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from g2g_utils.data.files import Images, collect, report_two_classes
+from g2g_utils.data.plain import is_empty
 from g2g_utils.data.record import FINDINGS, Example, merge_rows
 from g2g_utils.data.tables import BOX_COLUMNS, Row, TableError, read
 
@@ -31,7 +32,7 @@ def _example(row: Row, images: Images) -> Example:
     name = Path(row.text("image", "the image name is empty", "name an image file")).as_posix()
     image = images.find(row, "image", name)
     box = row.box(*images.size(image))
-    named = row.get("finding")
+    named = not is_empty(row.get("finding"))
     return Example(
         image=image,
         phrase=phrase,
@@ -46,7 +47,7 @@ def _example(row: Row, images: Images) -> Example:
 def _subject(row: Row) -> str:
     """The patient. Spreadsheets write numbers beside empty cells as "10.0" and "nan"."""
     name = row.get("subject")
-    return "" if name.lower() == "nan" else re.sub(r"^(\d+)\.0$", r"\1", name)
+    return "" if is_empty(name) else re.sub(r"^(\d+)\.0$", r"\1", name)
 
 
 def _check_names(path: Path, header: Iterable[str]) -> None:

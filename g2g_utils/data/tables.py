@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TextIO
 
 from g2g_utils.data.geometry import Box
+from g2g_utils.data.plain import is_empty, plain
 
 BOX_COLUMNS = ("x", "y", "w", "h")
 SLACK = 1.0  # pixels a box may stick out by: annotation tools round
@@ -86,8 +87,11 @@ class Row:
         return self.get(column)
 
     def phrase(self, column: str, problem: str, fix: str) -> str:
-        """A cell that must not be empty, on one line with single spaces."""
-        return " ".join(self.text(column, problem, fix).split())
+        """A cell that must say something, as plain text on one line with single spaces."""
+        text = self.text(column, problem, fix)
+        if is_empty(text):
+            raise self.error(f"{problem} ({text!r})", fix, column)
+        return " ".join(plain(text).split())
 
     def number(self, column: str) -> float:
         """A finite number."""

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from g2g_utils import config as configuration
+from g2g_utils.data.plain import plain
 
 # Noise schedule of Stable Diffusion 1.5 (its scheduler_config.json).
 SD_SCHEDULE: dict[str, Any] = {
@@ -129,9 +130,13 @@ def initialised(seed: int) -> Iterator[None]:
 def tokenize(
     tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int
 ) -> BatchEncoding:
-    """Token ids and attention mask [b, max_length] of texts: padded, truncated."""
+    """Token ids and attention mask [b, max_length] of texts (read as plain): padded, truncated."""
     return tokenizer(
-        texts, padding="max_length", truncation=True, max_length=max_length, return_tensors="pt"
+        [plain(text) for text in texts],
+        padding="max_length",
+        truncation=True,
+        max_length=max_length,
+        return_tensors="pt",
     )
 
 

@@ -1,8 +1,11 @@
 import json
+import unicodedata
 import warnings
 
 import pytest
 import spacy
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import (
     Regex,
     Tokenizer,
@@ -16,6 +19,7 @@ from tokenizers import (
 from transformers import BertTokenizerFast, CLIPTokenizerFast, PreTrainedTokenizerFast
 
 from g2g_utils import tagger, text
+from g2g_utils.data.plain import CHANGED, normalise, plain
 from g2g_utils.text import select_tokens, tokenize
 
 PHRASE = "Small left-sided pleural effusion/atelectasis, 2.5 cm; LEFT effusion"
@@ -228,3 +232,80 @@ def test_phrases_that_captions_contain_word_for_word():
     captions = ["There is a small left effusion.", "No edema."]
     phrases = ["Small left effusion", "left eff", "small effusion", "edema"]
     assert text.occurring(phrases, captions) == [True, False, False, True]
+
+
+LIKE_LEFT_EFFUSION = [
+    "\ufeffleft effusion", "left\u00a0effusion", "ｌｅｆｔ　effusion", "left\0effusion",
+    "left ef\u00adfusion", "le\u200bft effusion", "left&nbsp;effusion", "left eﬀusion",
+    '="left effusion"', "left\u2028effusion", "left\x0ceffusion", "left effus\u2060ion",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("typed", LIKE_LEFT_EFFUSION)
+def test_what_looks_equal_is_tokenized_equally(tokenizer, typed):
+    words = tokenize(tokenizer, "left effusion", 20)
+    found = tokenize(tokenizer, typed, 20)
+    assert found.input_ids.tolist() == words.input_ids.tolist() and found.typed == typed
+    assert [w.text for w in found.words] == ["left", "effusion"]
+    assert select_tokens(found) == select_tokens(words)
+    left, effusion = (typed[w.start : w.end] for w in found.words)
+    assert plain(left) == "left" and plain(effusion) == "effusion"
+    assert text.side_of(typed) == "left" and text.swap_sides(typed).split()[0] == "right"
+    assert text.occurring([typed], ["a left effusion."]) == [True]
+
+
+@pytest.mark.parametrize("dash", "‐‑–—−")
+def test_dashes_are_hyphens(tokenizer, dash):
+    found = tokenize(tokenizer, f"left{dash}sided effusion", 20)
+    assert (
+        found.input_ids.tolist()
+        == tokenize(tokenizer, "left-sided effusion", 20).input_ids.tolist()
+    )
+
+
+@pytest.mark.parametrize(
+    "typed", ["nan", "None", "NULL", "N/A", "#N/A", "-", "—", "n.a.", "\ufeff"]
+)
+def test_phrases_that_spreadsheets_call_empty_are_refused(tokenizer, typed):
+    for act in (lambda: tokenize(tokenizer, typed, 20), lambda: text.check_phrase(typed)):
+        with pytest.raises(text.PhraseError, match="empty phrase"):
+            act()
+
+
+@pytest.mark.parametrize("typed", ["左侧胸腔积液", "левый плевральный выпот", "größer, größer"])
+@pytest.mark.parametrize("filter", ["lexical", "all"])
+def test_words_of_which_none_is_known_are_refused(bert, typed, filter):
+    with pytest.raises(text.PhraseError, match="the text encoder knows no word of"):
+        select_tokens(tokenize(bert, typed, 30), filter)
+
+
+def test_some_unknown_words_are_named_once(bert, caplog):
+    for _ in range(2):
+        assert select_tokens(tokenize(bert, "größer left effusion", 30))
+    assert caplog.text.count("the text encoder does not know größer") == 1
+
+
+@given(st.text())
+def test_plain_text_is_unicode_compatible_and_knows_where_it_came_from(typed):
+    found = normalise(typed)
+    assert len(found.text) == len(found.spans)
+    assert list(found.spans) == sorted(found.spans)
+    assert all(0 <= a < b <= len(typed) for a, b in found.spans)
+    assert plain(found.text).isprintable() or set(found.text) & set("\t\n\r")
+
+
+@given(st.text(st.characters(min_codepoint=32, max_codepoint=126, exclude_characters="&=")))
+def test_printable_ascii_stays_as_it_is(typed):
+    assert normalise(typed) == (typed, tuple((i, i + 1) for i in range(len(typed))))
+
+
+@given(
+    st.text(
+        st.characters(exclude_categories=["Cs", "Cc", "Cf", "Zl", "Zp"], exclude_characters='&="')
+    )
+)
+def test_without_typography_it_is_nfkc(typed):
+    kept = unicodedata.normalize("NFKC", typed)
+    other = set(CHANGED) | set(map(chr, range(0xFE00, 0xFE10)))  # variants show nothing
+    if not set(typed + kept) & other and kept.isprintable():
+        assert unicodedata.normalize("NFKC", plain(typed)) == kept

@@ -109,6 +109,10 @@ REFUSED = {
         row("a.png,p,Edema,30,1,50,5\n"),
         ["line 3, column 'x'", "box from 30 to 80 leaves the image (0 to 40)", "origin top left"],
     ),
+    "a phrase that is a spreadsheet's empty cell": (
+        row("a.png,nan,Edema,1,1,5,5\n"),
+        ["line 3, column 'phrase'", "the phrase is empty ('nan')", "write what to look for"],
+    ),
     "unknown class": (
         row("a.png,p,Oedema,1,1,5,5\n"),
         ["line 3, column 'finding'", "unknown class 'Oedema'", "did you mean 'Edema'"],
