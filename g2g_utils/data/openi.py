@@ -8,7 +8,9 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from g2g_utils.data.manifest import Dropped, Selection
+from g2g_utils.data.plain import is_empty
 from g2g_utils.data.record import Example
+from g2g_utils.data.reports import without_heading
 from g2g_utils.data.tables import Row, TableError, locate, matching, read, tolerate, unique
 
 REPORTS = "indiana_reports*.csv"
@@ -79,7 +81,8 @@ def projections(root: Path, problems: list[TableError] | None = None) -> Iterato
 def _phrase(row: Row) -> tuple[str, str]:
     """Impression, or else findings, without redactions; and which of the two ("" for neither)."""
     for section in ("impression", "findings"):
-        text = unredact(row.get(section))
+        cell = row.get(section)
+        text = "" if is_empty(cell) else unredact(without_heading(cell))
         if re.search(r"[^\W\d_]{2}", text):
             return text, section
     return "", ""

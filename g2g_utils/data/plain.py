@@ -17,6 +17,7 @@ DASHES = dict.fromkeys("‐‑‒–—―−﹘﹣－⁃", "-")
 QUOTES = dict.fromkeys("‘’‚‛ʼ＇´", "'") | dict.fromkeys("“”„‟＂«»", '"') | {"⁄": "/"}
 CHANGED = DASHES | QUOTES
 KEPT_CONTROLS = "\t\n\r"
+_WITHOUT_LINES = dict.fromkeys(map(ord, KEPT_CONTROLS))
 LINE_ENDS = "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
 ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 FORMULA = re.compile(r"""\s*=\s*"(.*)"\s*""", re.DOTALL)
@@ -40,6 +41,9 @@ class Plain(NamedTuple):
 
 def plain(typed: str) -> str:
     """Plain text of what was typed."""
+    if typed.isascii() and "&" not in typed and "=" not in typed[:80]:
+        if typed.translate(_WITHOUT_LINES).isprintable():
+            return typed
     return normalise(typed).text
 
 

@@ -4,23 +4,63 @@ from __future__ import annotations
 
 import difflib
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
+from g2g_utils.data.plain import plain
+
+USUAL = (
+    r"(?i:(?:(?:final|overall|provisional|preliminary|radiographic)[ ]+)?"
+    r"(?:impressions?|findings?|conclusions?|observations?|opinions?)"
+    r"(?:(?:[ ]*[/,&+][ ]*|[ ]+and[ ]+)"
+    r"(?:impressions?|findings?|conclusions?|plan|recommendations?|opinion))?"
+    r"|(?:clinical |patient )?(?:history|information|indications?)"
+    r"|reason for (?:the )?(?:exam(?:ination)?|study)|comparisons?|techniques?|exam(?:ination)?s?"
+    r"|recommendations?|notifications?|procedure|summary|interpretation|impr?|pfi)"
+)
+_OPEN = r"[ \t>*#=|~-]*(?:\(?\d{1,2}[.)][ \t]*|[IVX]{1,4}\.[ \t]+)?[\[({<\"]*[ \t]*"
+_CLOSE = r"[ \t]*[\])}>\"]*[ \t]*"
 HEADING = re.compile(
-    r"^[ \t]*(?:(?P<capitals>[A-Z][A-Z0-9 ()/,&.'_-]{2,70}?)[ \t]*:(?=\s|$)"
-    r"|(?=[A-Z])(?P<usual>(?i:impression|finding|conclusion)s?)[ \t]*[:;])",
+    r"^[ \t]*(?P<capitals>[A-Z][A-Z0-9 ()/,&.'_-]{2,70}?)[ \t]*:(?=\s|$)"
+    rf"|^{_OPEN}(?=[A-Z])(?P<usual>{USUAL}){_CLOSE}(?:\([A-Z]+\)[ \t]*)?[:;]+{_CLOSE}(?:-+(?=\s))?"
+    rf"|^{_OPEN}(?P<small>{USUAL}){_CLOSE}[:;]+{_CLOSE}"
+    rf"|^{_OPEN}(?P<bare>{USUAL}){_CLOSE}[.*#=~-]*[ \t]*(?:$(?:\s*\n[ \t]*[:;])?|\Z)"
+    rf"|^[ \t]*[\[({{<](?P<boxed>{USUAL})[\])}}>](?=[ \t])"
+    rf"|^{_OPEN}(?=[A-Z])(?P<dashed>{USUAL}){_CLOSE}(?:-+(?=\s)|[=>|]+)"
+    rf"|^{_OPEN}(?=[A-Z][A-Z])(?P<stopped>{USUAL})(?:\.(?=[ \t])|(?=[ \t]+(?:[A-Z][a-z]|\d)))"
+    rf"|(?<=\s)(?=[A-Z][A-Z])(?P<inline>{USUAL})[ \t]*:"
+    rf"|(?:(?<=[.;!?)\]][ \t])|(?<=[ \t][ \t]))(?=[A-Z])(?P<after>{USUAL})"
+    r"[ \t]*(?::|[ \t]-+(?=\s))"
+    rf"|(?<=[.;!?)\]][ \t])(?=[A-Z][A-Z])(?P<told>{USUAL})\.(?=\s)",
     re.MULTILINE,
 )
-"""A heading: capitals at the start of a line and a colon; usual headings in any case."""
+"""A heading: capitals at the start of a line and a colon; the usual ones as people write them.
+
+The usual ones come in any case, with dashes, brackets and stops, on a line of their own without a
+colon, and inside of a line. `LONE` ones must stand where a sentence may begin.
+"""
+LONE = ("small", "bare", "stopped", "inline", "told")
+SHOUTED = ("inline",)  # of which capitals are proof enough
+HOW = {"capitals": "heading", "usual": "heading", "small": "heading",
+       "inline": "heading inside a line", "after": "heading inside a line",
+       "told": "heading inside a line"}  # fmt: skip
+"""How a heading was found, by the group of `HEADING`; others have no colon."""
+NO_COLON = "heading without a colon"
+MARKUP = re.compile(r"<(/?)(br|p|div|li|tr|h[1-6]|b|strong|i|em|u|span|font)\b[^<>\n]{0,80}>", re.I)
+BLOCKS = ("br", "p", "div", "li", "tr")
+BOLD = re.compile(
+    r"\*\*(?=\S)|(?<=\S)\*\*|^#{1,6} +|(?<![_\w])__(?=[A-Za-z])|(?<=[A-Za-z:])__(?!\w)", re.M
+)
 
 PREFERENCE = ("impression", "findings", "last paragraph")
 IMPRESSIONS = ("IMPRESSION", "CONCLUSION", "SUMMARY", "OPINION", "INTERPRETATION")
+SHORT = {"IMP": "impression", "IMPR": "impression", "PFI": "provisional"}
 FINDINGS = ("FINDINGS", "OBSERVATIONS", "REPORT")
 VIEWS = ("CHEST", "PORTABLE", "RADIOGRAPH", "VIEW", "AP", "PA", "LATERAL", "X-RAY", "CXR")
 ASIDE = (  # their text says nothing about this image
     "INDICATION", "HISTORY", "COMPARISON", "TECHNIQUE", "EXAMINATION", "EXAM", "STUDY", "REASON",
     "CLINICAL", "NOTIFICATION", "RECOMMENDATION", "RECOMMENDATIONS", "DATE", "TYPE", "PROCEDURE",
-    "DICTATED", "SIGNED", "ADDENDUM", "DOSE", "CONTRAST", "ACCESSION",
+    "DICTATED", "SIGNED", "ADDENDUM", "DOSE", "CONTRAST", "ACCESSION", "INFORMATION",
 )  # fmt: skip
 POINTERS = re.compile(
     r"(please )?(as|see|per)( detailed| described| discussed)? "
@@ -33,12 +73,22 @@ BANNER = re.compile(r"^\W*(final|preliminary|wet read|addendum)?\W*(report|final
 
 
 class Phrase(NamedTuple):
-    """Text of a report and the section it comes from (one of `PREFERENCE`)."""
+    """Text of a report, the section it comes from (one of `PREFERENCE`), and how it was found."""
 
     text: str
     section: str
+    how: str = "heading"
 
 
+class Section(NamedTuple):
+    """A part of a report: what stands there, its text, and how its heading was found."""
+
+    kind: str
+    text: str
+    how: str = ""
+
+
+@lru_cache(maxsize=65536)  # reports share their headings, and fuzzy matching is slow
 def _kind(heading: str) -> str:
     """Kind of a heading, misspelt or not.
 
@@ -48,6 +98,8 @@ def _kind(heading: str) -> str:
     words = re.findall(r"[A-Z-]+", heading.upper())
     if not words:
         return "other"
+    if words[0] in SHORT:
+        return SHORT[words[0]]
     if words[0] == "CLINICAL":  # CLINICAL SUMMARY: the patient's story
         return "aside"
 
@@ -68,30 +120,67 @@ def clean(text: str) -> str:
     return " ".join(re.sub(r"[_=*-]{4,}", " ", text).split())
 
 
-def sections(report: str) -> list[tuple[str, str]]:
-    """(kind, text) of every part of a report, in order. Text before all headings is "other".
+def read(report: str) -> str:
+    """A report as plain text: one kind of line end, no byte-order mark, no markup."""
+
+    def without(mark: re.Match[str]) -> str:
+        return "\n" if mark[2].lower() in BLOCKS or mark[2][0] in "hH" else ""
+
+    text = plain(report).replace("\r\n", "\n").replace("\r", "\n")
+    return BOLD.sub("", MARKUP.sub(without, text))
+
+
+def _begins(before: str) -> bool:
+    """Whether a sentence may begin after a text: at a blank line, or where one has ended."""
+    line = before.rstrip(" \t")
+    return line.endswith("\n\n") or not line.strip() or line.rstrip()[-1] in ".:;!?)]_*=-"
+
+
+def headings(report: str) -> list[re.Match[str]]:
+    """Headings of a report that was `read`, in order."""
+    found = []
+    for mark in HEADING.finditer(report):
+        way = mark.lastgroup or ""
+        before = re.sub(r"\n[ \t]+(?=\n)", "\n", report[max(0, mark.start() - 200) : mark.start()])
+        if way in LONE and way not in SHOUTED and not _begins(before):
+            continue
+        found.append(mark)
+    return found
+
+
+def sections(report: str) -> list[Section]:
+    """Every part of a report, in order. Text before all headings is "other".
 
     Unknown headings directly below IMPRESSION or FINDINGS (NOTE, LUNGS) are parts of its text.
     """
-    marks = list(HEADING.finditer(report))
+    marks = headings(report)
     edges = [*(mark.start() for mark in marks), len(report)]
-    parts = [("other", report[: edges[0]])]
+    parts = [Section("other", report[: edges[0]])]
     start, nested = 0, False
     for mark, end in zip(marks, edges[1:], strict=True):
-        kind, (above, text) = _kind(mark["capitals"] or mark["usual"]), parts[-1]
-        empty = above not in ("other", "aside") and not text.strip()
+        way = mark.lastgroup or ""
+        kind, last = _kind(mark[way]), parts[-1]
+        empty = last.kind not in ("other", "aside") and not last.text.strip()
         nested = kind == "other" and (nested or empty)
         if nested:
-            parts[-1] = (above, report[start:end])
+            parts[-1] = last._replace(text=report[start:end])
         else:
             start = mark.end()
-            parts.append((kind, report[start:end]))
+            parts.append(Section(kind, report[start:end], HOW.get(way, NO_COLON)))
     return parts
+
+
+def without_heading(text: str) -> str:
+    """The text of one section as plain text, without the section's own heading before it."""
+    text = read(text).strip()
+    mark = HEADING.match(text)
+    own = mark and _kind(mark[mark.lastgroup or 0]) in ("impression", "provisional", "findings")
+    return text[mark.end() :].lstrip() if mark and own else text
 
 
 def _last_paragraph(report: str) -> str:
     """The last paragraph. The first one below a heading such as HISTORY belongs to that heading."""
-    for kind, text in reversed(sections(report)):
+    for kind, text, _ in reversed(sections(report)):
         paragraphs = [clean(p) for p in re.split(r"\n[ \t]*\n", text)]
         paragraphs = [p for p in paragraphs if p and not BANNER.match(p)]
         paragraphs = paragraphs[1:] if kind == "aside" else paragraphs
@@ -112,12 +201,13 @@ def phrase(report: str) -> Phrase | None:
     provisional one counts only if there is no other. The de-identification's underscores stay, as
     in the published text.
     """
-    report = report.replace("\r\n", "\n").replace("\r", "\n")
-    parts = [(kind, clean(text)) for kind, text in sections(report)]
+    report = read(report)
+    parts = [part._replace(text=clean(part.text)) for part in sections(report)]
     for wanted in ("impression", "provisional", "findings"):
-        texts = [text for kind, text in parts if kind == wanted and _usable(text)]
+        texts = [part for part in parts if part.kind == wanted and _usable(part.text)]
         if texts:
-            return Phrase(texts[-1], wanted if wanted in PREFERENCE else PREFERENCE[0])
+            section = wanted if wanted in PREFERENCE else PREFERENCE[0]
+            return Phrase(texts[-1].text, section, texts[-1].how)
     text = _last_paragraph(report)
     sentence = _usable(text) and re.search(r"[a-z]", text) and len(text.split()) > 2
-    return Phrase(text, PREFERENCE[2]) if sentence else None
+    return Phrase(text, PREFERENCE[2], "no heading") if sentence else None
