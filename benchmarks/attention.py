@@ -28,7 +28,7 @@ from torch import Tensor
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from g2g_utils import bbm, config, grounding, models, runs
-from g2g_utils.attention import CrossAttentionRecorder, find_layers
+from g2g_utils.attention import CrossAttentionRecorder, Stack, find_layers
 
 HERE = Path(__file__).parent
 RESULT, README = HERE / "attention.json", HERE / "README.md"
@@ -327,11 +327,12 @@ def memory(size: Size, device: torch.device, most: int = 50) -> list[dict[str, i
     """
     thin = [8 * 2 ** min(i, 2) for i in range(len(size.channels))]
     unet = build_unet(replace(size, heads=1), thin).to(device)
+    start = Stack([0], average=True, dtype=torch.float32)
     kinds: dict[str, dict[str, Any]] = {
         "mean": {},
         "content": {"tokens": TOKENS},
         "text_bias": {"tokens": TOKENS, "keep": "steps"},
-        "image_bias": {"tokens": TOKENS, "step_tokens": [0], "dtype": torch.float32},
+        "image_bias": {"tokens": TOKENS, "also": [start]},
     }
     marks = [t for t in (1, 5, 10, 25, 50) if t <= most]
     latents = torch.randn(1, 4, size.latent, size.latent, device=device)
@@ -346,11 +347,11 @@ def memory(size: Size, device: torch.device, most: int = 50) -> list[dict[str, i
             kept = recorder.nbytes
             if kind == "image_bias":
                 products = products or bbm.Products(text, (size.latent, size.latent))
-                products.add([maps[0] for maps in recorder.drain().values()])
+                products.add([maps[:, 0, 0] for maps in start.take().values()])
                 kept += products.nbytes - recorder.nbytes  # the step's maps and the running sums
             if step in marks:
                 rows[marks.index(step)][kind] = kept
-        text = [maps[0] for maps in recorder.native()] if kind == "text_bias" else text
+        text = list(recorder.sample().by_step().values()) if kind == "text_bias" else text
     return rows
 
 

@@ -1,16 +1,20 @@
 """Streaming capture of a U-Net's cross-attention maps (paper section 3.1, "Attention maps").
 
 For layer l, timestep t and head h, P = softmax(Q K^T / sqrt(d)) is [hw, tokens]. A map is the head
-mean, reshaped to [h, w] and nearest-upsampled to the latent size. Only running float32 sums stay in
-memory, unless more is asked for; self-attention keeps its fused kernel.
+mean, reshaped to [h, w] and nearest-upsampled to the latent size.
+
+Three parts: a `Recorder` hooks into the U-Net, accumulators (`Mean`, `Stack`) keep what it sees,
+and `AttentionMaps` are read. `CrossAttentionRecorder` is all three in one.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -86,74 +90,366 @@ def native_size(positions: int, latent: tuple[int, int]) -> tuple[int, int]:
     return h, w
 
 
-class CrossAttentionRecorder:
-    """Records cross-attention maps of all forwards of `unet` inside a `with` block.
+# -- reading --------------------------------------------------------------------------------------
 
-    unet: any diffusers `UNet2DConditionModel`, also with LoRA adapters or wrapped by PEFT.
-    tokens: positions to record: one list for all samples or one list per sample (ragged);
-        None records all positions, kept apart.
-    keep: "mean" (sum over steps and layers) | "layers" (sum over steps) | "steps" (steps x layers,
-        mean over the tokens) | "all" (steps x layers x tokens); the latter two in native resolution
-        and `dtype` (float16).
-    rows_per_step: samples b per timestep where s timesteps are stacked in a forward's batch of
-        s*b rows, step-major: [step 0 sample 0..b-1, step 1 sample 0..b-1, ...]. None: s = 1.
-    layers: record only these (name, block, map height, or several); others keep their kernel.
-    step_tokens: tokens whose steps x layers maps are kept too, read with `native` (BBM's bias).
-    rows: slice of every forward's batch to record, e.g. the conditional half under guidance.
+
+@dataclass(frozen=True, eq=False)
+class AttentionMaps(Mapping[str, Tensor]):
+    """Cross-attention maps of one sample: layer -> [T, N, h, w] in native resolution.
+
+    An axis that was averaged has length 1; averaged layers are one entry of the latents' size.
+    """
+
+    native: Mapping[str, Tensor]
+    size: tuple[int, int]  # of the latents, to which all reductions are upsampled
+    layers: tuple[str, ...]  # recorded, in forward order, also where they were averaged
+    timesteps: tuple[int, ...]  # recorded, noisiest first, also where they were averaged
+    tokens: tuple[int, ...] | None  # position of each of N; None: averaged
+    counts: tuple[int, ...] = ()  # token positions that each of N stands for; (): one each
+
+    def __getitem__(self, layer: str) -> Tensor:
+        """One layer's maps [T, N, h, w]."""
+        return self.native[layer]
+
+    def __iter__(self) -> Iterator[str]:
+        """Names of the layers."""
+        return iter(self.native)
+
+    def __len__(self) -> int:
+        """Number of layers that are held apart."""
+        return len(self.native)
+
+    @property
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """Layer -> height and width of its maps."""
+        return {name: (m.shape[-2], m.shape[-1]) for name, m in self.native.items()}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the maps."""
+        return sum(m.numel() * m.element_size() for m in self.native.values())
+
+    def mean(
+        self,
+        tokens: Sequence[int] | None = None,
+        layers: Layers | None = None,
+        steps: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Mean map over tokens, layers and timesteps: the raw activation map.
+
+        Args:
+            tokens: positions that were recorded; None: all.
+            layers: names, blocks or map heights; None: all.
+            steps: indices of timesteps, noisiest first; None: all.
+
+        Returns:
+            Map [H, W], float32, unscaled.
+
+        Raises:
+            ValueError: for a choice on an axis that was averaged, of nothing, or of what was not
+                recorded.
+        """
+        where, weights = self._columns(tokens)
+        found = []
+        for maps in self._chosen(layers, steps).values():  # t n h w
+            picked = maps if where is None else maps[:, where]
+            mean = picked.mean((0, 1)) if weights is None else _weighted(picked, weights).mean(0)
+            found.append(upsample(mean, self.size))
+        return torch.stack(found).mean(0)
+
+    def by_token(self, layers: Layers | None = None, steps: Sequence[int] | None = None) -> Tensor:
+        """Mean map of every token [N, H, W] over layers and timesteps, unscaled."""
+        chosen = self._chosen(layers, steps).values()
+        return torch.stack([upsample(maps.mean(0), self.size) for maps in chosen]).mean(0)
+
+    def by_step(
+        self,
+        tokens: Sequence[int] | None = None,
+        layers: Layers | None = None,
+        steps: Sequence[int] | None = None,
+    ) -> dict[str, Tensor]:
+        """Layer -> maps [T, h, w] of every timestep, averaged over tokens, native resolution."""
+        where, weights = self._columns(tokens)
+        found = {}
+        for name, maps in self._chosen(layers, steps).items():
+            picked = maps if where is None else maps[:, where]
+            found[name] = picked.mean(1) if weights is None else _weighted(picked, weights)
+        return found
+
+    def token_means(
+        self, layers: Layers | None = None, steps: Sequence[int] | None = None
+    ) -> Tensor:
+        """Mean attention of every token [N] over places, layers and timesteps."""
+        chosen = self._chosen(layers, steps).values()
+        return torch.stack([maps.mean((0, 2, 3)) for maps in chosen]).mean(0)
+
+    def upsampled(
+        self,
+        tokens: Sequence[int] | None = None,
+        layers: Layers | None = None,
+        steps: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Maps [T, L, N, H, W] with nothing averaged any further."""
+        where, _ = self._columns(tokens)
+        chosen = self._chosen(layers, steps).values()
+        found = torch.stack([upsample(maps, self.size) for maps in chosen], 1)
+        return found if where is None else found[:, :, where]
+
+    def _chosen(self, layers: Layers | None, steps: Sequence[int] | None) -> dict[str, Tensor]:
+        """Layer -> maps [t, N, h, w], float32, of chosen layers and timesteps."""
+        if layers is not None and set(self.native) != set(self.layers):
+            raise ValueError('the layers were averaged: keep="layers" or "all" holds them apart')
+        names = [n for n, size in self.sizes.items() if matches(n, size, layers)]
+        if not names:
+            raise ValueError(f"layers={layers!r} matches none of {self.sizes}")
+        if steps is None:
+            return {name: self.native[name].float() for name in names}
+        if len(self.native[names[0]]) != len(self.timesteps):
+            raise ValueError('the steps were averaged: keep="all" holds them apart')
+        _need_some("steps", steps, len(self.timesteps))
+        return {name: self.native[name].float()[list(steps)] for name in names}
+
+    def _columns(self, tokens: Sequence[int] | None) -> tuple[list[int] | None, Tensor | None]:
+        """Indices of tokens among N (None: all) and their weights (None: one each)."""
+        if tokens is None:
+            where = None
+        elif self.tokens is None:
+            raise ValueError('the tokens were averaged: keep="all" holds them apart')
+        else:
+            wanted = list(map(int, tokens))
+            if not wanted or set(wanted) - set(self.tokens):
+                raise ValueError(f"tokens {wanted} were not recorded: choose from {self.tokens}")
+            where = [self.tokens.index(token) for token in wanted]
+        counts = [self.counts[i] for i in where] if where and self.counts else self.counts
+        if len(set(counts)) < 2:
+            return where, None
+        weights = torch.tensor(counts, dtype=torch.float32)
+        return where, weights / weights.sum()
+
+
+def _need_some(name: str, chosen: Sequence[int], number: int) -> None:
+    """Refuse an empty choice, and one beyond what there is (negative numbers would wrap)."""
+    if not (len(chosen) and 0 <= min(chosen) and max(chosen) < number):
+        raise ValueError(f"{name}={list(chosen)}: choose from 0 to {number - 1}, at least one")
+
+
+def _weighted(maps: Tensor, weights: Tensor) -> Tensor:
+    """Weighted mean [t, h, w] of [t, n, h, w]; the weights [n] add up to 1."""
+    return torch.einsum("tnhw,n->thw", maps, weights.to(maps.device))
+
+
+# -- accumulating ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Attention of one layer in one forward; the mean over heads is taken once for everybody."""
+
+    probabilities: Tensor  # s b heads hw n: timesteps, samples, heads, places, tokens
+    size: tuple[int, int]  # of the layer's maps, h w
+    latent: tuple[int, int]
+
+    @cached_property
+    def mean(self) -> Tensor:
+        """Mean over heads [s, b, hw, n], float32."""
+        return self.probabilities.mean(2, dtype=torch.float32)
+
+
+def _on_grid(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Maps [..., h, w] of [..., hw]."""
+    return maps.reshape(*maps.shape[:-1], *size)
+
+
+class Accumulator:
+    """Keeps maps of chosen tokens of what a recorder sees; see `Mean` and `Stack`.
+
+    tokens: positions: one list for all samples or one list per sample (ragged); None: all.
+    """
+
+    def __init__(self, tokens: Tokens | None = None) -> None:
+        self.tokens = tokens
+        self.latent = (0, 0)
+        self._counts: dict[str, int] = {}  # layer -> timesteps
+        self._index: tuple[Tensor, Tensor] | None = None
+
+    def add(self, layer: str, seen: Seen) -> None:
+        """Take one layer's attention of the next s timesteps."""
+        self.latent = seen.latent
+        self._counts[layer] = self._counts.get(layer, 0) + len(seen.probabilities)
+        self.keep(layer, seen)
+
+    def keep(self, layer: str, seen: Seen) -> None:
+        """Keep what the accumulator is for."""
+        raise NotImplementedError
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the kept maps take."""
+        raise NotImplementedError
+
+    def sample(self, b: int) -> AttentionMaps:
+        """The maps of one sample."""
+        raise NotImplementedError
+
+    def picked(self, means: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps [s, b, k, hw] of the tokens of [s, b, hw, n], and which of b x k are real."""
+        s, b, hw, n = means.shape
+        if self._index is None:
+            rows = _ragged(list(range(n)) if self.tokens is None else self.tokens, b, n)
+            self._index = _padded(rows, means.device)
+        index, valid = self._index
+        if self.tokens is None:
+            return means.transpose(-1, -2), valid
+        where = index[None, :, None, :].expand(s, b, hw, index.shape[1])
+        return means.gather(-1, where).transpose(-1, -2), valid
+
+    def positions(self, b: int) -> tuple[int, ...]:
+        """Token positions of one sample's maps."""
+        if self._index is None:
+            raise RuntimeError("nothing recorded yet: call the U-Net inside the `with` block")
+        index, valid = self._index
+        return tuple(index[b][valid[b]].tolist())
+
+    def maps(self, native: Mapping[str, Tensor], tokens: tuple[int, ...] | None) -> AttentionMaps:
+        """A sample's value object from its native maps."""
+        steps = range(next(iter(self._counts.values())))
+        return AttentionMaps(native, self.latent, tuple(self._counts), tuple(steps), tokens)
+
+
+class Mean(Accumulator):
+    """Running float32 sums over timesteps: over all layers too, unless they are held apart."""
+
+    def __init__(self, tokens: Tokens | None = None, apart: bool = False) -> None:
+        super().__init__(tokens)
+        self._apart = apart
+        self._sums: dict[str | tuple[int, int], Tensor] = {}  # layer or map size -> b k h w
+
+    def keep(self, layer: str, seen: Seen) -> None:
+        """Add the layer's maps to its sum, or to the sum of its map size."""
+        maps, _ = self.picked(seen.mean.sum(0, keepdim=True))
+        native = _on_grid(maps[0], seen.size)  # b k h w
+        key = layer if self._apart else seen.size
+        known = self._sums.get(key)
+        self._sums[key] = native.clone() if known is None else known.add_(native)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the sums."""
+        return sum(t.numel() * t.element_size() for t in self._sums.values())
+
+    def sample(self, b: int) -> AttentionMaps:
+        """Maps [1, N, h, w] of each layer, or one entry [1, N, H, W] for all layers."""
+        tokens = self.positions(b)
+        steps = next(iter(self._counts.values()))
+        own = {key: sums[b, : len(tokens)] for key, sums in self._sums.items()}  # n h w
+        if self._apart:
+            return self.maps({str(k): m[None] / steps for k, m in own.items()}, tokens)
+        total = torch.stack([upsample(m, self.latent) for m in own.values()]).sum(0)
+        return self.maps({"mean": total[None] / (steps * len(self._counts))}, tokens)
+
+
+class Stack(Accumulator):
+    """Maps of every timestep and layer: of every token, or averaged over the tokens.
+
+    dtype: of what is kept.
+    """
+
+    def __init__(
+        self,
+        tokens: Tokens | None = None,
+        average: bool = False,
+        dtype: torch.dtype = torch.float16,
+    ) -> None:
+        super().__init__(tokens)
+        self._average, self._dtype = average, dtype
+        self._kept: dict[str, list[Tensor]] = {}  # layer -> s b k h w of every forward
+
+    def keep(self, layer: str, seen: Seen) -> None:
+        """Append the layer's maps."""
+        maps, valid = self.picked(seen.mean)  # s b k hw
+        if self._average:
+            weights = valid[None, ..., None]
+            maps = ((maps * weights).sum(2) / weights.sum(2))[:, :, None]
+        kept = _on_grid(maps, seen.size).to(self._dtype)
+        self._kept.setdefault(layer, []).append(kept)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the kept maps."""
+        return sum(t.numel() * t.element_size() for kept in self._kept.values() for t in kept)
+
+    def sample(self, b: int) -> AttentionMaps:
+        """Maps [T, N, h, w] of each layer; N is 1 where the tokens were averaged."""
+        tokens = self.positions(b)
+        native = {
+            name: torch.cat([maps[:, b, : len(tokens)] for maps in kept])
+            for name, kept in self._kept.items()
+        }
+        return self.maps(native, None if self._average else tokens)
+
+    def take(self) -> dict[str, Tensor]:
+        """Layer -> maps [s, b, k, h, w] of the timesteps since the last call; then forget them."""
+        found = {name: torch.cat(kept) for name, kept in self._kept.items()}
+        self._kept = {}
+        return found
+
+
+# -- hooking --------------------------------------------------------------------------------------
+
+
+class Recorder:
+    """Shows the cross-attention of all forwards of `unet` inside a `with` block to accumulators.
+
+    Args:
+        unet: any diffusers `UNet2DConditionModel`, also with LoRA adapters or wrapped by PEFT.
+        accumulators: what keeps the maps.
+        rows_per_step: samples b per timestep where s timesteps are stacked in a forward's batch of
+            s*b rows, step-major: [step 0 sample 0..b-1, step 1 sample 0..b-1, ...]. None: s = 1.
+        layers: show only these (name, block, map height, or several); others keep their kernel, as
+            self-attention does.
+        rows: slice of every forward's batch to show, e.g. the conditional half under guidance.
 
     Results are readable after the block. Entering again adds to them. The U-Net's output is
-    unchanged up to the rounding of unfused attention. Raises RuntimeError on re-entrant use and for
-    a forward after one that failed midway (its first layers are in the sums already), and
-    TypeError where a layer has a custom processor that this one could not stand in for.
+    unchanged up to the rounding of unfused attention.
+
+    Raises:
+        RuntimeError: on re-entrant use, and for a forward after one that failed midway (its first
+            layers are in the sums already).
+        TypeError: where a layer has a custom processor that this one could not stand in for.
     """
 
     def __init__(
         self,
         unet: nn.Module,
-        tokens: Tokens | None = None,
-        keep: Keep = "mean",
+        accumulators: Sequence[Accumulator],
         rows_per_step: int | None = None,
         *,
         layers: Layers | None = None,
-        step_tokens: Tokens | None = None,
         rows: slice | None = None,
-        dtype: torch.dtype = torch.float16,
     ) -> None:
-        if keep not in ("mean", "layers", "steps", "all"):
-            raise ValueError(f"keep={keep!r}: choose mean, layers, steps or all")
-        self.keep, self.tokens, self.rows_per_step = keep, tokens, rows_per_step
-        self.step_tokens = tokens if keep == "steps" else step_tokens
+        self.accumulators, self.rows_per_step = accumulators, rows_per_step
         self._attn, self._wanted = find_layers(unet), layers
         ends = {n.split(".")[-1]: m for n, m in unet.named_modules() if "conv_" in n}
         self._stem, self._head = ends["conv_in"], ends.get("conv_out")
-        self._rows, self._dtype = rows or slice(None), dtype
-        self._keeps_steps = keep == "steps" or step_tokens is not None
+        self._rows = rows or slice(None)
         self._originals: dict[str, Any] = {}
         self._hooks: list[Any] = []
         self._running = False  # a forward has begun and not ended
-        self._latent: tuple[int, int] | None = None
-        self._steps = 0
-        self._stacked = 0  # timesteps in the running forward
+        self._latent = (0, 0)
         self._batch = 0
-        self._index: dict[str, tuple[Tensor, Tensor] | None] = {}
+        self.steps = 0  # timesteps seen
         self._sizes: dict[str, tuple[int, int]] = {}
-        self._sums: dict[Any, Tensor] = {}
-        self._full: dict[str, list[Tensor]] = {}
-        self._bias: dict[str, list[Tensor]] = {}
 
-    # -- hooking ----------------------------------------------------------------------------
-
-    def __enter__(self) -> CrossAttentionRecorder:
+    def __enter__(self) -> Self:
         """Replace the cross-attention processors of this U-Net."""
         self._refuse()
-        begin = self._stem.register_forward_pre_hook(self._begin_forward)
-        self._hooks = [begin]
+        self._hooks = [self._stem.register_forward_pre_hook(self._begin_forward)]
         if self._head is not None:
             self._hooks.append(self._head.register_forward_hook(self._end_forward))
         for name, attn in self._attn.items():
             if matches(name, None, self._wanted) or not _only_names(self._wanted):
                 self._originals[name] = attn.processor
-                attn.processor = _Capture(self, name, attn.processor)
+                attn.processor = _Capture(attn.processor, partial(self._sink, name))
         if not self._originals:
             self._restore()
             raise ValueError(f"layers={self._wanted!r} matches none of {list(self._attn)}")
@@ -167,6 +463,31 @@ class CrossAttentionRecorder:
     ) -> None:
         """Put the processors back, whatever happened."""
         self._restore()
+
+    @property
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """Layer -> height and width of its maps, in forward order."""
+        return {name: self._sizes[name] for name in self._attn if name in self._sizes}
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of the recorded layers in forward order (before the first forward: of all)."""
+        return list(self.sizes) or list(self._attn)
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """(H, W) of the latents, the size of all upsampled maps."""
+        self._need_results()
+        return self._latent
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the kept maps take."""
+        return sum(accumulator.nbytes for accumulator in self.accumulators)
+
+    def _need_results(self) -> None:
+        if not self._sizes:
+            raise RuntimeError("nothing recorded yet: call the U-Net inside the `with` block")
 
     def _refuse(self) -> None:
         for name, attn in self._attn.items():
@@ -191,80 +512,76 @@ class CrossAttentionRecorder:
         batch, latent = self.rows_per_step or rows, (args[0].shape[-2], args[0].shape[-1])
         if rows % batch:
             raise ValueError(f"{rows} rows are no multiple of rows_per_step={batch}")
-        if self._steps and (batch, latent) != (self._batch, self._latent):
+        if self.steps and (batch, latent) != (self._batch, self._latent):
             raise ValueError(
                 f"samples and latents changed from {self._batch} x {self._latent} to "
                 f"{batch} x {latent}: use one recorder for each"
             )
-        self._batch, self._latent, self._stacked = batch, latent, rows // batch
-        self._steps += self._stacked
+        self._batch, self._latent = batch, latent
+        self.steps += rows // batch
         self._running = self._head is not None
 
-    def _end_forward(self, *_: Any) -> None:
+    def _end_forward(self, *_: object) -> None:
         self._running = False
 
-    # -- recording --------------------------------------------------------------------------
+    def _sink(self, layer: str, positions: int) -> Callable[[Tensor, int], None] | None:
+        """Where a layer with maps of so many positions shows its attention; None: nowhere."""
+        size = native_size(positions, self._latent)
+        if not matches(layer, size, self._wanted):
+            return None
+        self._sizes[layer] = size
+        return partial(self._show, layer)
 
-    def _record(self, layer: str, probs: Tensor, heads: int) -> None:
-        """Add one layer's probabilities [rows * heads, hw, n] to what is kept."""
-        size = self._sizes[layer]
-        probs = probs.detach().unflatten(0, (-1, heads))[self._rows]  # rows heads hw n
-        means = probs.mean(1, dtype=torch.float32).unflatten(0, (-1, self._batch))  # s b hw n
-        if self._keeps_steps:
-            maps, valid = self._select(means, "step_tokens")  # s b k hw
-            mean = (maps * valid[None, ..., None]).sum(2) / valid.sum(1)[None, :, None]
-            kept = mean.unflatten(-1, size).to(self._dtype)
-            self._bias.setdefault(layer, []).append(kept)
-        if self.keep == "all":
-            maps = self._select(means, "tokens")[0].unflatten(-1, size)
-            self._full.setdefault(layer, []).append(maps.to(self._dtype))
-        elif self.keep != "steps":
-            maps = self._select(means.sum(0, keepdim=True), "tokens")[0][0].unflatten(-1, size)
-            key = size if self.keep == "mean" else layer
-            self._sums[key] = self._sums[key].add_(maps) if key in self._sums else maps.clone()
+    def _show(self, layer: str, probabilities: Tensor, heads: int) -> None:
+        """Show one layer's probabilities [rows * heads, hw, n] to the accumulators."""
+        places = probabilities.shape[1:]  # hw n
+        rows = probabilities.detach().reshape(-1, heads, *places)[self._rows]
+        stacked = rows.reshape(-1, self._batch, heads, *places)
+        seen = Seen(stacked, self._sizes[layer], self._latent)
+        for accumulator in self.accumulators:
+            accumulator.add(layer, seen)
 
-    def _select(self, means: Tensor, which: str) -> tuple[Tensor, Tensor]:
-        """Maps [s, b, k, hw] of the wanted tokens of [s, b, hw, n], and which of b x k are real."""
-        s, b, hw, n = means.shape
-        if which not in self._index:
-            wanted = getattr(self, which)
-            rows = _ragged(list(range(n)) if wanted is None else wanted, b, n)
-            self._index[which] = _padded(rows, means.device)
-        index, valid = self._index[which]  # type: ignore[misc]
-        if getattr(self, which) is None:
-            return means.transpose(-1, -2), valid
-        where = index[None, :, None, :].expand(s, b, hw, index.shape[1])
-        return means.gather(-1, where).transpose(-1, -2), valid
 
-    # -- reading ----------------------------------------------------------------------------
+class CrossAttentionRecorder(Recorder):
+    """Records cross-attention maps of all forwards inside a `with` block; see `Recorder`.
 
-    @property
-    def layers(self) -> list[str]:
-        """Names of the recorded layers in forward order (before the first forward: of all)."""
-        return [name for name in self._attn if name in self._sizes] or list(self._attn)
+    Args:
+        unet, rows_per_step, layers, rows: as in `Recorder`.
+        tokens: positions to record: one list for all samples or one list per sample (ragged);
+            None records all positions, kept apart.
+        keep: "mean" (sum over steps and layers) | "layers" (sum over steps) | "steps" (steps x
+            layers, mean over the tokens) | "all" (steps x layers x tokens); the latter two in
+            native resolution and `dtype` (float16).
+        also: further accumulators that see the same attention.
+    """
 
-    @property
-    def steps(self) -> int:
-        """Timesteps recorded so far."""
-        return self._steps
+    def __init__(
+        self,
+        unet: nn.Module,
+        tokens: Tokens | None = None,
+        keep: Keep = "mean",
+        rows_per_step: int | None = None,
+        *,
+        layers: Layers | None = None,
+        rows: slice | None = None,
+        dtype: torch.dtype = torch.float16,
+        also: Sequence[Accumulator] = (),
+    ) -> None:
+        kinds: dict[str, Callable[[], Accumulator]] = {
+            "mean": lambda: Mean(tokens),
+            "layers": lambda: Mean(tokens, apart=True),
+            "steps": lambda: Stack(tokens, average=True, dtype=dtype),
+            "all": lambda: Stack(tokens, dtype=dtype),
+        }
+        if keep not in kinds:
+            raise ValueError(f"keep={keep!r}: choose mean, layers, steps or all")
+        self.keep, self._main = keep, kinds[keep]()
+        super().__init__(unet, [self._main, *also], rows_per_step, layers=layers, rows=rows)
 
-    @property
-    def sizes(self) -> dict[str, tuple[int, int]]:
-        """Native (height, width) of every recorded layer."""
-        return {name: self._sizes[name] for name in self.layers if name in self._sizes}
-
-    @property
-    def latent_size(self) -> tuple[int, int]:
-        """(H, W) of the latents, the size of all upsampled maps."""
+    def sample(self, b: int = 0) -> AttentionMaps:
+        """Maps of one sample, with the axes that `keep` holds apart."""
         self._need_results()
-        assert self._latent is not None
-        return self._latent
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that the kept maps take."""
-        lists = [*self._full.values(), *self._bias.values(), list(self._sums.values())]
-        return sum(t.numel() * t.element_size() for kept in lists for t in kept)
+        return self._main.sample(b)
 
     def mean(
         self,
@@ -272,22 +589,12 @@ class CrossAttentionRecorder:
         layers: Layers | None = None,
         steps: Sequence[int] | None = None,
     ) -> Tensor:
-        """Mean maps [B, H, W], float32, over tokens, layers and steps: the raw activation map.
+        """Mean maps [B, H, W] of all samples: see `AttentionMaps.mean`.
 
-        tokens default to each sample's recorded ones. Raises ValueError for a choice that `keep`
-        no longer allows or a token that was not recorded.
+        tokens: one list for all samples or one list per sample; None: each sample's recorded ones.
         """
-        self._check(tokens, layers, steps)
-        if self.keep == "mean":
-            parts = [(m, 1 / (self._steps * len(self.layers))) for m in self._sums.values()]
-        else:
-            names = self._pick_layers(layers)
-            parts = [(self._layer(n, steps).mean(1), 1 / len(names)) for n in names]
-        total = torch.zeros(())
-        for native, weight in parts:  # b k h w
-            share = upsample(self._token_mean(native, tokens), self.latent_size) * weight
-            total = share if total.ndim == 0 else total.add_(share)
-        return total
+        each = self._each(tokens)
+        return torch.stack([sample.mean(own, layers, steps) for sample, own in each])
 
     def maps(
         self,
@@ -301,109 +608,31 @@ class CrossAttentionRecorder:
         "all" [B, T, L, N, H, W]. Where samples have different numbers of tokens, the rest of N
         is NaN.
         """
-        self._check(tokens, layers, steps)
-        size = self.latent_size
-        if self.keep == "mean":
-            total = torch.stack([upsample(m, size) for m in self._sums.values()]).sum(0)
-            return self._token_axis(total / (self._steps * len(self.layers)), tokens)
-        names = self._pick_layers(layers)
-        found = [upsample(self._layer(name, steps), size) for name in names]  # b t n h w
-        if self.keep == "steps":
-            return torch.stack([m.squeeze(2) for m in found], 2)
-        out = torch.stack([self._token_axis(m, tokens) for m in found], 2)  # b t l n h w
-        return out.squeeze(1) if self.keep == "layers" else out
+        each = [sample.upsampled(own, layers, steps) for sample, own in self._each(tokens)]
+        wide = max(maps.shape[2] for maps in each)
+        padding = [(0, 0, 0, 0, 0, wide - maps.shape[2]) for maps in each]
+        padded = [F.pad(m, p, value=float("nan")) for m, p in zip(each, padding, strict=True)]
+        averaged: dict[str, tuple[int, ...]] = {"mean": (1, 2), "layers": (1,), "steps": (3,)}
+        return torch.stack(padded).squeeze(averaged.get(self.keep, ()))  # b t l n h w
 
-    def native(self, layers: Layers | None = None) -> list[Tensor]:
-        """Per layer the maps of `step_tokens` (or keep="steps"), [B, T, h, w], not upsampled."""
+    def _each(self, tokens: Tokens | None) -> list[tuple[AttentionMaps, list[int] | None]]:
+        """Every sample with its tokens."""
         self._need_results()
-        if not self._bias:
-            raise ValueError('native maps need keep="steps" or step_tokens=...')
-        return [torch.cat(self._bias[name]).transpose(0, 1) for name in self._pick_layers(layers)]
-
-    def drain(self) -> dict[str, Tensor]:
-        """Layer -> what `native` gives, of the steps since the last call; then forget it."""
-        found = dict(zip(self.layers, self.native(), strict=True))
-        self._bias = {}
-        return found
-
-    def native_tokens(self, layer: str, steps: Sequence[int] | None = None) -> Tensor:
-        """One layer's token maps, not upsampled: keep="all" [B, T, N, h, w], "layers" T = 1."""
-        self._need_results()
-        if self.keep not in ("all", "layers"):
-            raise ValueError(f'keep={self.keep!r} holds no maps per layer: use "layers" or "all"')
-        return self._layer(layer, steps)
-
-    def _layer(self, name: str, steps: Sequence[int] | None) -> Tensor:
-        """One layer's kept maps [b, t, n, h, w]; t or n is 1 where that axis was averaged."""
-        if self.keep == "layers":
-            return self._sums[name][:, None] / self._steps
-        if self.keep == "steps":
-            kept = torch.cat(self._bias[name]).transpose(0, 1)[:, :, None]
-        else:
-            kept = torch.cat(self._full[name]).transpose(0, 1)
-        if steps is None:
-            return kept.float()
-        if outside := [step for step in steps if not -self._steps <= step < self._steps]:
-            raise ValueError(f"steps {outside} are not among the {self._steps} that were recorded")
-        return kept[:, list(steps)].float()
-
-    def _pick_layers(self, wanted: Layers | None) -> list[str]:
-        names = [n for n in self.layers if matches(n, self._sizes.get(n), wanted)]
-        if not names:
-            raise ValueError(f"layers={wanted!r} matches none of {self.sizes}")
-        return names
-
-    def _positions(self, tokens: Tokens | None) -> tuple[Tensor, Tensor]:
-        """Indices [b, k] into the recorded token axis, and which of them are real."""
-        index, valid = self._index["tokens"]  # type: ignore[misc]
-        if tokens is None:
-            return torch.arange(index.shape[1], device=index.device).expand_as(index), valid
-        recorded = [r[v].tolist() for r, v in zip(index, valid, strict=True)]
-        rows = []
-        for sample, (wanted, have) in enumerate(
-            zip(_ragged(tokens, len(index), None), recorded, strict=True)
-        ):
-            if missing := [t for t in wanted if t not in have]:
-                raise ValueError(f"tokens {missing} of sample {sample} were not recorded: {have}")
-            rows.append([have.index(t) for t in wanted])
-        return _padded(rows, index.device)
-
-    def _token_mean(self, native: Tensor, tokens: Tokens | None) -> Tensor:
-        """[b, h, w]: mean of [b, k, h, w] over the wanted tokens."""
-        if self.keep == "steps":
-            return native.squeeze(1)
-        where, valid = self._positions(tokens)
-        weights = torch.zeros(native.shape[:2], device=native.device)
-        weights.scatter_add_(1, where, valid.float()).div_(valid.sum(1, keepdim=True))
-        return torch.einsum("bkhw,bk->bhw", native.float(), weights)
-
-    def _token_axis(self, maps: Tensor, tokens: Tokens | None) -> Tensor:
-        """Wanted tokens of [b, ..., n, h, w]; padding of ragged choices is NaN."""
-        where, valid = self._positions(tokens)
-        out = torch.stack([m.index_select(-3, i) for m, i in zip(maps, where, strict=True)])
-        shape = [len(valid)] + [1] * (out.ndim - 4) + [valid.shape[1], 1, 1]
-        return out if valid.all() else out.masked_fill(~valid.view(shape), float("nan"))
-
-    def _check(self, tokens: object, layers: object, steps: object) -> None:
-        """Refuse a selection over an axis that was averaged away."""
-        self._need_results()
-        if steps is not None and self.keep not in ("steps", "all"):
-            raise ValueError(f'keep={self.keep!r} averaged the steps: use "steps" or "all"')
-        if layers is not None and self.keep == "mean":
-            raise ValueError('keep="mean" averaged the layers: use "layers", "steps" or "all"')
-        if tokens is not None and self.keep == "steps":
-            raise ValueError('keep="steps" averaged the tokens: use "all"')
-
-    def _need_results(self) -> None:
-        if not self._sizes:
-            raise RuntimeError("nothing recorded yet: call the U-Net inside the `with` block")
+        rows = [None] * self._batch if tokens is None else _ragged(tokens, self._batch)
+        return [(self.sample(b), own) for b, own in enumerate(rows)]
 
 
 class _Capture:
-    """Attention processor: plain attention that shows its probabilities to a recorder."""
+    """Attention processor: plain attention that shows its probabilities.
 
-    def __init__(self, recorder: CrossAttentionRecorder, layer: str, original: Any) -> None:
-        self.recorder, self.layer, self.original = recorder, layer, original
+    sink: from a number of positions to what takes probabilities [rows * heads, hw, n] and the
+    number of heads; None where the original processor is to be used.
+    """
+
+    def __init__(
+        self, original: Any, sink: Callable[[int], Callable[[Tensor, int], None] | None]
+    ) -> None:
+        self.original, self.sink = original, sink
 
     def __call__(
         self,
@@ -412,15 +641,13 @@ class _Capture:
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
-    ) -> Tensor:
+    ) -> Any:
         """Same result as diffusers' `AttnProcessor`; hidden states are [rows, hw, d]."""
-        recorder = self.recorder
-        size = native_size(hidden_states.shape[1], recorder._latent)  # type: ignore[arg-type]
-        if not matches(self.layer, size, recorder._wanted):
+        show = self.sink(hidden_states.shape[1])
+        if show is None:
             return self.original(
                 attn, hidden_states, encoder_hidden_states, attention_mask=attention_mask, temb=temb
             )
-        recorder._sizes[self.layer] = size
         residual, text = hidden_states, encoder_hidden_states
         text = hidden_states if text is None else text
         mask = attn.prepare_attention_mask(attention_mask, text.shape[1], len(text))
@@ -439,7 +666,7 @@ class _Capture:
         if attn.norm_q is not None:
             query, key = attn.norm_q(query), attn.norm_k(key)
         probs = attn.get_attention_scores(query, key, mask)  # rows*heads hw n
-        recorder._record(self.layer, probs, attn.heads)
+        show(probs, attn.heads)
         out = attn.to_out[1](attn.to_out[0](attn.batch_to_head_dim(torch.bmm(probs, value))))
         return (out + residual if attn.residual_connection else out) / attn.rescale_output_factor
 
@@ -451,7 +678,7 @@ def _only_names(wanted: Layers | None) -> bool:
     return not isinstance(wanted, int) and all(isinstance(one, str) for one in wanted)
 
 
-def _ragged(tokens: Tokens, batch: int, length: int | None) -> list[list[int]]:
+def _ragged(tokens: Tokens, batch: int, length: int | None = None) -> list[list[int]]:
     """One token list per sample; checks their number and, where known, their range."""
     single = len(tokens) == 0 or np.ndim(tokens[0]) == 0
     rows = [list(map(int, row)) for row in ([tokens] * batch if single else tokens)]  # type: ignore

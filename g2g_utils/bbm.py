@@ -87,9 +87,10 @@ class Products:
             raise ValueError(f"{self._steps} of {len(self._text[0])} timesteps were added")
         return minmax(self._mean(self._products))
 
-    def image_mean(self) -> Tensor:
-        """Mean image bias [H, W] over timesteps and layers."""
-        return self._mean(self._images)
+    def merging(self) -> tuple[Tensor, float]:
+        """Interaction map M [H, W] and confidence c of all T timesteps."""
+        means = self._mean(self._images), native_mean(self._text, self.size)
+        return self.interaction(), confidence(*means)
 
     def _mean(self, sums: list[Tensor]) -> Tensor:
         shown = [_nearest(s[None] / self._steps, self.size)[0] for s in sums]

@@ -1,80 +1,140 @@
 """Ground a phrase in an image: maps, bias merging, mask and metrics in one call (paper, section 3).
 
-`ground` takes one image and phrase, `ground_batch` many, `evaluate` a data set. All randomness
-comes from generators made for (seed, image, timestep): results don't depend on how a batch is
-split, and phrases and models are compared on the same noise.
+`ground` takes one image and phrase, `ground_batch` many. All randomness comes from generators made
+for (seed, image, timestep): results don't depend on how a batch is split, and phrases and models
+are compared on the same noise.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
-import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from g2g_utils import bbm, metrics, sampling
-from g2g_utils.attention import CrossAttentionRecorder, Keep, Layers, matches, upsample
+from g2g_utils.attention import (
+    AttentionMaps,
+    CrossAttentionRecorder,
+    Keep,
+    Layers,
+    Recorder,
+    Stack,
+)
+from g2g_utils.cache import Cache
 from g2g_utils.masks import gmm_mask
+from g2g_utils.metrics import Boxes
 from g2g_utils.models.protocol import LatentDiffusion
 from g2g_utils.text import Filter, PhraseTokens, select_tokens, stack, tokenize
 
 Sampling = Literal["gt", "gt_first", "cfg", "text"]
-Bias = dict[str, Tensor]  # layer -> T h w, native resolution, float16
+Kept = Literal["mean", "layers", "all"]
+Image = Tensor | NDArray[Any]
 Explicit = Sequence[int | str]
 
-_CACHE_SIZE = 128
-_cache: OrderedDict[tuple[Any, ...], Bias] = OrderedDict()
+# Text biases by (weights, phrase, tokens, T, guidance, seed), on the CPU; 2.7 MB each at the size
+# of Stable Diffusion with T = 50.
+BIASES = Cache(384 * 2**20)
+
+
+class GroundOptions(TypedDict, total=False):
+    """Keywords of `ground` and `ground_batch`: the fields of `Options`, which explains them."""
+
+    filter: Filter
+    timesteps: int
+    keep_last: int | None
+    steps: tuple[int, int] | None
+    curve: bbm.Curve | None
+    text_guidance: float
+    guidance: float
+    sampling: Sampling
+    layers: Layers | None
+    seed: int
+    batch_size: int
+    keep: Kept
+    spacy_model: Any
+    compat: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How to ground; every field is a keyword of `ground`, `ground_batch` and `evaluate`.
-
-    filter: content tokens: "lexical", "disease" or "all". timesteps: T; keep_last: k least noisy
-    steps of the activation map (default 4/5 of T, as published); the biases use all T.
-    curve: None (no bias merging), "linear", "quadratic" or "mixture". text_guidance: scale while
-    the text bias is sampled; 1 needs no unconditional half. sampling: "gt" (the image's latent
-    noised to every step; guidance could have no effect, so none is run), "gt_first" (noised once,
-    then DDIM under `guidance`), "cfg" (from noise, under `guidance`), "text" (from noise, without).
-    layers: names, blocks or map heights; None: all. batch_size: U-Net rows in one forward.
-    keep: "mean", or "layers" or "all" to keep maps apart in `Grounding.maps`.
-    """
+    """How to ground; every field is a keyword of `ground` and `ground_batch`."""
 
     filter: Filter = "lexical"
+    """Content tokens: "lexical", "disease" or "all"."""
+
     timesteps: int = 50
+    """Number of timesteps T."""
+
     keep_last: int | None = None
+    """The activation map uses the k least noisy steps (default 4/5 of T, as published)."""
+
+    steps: tuple[int, int] | None = None
+    """First and last index, both included, of the steps that the activation map uses, noisiest 0.
+
+    In place of `keep_last`. The biases use all T.
+    """
+
     curve: bbm.Curve | None = None
+    """None (no bias merging), "linear", "quadratic" or "mixture"."""
+
     text_guidance: float = 16.0
+    """Guidance scale while the text bias is sampled; 1 needs no unconditional half."""
+
     guidance: float = 16.0
+    """Guidance scale of the sampling inputs "gt_first" and "cfg"."""
+
     sampling: Sampling = "gt"
+    """What the U-Net sees, see `sampling.INPUTS`.
+
+    "gt": the image's latent noised to every step; guidance could have no effect, so none is run.
+    "gt_first": noised once, then DDIM under `guidance`. "cfg": from noise, under `guidance`.
+    "text": from noise, without.
+    """
+
     layers: Layers | None = None
+    """Names, blocks or map heights; None: all layers."""
+
     seed: int = 0
+    """Seed of all noise."""
+
     batch_size: int = 16
-    keep: Literal["mean", "layers", "all"] = "mean"
+    """U-Net rows in one forward."""
+
+    keep: Kept = "mean"
+    """"layers" or "all" hold layers, or layers and steps, apart in `Grounding.maps`."""
+
     spacy_model: Any = None
+    """Pipeline, package or folder for the lexical filter, see `text.select_tokens`."""
+
     compat: str | None = None
+    """"published": choose tokens as the published code does."""
 
     def __post_init__(self) -> None:
-        if self.sampling not in ("gt", "gt_first", "cfg", "text"):
-            raise ValueError(f"sampling={self.sampling!r}: choose gt, gt_first, cfg or text")
+        if self.sampling not in sampling.INPUTS:
+            *some, last = sampling.INPUTS
+            raise ValueError(f"sampling={self.sampling!r}: choose {', '.join(some)} or {last}")
         if self.keep not in ("mean", "layers", "all"):
             raise ValueError(f"keep={self.keep!r}: choose mean, layers or all")
-        if not 1 <= self.last <= self.timesteps:
-            raise ValueError(f"keep_last={self.keep_last} of timesteps={self.timesteps}")
+        if self.steps is not None and self.keep_last is not None:
+            raise ValueError("steps and keep_last exclude each other: give one")
+        if not 0 <= self.window.start < self.window.stop <= self.timesteps:
+            given = f"keep_last={self.keep_last}" if self.steps is None else f"steps={self.steps}"
+            raise ValueError(f"{given} of timesteps={self.timesteps}")
         if self.batch_size < 1:
             raise ValueError(f"batch_size={self.batch_size}: at least one row")
 
     @property
-    def last(self) -> int:
-        """Number of least noisy steps in the activation map."""
-        if self.keep_last is not None:
-            return self.keep_last
-        return max(1, round(0.8 * self.timesteps))
+    def window(self) -> range:
+        """Indices of the timesteps in the activation map."""
+        if self.steps is not None:
+            return range(self.steps[0], self.steps[1] + 1)
+        last = max(1, round(0.8 * self.timesteps)) if self.keep_last is None else self.keep_last
+        return range(self.timesteps - last, self.timesteps)
 
     @property
     def guided(self) -> bool:
@@ -93,31 +153,61 @@ class Options:
 
 @dataclass(frozen=True, eq=False)
 class Grounding:
-    """What grounding a phrase gives; maps are float32 on the CPU at latent resolution [H, W].
-
-    heatmap: the result in [0, 1] (activation, or merged by the bias curve); activation: scaled
-    mean map of the content tokens; interaction, confidence: None without bias merging; mask:
-    foreground; tokens, words: those that ground; token_maps: mean map of every token from start
-    to end, unscaled [tokens, H, W]; maps: layer -> kept maps in native resolution, keep="layers"
-    [tokens, h, w], keep="all" [k, tokens, h, w]; timesteps: all T, the last k of which made the
-    activation; metrics: of `metrics.evaluate` where boxes were given.
-    """
+    """Result of grounding a phrase; maps are float32 on the CPU at latent resolution [H, W]."""
 
     phrase: str
+    """The phrase as given."""
+
     heatmap: Tensor
+    """The result in [0, 1]: the activation map, or what the bias curve merged."""
+
     activation: Tensor
+    """Mean map of the content tokens, min-max scaled."""
+
     interaction: Tensor | None
+    """Interaction map M of bias merging; None without."""
+
     confidence: float | None
+    """Merging confidence c in [0, 1]; None without bias merging."""
+
     mask: Tensor
+    """Foreground of the heat map, bool."""
+
     words: tuple[str, ...]
+    """Words that ground."""
+
     tokens: tuple[int, ...]
+    """Positions of the tokens that ground."""
+
     phrase_tokens: PhraseTokens = field(repr=False)
+    """All words and tokens of the phrase."""
+
     token_maps: Tensor = field(repr=False)
+    """Mean map of every token from start to end, unscaled [tokens, H, W]."""
+
     layers: tuple[str, ...]
+    """Recorded layers in forward order."""
+
     timesteps: tuple[int, ...]
-    keep_last: int
+    """All T timesteps, noisiest first."""
+
+    steps: tuple[int, int]
+    """First and last index of the timesteps that made the activation map."""
+
     metrics: dict[str, float | str]
-    maps: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    """Scores of `metrics.evaluate`; empty where no boxes were given."""
+
+    maps: AttentionMaps = field(repr=False)
+    """Maps of the tokens from start to end with the axes that `keep` holds apart, float16.
+
+    keep="layers": [1, tokens, h, w] a layer; "all": [k, tokens, h, w]; "mean": none but the token
+    maps.
+    """
+
+    @property
+    def keep_last(self) -> int:
+        """Number of timesteps in the activation map."""
+        return self.steps[1] - self.steps[0] + 1
 
     def word_map(self, word: str | int) -> Tensor:
         """Mean map [H, W] of one word's tokens, unscaled."""
@@ -129,40 +219,22 @@ class Grounding:
         layers: Layers | None = None,
         steps: Sequence[int] | None = None,
     ) -> Tensor:
-        """Scaled mean map [H, W] of chosen tokens, layers and kept steps (what `keep` allows)."""
-        chosen = list(self.tokens if tokens is None else tokens)
-        _need_some("tokens", chosen, len(self.token_maps))
-        _need_some("steps", steps, self.keep_last)
-        size = (self.token_maps.shape[-2], self.token_maps.shape[-1])
-        if layers is None and steps is None:
-            return bbm.minmax(self.token_maps[chosen].mean(0))
-        names = [n for n, m in self.maps.items() if matches(n, (m.shape[-2], m.shape[-1]), layers)]
-        if not names or (steps is not None and self.maps[names[0]].ndim == 3):
-            need = "all" if steps is not None else "layers"
-            raise ValueError(f"no maps of layers={layers!r}, steps={steps}: keep={need!r} has them")
-        found = []
-        for name in names:
-            maps = self.maps[name].float()
-            maps = maps[None] if maps.ndim == 3 else maps  # k tokens h w
-            kept = maps if steps is None else maps[list(steps)]
-            found.append(upsample(kept[:, chosen].mean((0, 1)), size))
-        return bbm.minmax(torch.stack(found).mean(0))
+        """Scaled mean map [H, W] of chosen tokens, layers and kept steps: `AttentionMaps.mean`."""
+        chosen = self.tokens if tokens is None else tokens
+        maps = self.maps
+        if layers is None and steps is None:  # not rounded to float16
+            maps = replace(maps, native={"mean": self.token_maps[None]})
+        return bbm.minmax(maps.mean(chosen, layers, steps))
 
 
-def _need_some(name: str, chosen: Sequence[int] | None, number: int) -> None:
-    """Refuse an empty choice, and one beyond what there is (negative numbers would wrap)."""
-    if chosen is not None and not (len(chosen) and 0 <= min(chosen) and max(chosen) < number):
-        raise ValueError(f"{name}={list(chosen)}: choose from 0 to {number - 1}, at least one")
-
-
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class _Pair:
     """One image-phrase pair, ready to run."""
 
     image: Tensor  # 1|3 S S
     phrase: PhraseTokens
-    tokens: list[int]
-    boxes: Any
+    tokens: Sequence[int]
+    boxes: Boxes | None = None
 
 
 # -- public -----------------------------------------------------------------------------------
@@ -170,19 +242,28 @@ class _Pair:
 
 def ground(
     model: LatentDiffusion,
-    image: Tensor | np.ndarray,
+    image: Image,
     phrase: str,
     *,
     finding: str | None = None,
     tokens: Explicit | None = None,
-    boxes: Any = None,
-    **options: Any,
+    boxes: Boxes | None = None,
+    **options: Unpack[GroundOptions],
 ) -> Grounding:
-    """Ground one phrase in one image [H, W], [1, H, W] or [3, H, W] in [0, 1].
+    """Ground one phrase in one image.
 
-    finding: class, for filter="disease"; tokens: explicit token positions or words; boxes:
-    [[x, y, w, h], ...] in image pixels, for metrics; other keywords: see `Options`. Raises
-    ValueError for an empty phrase, one without content words, and images of another size.
+    Args:
+        model: tokenizer, text encoder, U-Net and noise schedule, such as a `GroundingModel`.
+        image: [S, S], [1, S, S] or [3, S, S] in [0, 1], S = `model.image_size`.
+        phrase: what to look for.
+        finding: class, for filter="disease".
+        tokens: explicit token positions or words, in place of the filter.
+        boxes: [[x, y, w, h], ...] in image pixels, for metrics.
+        options: see `Options`.
+
+    Raises:
+        PhraseError: for an empty phrase and one without content words.
+        ValueError: for images of another size or range, and impossible options.
     """
     return ground_batch(
         model, [image], [phrase], findings=[finding], tokens=[tokens], boxes=[boxes], **options
@@ -191,19 +272,19 @@ def ground(
 
 def ground_batch(
     model: LatentDiffusion,
-    images: Sequence[Tensor | np.ndarray] | Tensor,
+    images: Sequence[Image] | Tensor,
     phrases: Sequence[str],
     *,
     findings: Sequence[str | None] | None = None,
     tokens: Sequence[Explicit | None] | None = None,
-    boxes: Sequence[Any] | None = None,
-    **options: Any,
+    boxes: Sequence[Boxes | None] | None = None,
+    **options: Unpack[GroundOptions],
 ) -> list[Grounding]:
     """Ground each phrase in its image; as `ground`, with one entry per pair."""
     chosen, none = Options(**options), [None] * len(phrases)
     pairs = [
-        _prepare(model, *row, chosen)
-        for row in zip(
+        _prepare(model, chosen, image, phrase, finding=finding, tokens=explicit, boxes=known)
+        for image, phrase, finding, explicit, known in zip(
             images, phrases, findings or none, tokens or none, boxes or none, strict=True
         )
     ]
@@ -218,20 +299,32 @@ def text_bias(
     timesteps: int = 50,
     text_guidance: float = 16.0,
     seed: int = 0,
-) -> Bias:
-    """Content-token maps of a phrase while sampling from noise: layer -> [T, h, w], float16.
+    cache: Cache = BIASES,
+) -> AttentionMaps:
+    """Maps of a phrase's tokens, averaged over the tokens, while sampling from noise.
 
     DDIM, eta = 0, guided by the empty prompt at `text_guidance`. Depends on the phrase alone, so it
-    is cached per (weights, phrase, tokens, T, guidance, seed). tokens default to the lexical ones.
+    is remembered per weights, phrase, tokens, T, guidance and seed.
+
+    Args:
+        model: as in `ground`.
+        phrase: a phrase, or its tokens.
+        tokens: positions; None: those of the lexical filter.
+        timesteps: number of timesteps T.
+        text_guidance: guidance scale; 1 needs no unconditional half.
+        seed: of the initial noise.
+        cache: where to look for it and remember it.
+
+    Returns:
+        Maps [T, 1, h, w] of every layer, float16, on the CPU.
     """
     words = phrase
     if isinstance(words, str):
         words = tokenize(model.tokenizer, words, model.max_length)
     chosen = list(select_tokens(words) if tokens is None else tokens)
-    padding = (model.max_length, getattr(model, "zero_padding", False))
-    key = (_fingerprint(model), padding, words.text, tuple(chosen), timesteps, text_guidance, seed)
-    if key not in _cache:
-        recorder = record_text(
+
+    def sample() -> AttentionMaps:
+        found = record_text(
             model,
             words,
             tokens=chosen,
@@ -240,11 +333,16 @@ def text_bias(
             text_guidance=text_guidance,
             seed=seed,
         )
-        _cache[key] = {n: m[0] for n, m in zip(recorder.layers, recorder.native(), strict=True)}
-        while len(_cache) > _CACHE_SIZE:
-            _cache.popitem(last=False)
-    _cache.move_to_end(key)
-    return _cache[key]
+        return replace(found, native={name: maps.cpu() for name, maps in found.items()})
+
+    padding = (model.max_length, getattr(model, "zero_padding", False))
+    key = (_fingerprint(model), padding, words.text, tuple(chosen), timesteps, text_guidance, seed)
+    return cache.get(key, sample)
+
+
+def clear_cache() -> None:
+    """Forget all text biases."""
+    BIASES.clear()
 
 
 def record_text(
@@ -256,36 +354,56 @@ def record_text(
     timesteps: int = 50,
     text_guidance: float = 16.0,
     seed: int = 0,
-) -> CrossAttentionRecorder:
-    """Recorder of one phrase while sampling from noise (DDIM, eta = 0): all the text bias needs."""
+) -> AttentionMaps:
+    """Maps of one phrase while sampling from noise (DDIM, eta = 0): all that the text bias needs.
+
+    Args:
+        model, phrase, timesteps, text_guidance, seed: as in `text_bias`.
+        tokens: positions to record; None: all, padding included.
+        keep: axes that are held apart, see `CrossAttentionRecorder`.
+    """
     conditional = slice(1, None) if text_guidance != 1 else None
     recorder = CrossAttentionRecorder(model.unet, tokens, keep, rows=conditional)
     states = model.encode_text(phrase.input_ids, phrase.attention_mask)
     start = sampling.noise(model, (seed, phrase.text, "text bias"))[None]
     forwards = sampling.denoise(model, start, states, timesteps, text_guidance)
     sampling.run(model, forwards, lambda _: recorder)
-    return recorder
+    times = sampling.timesteps(model, timesteps)
+    return replace(recorder.sample(), timesteps=tuple(times))
 
 
 def record_image(
-    model: LatentDiffusion, image: Tensor | np.ndarray, phrase: str, **options: Any
-) -> tuple[CrossAttentionRecorder, PhraseTokens, tuple[int, ...]]:
-    """Recorder of one pair under ground-truth sampling with every timestep, layer and token apart.
+    model: LatentDiffusion,
+    image: Image,
+    phrase: str,
+    *,
+    timesteps: int = 50,
+    seed: int = 0,
+    batch_size: int = 16,
+    layers: Layers | None = None,
+) -> tuple[AttentionMaps, PhraseTokens]:
+    """Maps of one pair under ground-truth sampling with every timestep, layer and token apart.
 
-    What `ground(keep="all", keep_last=timesteps)` sees, padding tokens included; also the phrase's
-    tokens and the T timesteps. options: timesteps, seed, batch_size, layers of `Options`.
+    Args:
+        model, image, phrase: as in `ground`.
+        timesteps, seed, batch_size, layers: as in `Options`.
+
+    Returns:
+        Maps [T, N, h, w] of every layer, float16, padding tokens included, and the phrase's tokens.
     """
-    steps = options.get("timesteps", Options.timesteps)
-    chosen = Options(**options, filter="all", keep_last=steps, keep="all")
-    pair = _prepare(model, image, phrase, None, None, None, chosen)
-    early, late = _recorders(model, chosen, 1)
-    _record(model, [pair], chosen, early, late)
-    return late, pair.phrase, tuple(sampling.timesteps(model, chosen.timesteps))
-
-
-def clear_cache() -> None:
-    """Forget all text biases."""
-    _cache.clear()
+    options = Options(
+        timesteps=timesteps,
+        keep_last=timesteps,
+        seed=seed,
+        batch_size=batch_size,
+        layers=layers,
+        filter="all",
+        keep="all",
+    )
+    pair = _prepare(model, options, image, phrase)
+    recorder = _record(model, [pair], options)
+    times = tuple(sampling.timesteps(model, timesteps))
+    return replace(recorder.sample(), timesteps=times), pair.phrase
 
 
 @dataclass(frozen=True, eq=False)
@@ -299,15 +417,24 @@ class Spread:
 
 def spread(
     model: LatentDiffusion,
-    image: Tensor | np.ndarray,
+    image: Image,
     phrase: str,
     *,
     seeds: Sequence[int] = range(5),
-    **options: Any,
+    **options: Unpack[GroundOptions],
 ) -> Spread:
-    """How much a heat map depends on the sampling noise; options as for `ground`."""
-    options.pop("seed", None)
-    maps = torch.stack([ground(model, image, phrase, seed=s, **options).heatmap for s in seeds])
+    """How much a heat map depends on the sampling noise.
+
+    Args:
+        model, image, phrase: as in `ground`.
+        seeds: of the noise; at least one.
+        options: as for `ground`; its `seed` is ignored.
+    """
+    found = []
+    for seed in seeds:
+        options["seed"] = seed
+        found.append(ground(model, image, phrase, **options).heatmap)
+    maps = torch.stack(found)
     return Spread(maps.mean(0), maps.std(0, unbiased=len(maps) > 1), maps)
 
 
@@ -316,12 +443,13 @@ def spread(
 
 def _prepare(
     model: LatentDiffusion,
-    image: Tensor | np.ndarray,
-    phrase: str,
-    finding: str | None,
-    tokens: Explicit | None,
-    boxes: Any,
     options: Options,
+    image: Image,
+    phrase: str,
+    *,
+    finding: str | None = None,
+    tokens: Explicit | None = None,
+    boxes: Boxes | None = None,
 ) -> _Pair:
     """Check an image and choose the phrase's tokens."""
     pixels = sampling.check_image(model, image)
@@ -334,66 +462,54 @@ def _prepare(
         spacy_model=options.spacy_model,
         compat=options.compat,
     )
-    return _Pair(pixels, words, chosen, boxes)
+    return _Pair(image=pixels, phrase=words, tokens=chosen, boxes=boxes)
 
 
 def _ground(
     model: LatentDiffusion, pairs: Sequence[_Pair], options: Options
 ) -> Iterator[Grounding]:
     """Record a group's maps in shared forwards, then finish pair by pair."""
-    early, late = _recorders(model, options, len(pairs))
     biases = _Biases(model, pairs, options) if options.curve else None
-    if options.sampling == "gt":
-        _record(model, pairs, options, early, late, biases)
-    else:
-        _record(model, pairs, options, early, late)
-        if biases is not None:  # the image's expectation needs the image: always ground truth
-            truth = replace(options, sampling="gt")
-            _record(model, pairs, truth, *_recorders(model, truth, len(pairs)), biases)
-    token_maps = _token_maps(late).cpu()
-    times = sampling.timesteps(model, options.timesteps)
+    if biases is None or options.sampling == "gt":
+        recorder = _record(model, pairs, options, biases)
+    else:  # the image's expectation needs the image: its own ground-truth sampling
+        recorder = _record(model, pairs, options)
+        _record(model, pairs, replace(options, sampling="gt"), biases)
+    times = tuple(sampling.timesteps(model, options.timesteps))
     for b, pair in enumerate(pairs):
         merging = biases.merging(b) if biases is not None else (None, None)
-        yield _finish(model, pair, token_maps[b], merging, late, b, times, options)
-
-
-def _recorders(
-    model: LatentDiffusion, options: Options, pairs: int
-) -> tuple[CrossAttentionRecorder | None, CrossAttentionRecorder]:
-    """Recorders of the first T - k steps (start token only, None without bias) and the last k."""
-    shared: dict[str, Any] = {
-        "rows_per_step": pairs,
-        "layers": options.layers,
-        "rows": slice(pairs, None) if options.guided else None,
-        "dtype": torch.float16 if options.keep == "all" else torch.float32,
-    }
-    start = [0] if options.curve else None
-    late = CrossAttentionRecorder(model.unet, None, options.keep, step_tokens=start, **shared)
-    if not options.curve or options.last == options.timesteps:
-        return None, late
-    return CrossAttentionRecorder(model.unet, [0], "steps", **shared), late
+        yield _finish(model, pair, recorder.sample(b), merging, times, options)
 
 
 def _record(
     model: LatentDiffusion,
     pairs: Sequence[_Pair],
     options: Options,
-    early: CrossAttentionRecorder | None,
-    late: CrossAttentionRecorder,
     biases: _Biases | None = None,
-) -> None:
-    """Show the U-Net what the sampling input says: the first T - k steps to `early`, then `late`.
+) -> CrossAttentionRecorder:
+    """Show the U-Net what the sampling input says; record all tokens in the options' window.
 
-    biases: gets the start-token maps of every forward.
+    biases: gets the start-token maps of every forward, of all T timesteps.
     """
-    split = options.timesteps - options.last
-    windows = [range(split)] if early is not None else []
+    window, start = options.window, [] if biases is None else [biases.start]
+    rows = slice(len(pairs), None) if options.guided else None
+    inside = CrossAttentionRecorder(
+        model.unet,
+        None,
+        options.keep,
+        len(pairs),
+        layers=options.layers,
+        rows=rows,
+        dtype=_dtype(options),
+        also=start,
+    )
+    outside = Recorder(model.unet, start, len(pairs), layers=options.layers, rows=rows)
     asked = sampling.Request(
         images=[pair.image for pair in pairs],
         phrases=[pair.phrase.text for pair in pairs],
         states=model.encode_text(*stack([pair.phrase for pair in pairs])),
         timesteps=options.timesteps,
-        windows=[*windows, range(split, options.timesteps)],
+        windows=_windows(window, options.timesteps) if start else [window],
         seed=options.seed,
         guidance=options.guidance,
         batch_size=options.batch_size,
@@ -401,29 +517,32 @@ def _record(
 
     @contextmanager
     def recorded(forward: sampling.Forward) -> Iterator[None]:
-        recorder = late if forward.steps.start >= split else early
-        with recorder or nullcontext():
+        unseen = outside if start else nullcontext()
+        with inside if forward.steps.start in window else unseen:
             yield
         if biases is not None:
-            biases.add(recorder)
+            biases.update()
 
     sampling.run(model, sampling.INPUTS[options.sampling](model, asked), recorded)
+    return inside
 
 
-def _token_maps(recorder: CrossAttentionRecorder) -> Tensor:
-    """Mean maps of all tokens [b, n, H, W] from whatever the recorder kept."""
-    if recorder.keep == "mean":
-        return recorder.maps()
-    size = recorder.latent_size
-    return torch.stack(
-        [upsample(recorder.native_tokens(n).mean(1), size) for n in recorder.layers]
-    ).mean(0)
+def _windows(window: range, timesteps: int) -> list[range]:
+    """All timesteps in up to three pieces: before, inside and after the window."""
+    pieces = [range(window.start), window, range(window.stop, timesteps)]
+    return [piece for piece in pieces if piece]
+
+
+def _dtype(options: Options) -> torch.dtype:
+    """Type of the maps that are kept for every timestep."""
+    return torch.float16 if options.keep == "all" else torch.float32
 
 
 class _Biases:
     """Bias merging of a group of pairs: text biases remembered, image biases streamed."""
 
-    def __init__(self, model: Any, pairs: Sequence[_Pair], options: Options) -> None:
+    def __init__(self, model: LatentDiffusion, pairs: Sequence[_Pair], options: Options) -> None:
+        self.start = Stack([0], average=True, dtype=_dtype(options))
         self._text = [
             text_bias(
                 model,
@@ -435,49 +554,46 @@ class _Biases:
             )
             for pair in pairs
         ]
-        self._layers: list[str] = []
         self._products: list[bbm.Products] = []
 
-    def add(self, recorder: CrossAttentionRecorder | None) -> None:
-        """Take the start-token maps of the timesteps that a recorder saw since the last call."""
-        if recorder is None:
-            return
-        found = recorder.drain()  # layer -> b s h w
+    def update(self) -> None:
+        """Take the start-token maps of the timesteps that were recorded since the last call."""
+        found = self.start.take()  # layer -> s b 1 h w
         if not self._products:
-            self._layers, size = list(found), recorder.latent_size
-            native = [[bias[name] for name in found] for bias in self._text]
-            self._products = [bbm.Products(text, size) for text in native]
+            native = [[bias[name][:, 0] for name in found] for bias in self._text]
+            self._products = [bbm.Products(text, self.start.latent) for text in native]
         for b, products in enumerate(self._products):
-            products.add([maps[b] for maps in found.values()])
+            products.add([maps[:, b, 0] for maps in found.values()])
 
     def merging(self, b: int) -> tuple[Tensor, float]:
         """Interaction map [H, W] and confidence of one pair."""
-        products, text = self._products[b], self._text[b]
-        text_mean = bbm.native_mean([text[name] for name in self._layers], products.size)
-        confidence = bbm.confidence(products.image_mean(), text_mean)
-        return products.interaction().cpu(), confidence
+        interaction, confidence = self._products[b].merging()
+        return interaction.cpu(), confidence
 
 
 def _finish(
     model: LatentDiffusion,
     pair: _Pair,
-    token_maps: Tensor,
+    recorded: AttentionMaps,
     merging: tuple[Tensor | None, float | None],
-    late: CrossAttentionRecorder,
-    b: int,
-    times: list[int],
+    times: tuple[int, ...],
     options: Options,
 ) -> Grounding:
     """Heat map, mask and metrics of one pair from its recorded maps."""
-    heatmap = activation = bbm.minmax(token_maps[pair.tokens].mean(0))
+    phrase, tokens = pair.phrase, list(pair.tokens)
+    token_maps = recorded.by_token().cpu()
+    heatmap = activation = bbm.minmax(token_maps[tokens].mean(0))
     interaction, confidence = merging
     if options.curve and interaction is not None and confidence is not None:
         heatmap = bbm.minmax(bbm.merge(activation, interaction, confidence, options.curve))
     mask = gmm_mask(heatmap)
-    phrase = pair.phrase
     scores: dict[str, float | str] = {}
     if pair.boxes is not None:
         scores = metrics.evaluate(heatmap, pair.boxes, model.image_size, mask=mask)
+    window, shown = options.window, phrase.end + 1
+    kept = {n: maps[:, :shown].half().cpu() for n, maps in recorded.items()}
+    if options.keep == "mean":
+        kept = {"mean": token_maps[None, :shown]}
     return Grounding(
         phrase=phrase.text,
         heatmap=heatmap,
@@ -485,22 +601,21 @@ def _finish(
         interaction=interaction,
         confidence=confidence,
         mask=mask,
-        words=tuple(w.text for w in phrase.words if set(w.tokens) & set(pair.tokens)),
-        tokens=tuple(pair.tokens),
+        words=tuple(w.text for w in phrase.words if set(w.tokens) & set(tokens)),
+        tokens=tuple(tokens),
         phrase_tokens=phrase,
-        token_maps=token_maps[: phrase.end + 1].clone(),
-        layers=tuple(late.layers),
-        timesteps=tuple(times),
-        keep_last=options.last,
+        token_maps=token_maps[:shown].clone(),
+        layers=recorded.layers,
+        timesteps=times,
+        steps=(window[0], window[-1]),
         metrics=scores,
-        maps=_kept(late, b, phrase.end + 1) if options.keep != "mean" else {},
+        maps=replace(
+            recorded,
+            native=kept,
+            timesteps=tuple(times[i] for i in window),
+            tokens=tuple(range(shown)),
+        ),
     )
-
-
-def _kept(recorder: CrossAttentionRecorder, b: int, tokens: int) -> dict[str, Tensor]:
-    """Layer -> maps of one pair's tokens, float16, CPU: [k, tokens, h, w] or [tokens, h, w]."""
-    kept = {n: recorder.native_tokens(n)[b, :, :tokens].half().cpu() for n in recorder.layers}
-    return kept if recorder.keep == "all" else {n: maps[0] for n, maps in kept.items()}
 
 
 # -- details ------------------------------------------------------------------------------------

@@ -138,7 +138,7 @@ plots.save_figure(config, fig, "04_attention_heads")
 # NBVAL_CHECK_OUTPUT
 with attention.CrossAttentionRecorder(model.unet, keep="layers") as recorder, torch.no_grad():
     model.unet(noised, torch.tensor([timestep]), states)
-recorded = recorder.native_tokens(name)[0, 0]  # tokens h w
+recorded = recorder.sample()[name][0]  # tokens h w
 ours = by_hand.mean(0).T.unflatten(1, grid)
 print(tuple(recorded.shape), "equal to ours:", bool(torch.allclose(recorded, ours, atol=1e-5)))
 print("a map of every kept axis:", tuple(recorder.maps().shape), "batch, layers, tokens, H, W")
@@ -157,10 +157,11 @@ print("a map of every kept axis:", tuple(recorder.maps().shape), "batch, layers,
 # %%
 options = ground_file.options_of(config) | {"seed": seed}
 keep = {k: v for k, v in options.items() if k in ("timesteps", "seed", "batch_size")}
-full, _, times = grounding.record_image(model, image, example.phrase, **keep)
+full, _ = grounding.record_image(model, image, example.phrase, **keep)
+times = full.timesteps
 print(
     f"{len(times)} timesteps {times[0]} … {times[-1]}; one layer keeps "
-    f"{tuple(full.native_tokens(name).shape)}: batch, steps, tokens, h, w"
+    f"{tuple(full[name].shape)}: steps, tokens, h, w"
 )
 
 # %%
@@ -182,7 +183,7 @@ plots.save_figure(config, fig, "04_attention_noised")
 
 # %%
 labels = overlays.layer_labels(full.sizes)
-maps = [full.native_tokens(n)[0][:, content].mean(1) for n in full.layers]  # each T h w
+maps = list(full.by_step(content).values())  # each T h w
 fig = overlays.layer_step_grid(maps, labels, times, boxes=example.boxes, frame=config.image_size)
 fig.suptitle(overlays.literal(f"“{example.phrase}”"), x=0.01, ha="left")
 plots.save_figure(config, fig, "04_attention_layers")
@@ -197,7 +198,7 @@ plots.save_figure(config, fig, "04_attention_layers")
 # %%
 def of_layers(recorded, chosen: list[int]) -> pd.DataFrame:
     """Scores of every layer's mean map of the chosen tokens."""
-    maps = [recorded.mean(chosen, layers=name)[0] for name in recorded.layers]
+    maps = [recorded.mean(chosen, layers=name) for name in recorded.layers]
     return pd.DataFrame(
         benchmark.quick_scores(maps, example.boxes, config.image_size), index=labels
     )
@@ -206,7 +207,7 @@ def of_layers(recorded, chosen: list[int]) -> pd.DataFrame:
 # %%
 other, scores = ground_file.other_phrase(config, example), of_layers(full, content)
 if other:
-    against, words, _ = grounding.record_image(model, image, other, **keep)
+    against, words = grounding.record_image(model, image, other, **keep)
     lost = of_layers(against, words.content())["cnr"]
     scores["specificity"] = benchmark.specificity(scores["cnr"], lost)
 print(f"the other phrase: {other!r}" if other else "no other phrase lies apart here")
@@ -221,7 +222,7 @@ scores.round(2)
 # %%
 # NBVAL_CHECK_OUTPUT
 last = range(len(times) - config.grounding.keep_last, len(times))
-average = full.mean(content, layers=config.grounding.layers, steps=last)[0]
+average = full.mean(content, layers=config.grounding.layers, steps=last)
 result = grounding.ground(model, image, example.phrase, boxes=example.boxes, **options)
 same = torch.allclose(bbm.minmax(average), result.activation, atol=5e-3)
 print("activation", tuple(result.activation.shape), "equal to ours:", same)

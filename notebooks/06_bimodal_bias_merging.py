@@ -84,10 +84,10 @@ print(f"{example.phrase!r}: A {tuple(found.activation.shape)}, words {', '.join(
 # attention goes whatever is asked: $B_I[t,l]$, one map a timestep $t$ and layer $l$.
 
 # %%
-recorder, words, times = grounding.record_image(
+maps, words = grounding.record_image(
     model, image, example.phrase, **{k: options[k] for k in ("timesteps", "batch_size", "layers")}
 )
-image_bias = [recorder.native_tokens(name)[0, :, words.start] for name in recorder.layers]
+image_bias = list(maps.by_step([words.start]).values())
 print(f"{len(image_bias)} layers, the first {tuple(image_bias[0].shape)} (T, h, w)")
 
 # %% [markdown]
@@ -101,7 +101,7 @@ print(f"{len(image_bias)} layers, the first {tuple(image_bias[0].shape)} (T, h, 
 bias = grounding.text_bias(
     model, words, tokens=found.tokens, timesteps=steps, text_guidance=guidance
 )
-text_bias = [bias[name].float() for name in recorder.layers]
+text_bias = list(bias.by_step().values())
 print(f"{len(text_bias)} layers, the first {tuple(text_bias[0].shape)} (T, h, w), words averaged")
 
 # %% [markdown]

@@ -35,6 +35,7 @@ SAYS = {  # what a room does, and its steps in the flow of an image (i) and of a
     "tagger": ("parts of speech", ""),
     "data": ("files and phantoms to examples", "i3 p2"),
     "config": ("profile: schema, loader", "p1"),
+    "cache": ("remembered values, within a bound", ""),
     "runs": ("atomic files, locks, records", ""),
 }
 WIDTH, HIGH, GAP, LEFT = 960, 52, 8, 64

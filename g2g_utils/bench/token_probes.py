@@ -54,9 +54,8 @@ def attention_mass(
     rows = []
     for example in tqdm(pairs, desc="attention mass", mininterval=2):
         image = example.framed(model.image_size).array()
-        recorder, phrase, _ = record_image(model, image, example.phrase, **steps)
-        layers = [recorder.native_tokens(name)[0].mean((0, 2, 3)) for name in recorder.layers]
-        mass = torch.stack(layers).mean(0)  # tokens
+        maps, phrase = record_image(model, image, example.phrase, **steps)
+        mass = maps.token_means()  # tokens
         shares = {g: float(mass[where].sum()) for g, where in group_positions(phrase).items()}
         even = len(phrase.padding) / len(mass)
         rows.append(identity(example) | shares | {UNIFORM: even})

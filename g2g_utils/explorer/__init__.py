@@ -4,7 +4,7 @@
 `State`: `Session.view` computes, `render` draws, `export` takes away.
 """
 
-from g2g_utils.explorer.export import code, heatmap, save, static_views
+from g2g_utils.explorer.export import code, save, static_views
 from g2g_utils.explorer.maps import Capture, Selection, capture_image, capture_text
 from g2g_utils.explorer.session import Panel, Session, View
 from g2g_utils.explorer.state import State, swap
@@ -20,7 +20,6 @@ __all__ = [
     "capture_image",
     "capture_text",
     "code",
-    "heatmap",
     "save",
     "static_views",
     "swap",

@@ -10,47 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
-from g2g_utils import bbm, config, plots, runs
+from g2g_utils import config, plots, runs
 from g2g_utils.experiment import products
-from g2g_utils.explorer import maps, render
+from g2g_utils.explorer import render
 from g2g_utils.explorer.session import Panel, Session, View
 from g2g_utils.explorer.state import State, column_label
 from g2g_utils.runs import places
-
-
-def heatmap(
-    model: Any,
-    image: Any,
-    phrase: str,
-    *,
-    tokens: Sequence[int],
-    steps: tuple[int, int],
-    layers: Sequence[str] | None = None,
-    timesteps: int = 50,
-    curve: bbm.Curve | None = None,
-    text_guidance: float = 16.0,
-    seed: int = 0,
-    batch_size: int = 16,
-) -> Tensor:
-    """Heat map [H, W] of any range of timesteps, first to last index of T: what the explorer shows.
-
-    tokens: columns of a `Capture` (start ... end, then one for all padding). For the last k steps
-    `grounding.ground` gives the same.
-    """
-    capture = maps.capture_image(
-        model, image, phrase, timesteps=timesteps, seed=seed, batch_size=batch_size
-    )
-    chosen = maps.Selection(tuple(tokens), tuple(layers or capture.layers), steps)
-    raw = maps.activation(capture, chosen)
-    if curve is None:
-        return bbm.minmax(raw)
-    text = maps.capture_text(
-        model, capture.phrase, timesteps=timesteps, text_guidance=text_guidance, seed=seed
-    )
-    return bbm.minmax(bbm.merge(raw, *maps.merging(capture, text, chosen), curve))
-
 
 # -- parameters -----------------------------------------------------------------------------------
 
@@ -80,7 +46,7 @@ def _panel_facts(panel: Panel) -> dict[str, Any]:
         "tokens": capture.positions(chosen.columns),
         "token_labels": [column_label(capture, c) for c in range(capture.columns)],
         "layers": list(chosen.layers),
-        "timesteps": list(capture.timesteps[chosen.span]),
+        "timesteps": [capture.timesteps[i] for i in chosen.over["steps"]],
         "confidence": panel.confidence,
         "metrics": panel.metrics,
     }
@@ -100,7 +66,7 @@ def arrays(session: Session, view: View) -> bytes:
             "activation": panel.raw,
             "mask": panel.mask,
             "interaction": panel.interaction,
-            "token_maps": maps.token_maps(panel.capture, panel.selection),
+            "token_maps": panel.capture.maps.by_token(**panel.selection.over),
             "token_means": panel.token_means,
         }
         found |= {f"{letter}_{k}": v.numpy() for k, v in maps_of.items() if v is not None}
@@ -130,26 +96,20 @@ def save(session: Session, view: View, picture: bytes, folder: Path | None = Non
 def code(session: Session, view: View, letter: str = "A") -> str:
     """Imports and three lines that give a panel's heat map again."""
     panel = view.panels["AB".index(letter)]
-    call = _ground_call if _is_last(panel) else _explorer_call
     arm, seed = products.arm_and_seed(session.config, panel.model)
     image = view.picture.code
     modules = "geometry, images" if image.startswith("geometry") else "sources"
     return "\n".join(
         [
-            "from g2g_utils import config, explorer, grounding",
+            "from g2g_utils import config, grounding",
             f"from g2g_utils.data import {modules}",
             "from g2g_utils.experiment import products",
             "",
             f"c = config.load({_load_arguments(session.config)})",
             f'model, image = products.model(c, "{arm}", {seed}), {image}',
-            call(session, view.state, panel, view.boxes),
+            _ground_call(session, view.state, panel, view.boxes),
         ]
     )
-
-
-def _is_last(panel: Panel) -> bool:
-    """Whether the timesteps are the last k, which `ground` can say."""
-    return panel.selection.steps[1] == len(panel.capture.timesteps) - 1
 
 
 def _load_arguments(current: config.Config) -> str:
@@ -186,19 +146,9 @@ def _ground_call(session: Session, now: State, panel: Panel, boxes: Sequence[Any
     return (
         f"heatmap = grounding.ground(\n    model, image, {panel.phrase!r},\n"
         f"    tokens={panel.capture.positions(chosen.columns)},\n{_layers_argument(panel)}"
-        f"    timesteps={options.timesteps}, keep_last={options.timesteps - chosen.steps[0]},\n"
+        f"    timesteps={options.timesteps}, steps={chosen.steps},\n"
         f"{_curve_argument(session, now)}{known}"
         f"    seed={now.seed}, batch_size={options.batch_size},\n).heatmap"
-    )
-
-
-def _explorer_call(session: Session, now: State, panel: Panel, boxes: Sequence[Any]) -> str:
-    options, chosen = session.config.grounding, panel.selection
-    return (
-        f"heatmap = explorer.heatmap(\n    model, image, {panel.phrase!r},\n"
-        f"    tokens={list(chosen.columns)}, steps={chosen.steps},\n{_layers_argument(panel)}"
-        f"    timesteps={options.timesteps},\n{_curve_argument(session, now)}"
-        f"    seed={now.seed}, batch_size={options.batch_size},\n)"
     )
 
 

@@ -1,21 +1,22 @@
-"""What the explorer keeps of a pair, and the reductions that every control asks for. No widgets.
+"""The explorer's capture of a pair: every attention map once, in columns. No widgets.
 
-A `Capture` holds every cross-attention map once; whichever tokens, layers and timesteps are chosen,
-the answer is a mean over some of them.
+Whichever tokens, layers and timesteps are chosen, the answer is a mean over some of the maps, taken
+by `AttentionMaps`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TypedDict
 
 import torch
 from torch import Tensor
 
 from g2g_utils import bbm, grounding
-from g2g_utils.attention import CrossAttentionRecorder, block_of, upsample
+from g2g_utils.attention import AttentionMaps, block_of
+from g2g_utils.models.protocol import LatentDiffusion
 from g2g_utils.text import PhraseTokens
 
 Progress = Callable[[str, int, int], None]  # what, done, total
@@ -25,24 +26,27 @@ Progress = Callable[[str, int, int], None]  # what, done, total
 class Capture:
     """Every map of a phrase: in an image (ground-truth sampling) or sampled from noise.
 
-    maps: layer -> [T, N, h, w], float16, native resolution. Columns N are the token positions
-    start ... end and then, where there is padding, one for the mean of all padding positions.
+    maps: float16. Its columns N are the token positions start ... end and then, where there is
+    padding, one for the mean of all padding positions.
     """
 
     phrase: PhraseTokens
-    maps: dict[str, Tensor]
-    timesteps: tuple[int, ...]
-    size: tuple[int, int]  # of the latents
+    maps: AttentionMaps
 
     @property
     def nbytes(self) -> int:
         """Memory of the maps."""
-        return sum(m.numel() * m.element_size() for m in self.maps.values())
+        return self.maps.nbytes
 
     @property
     def layers(self) -> tuple[str, ...]:
         """Layer names in forward order."""
-        return tuple(self.maps)
+        return self.maps.layers
+
+    @property
+    def timesteps(self) -> tuple[int, ...]:
+        """All T timesteps, noisiest first."""
+        return self.maps.timesteps
 
     @property
     def columns(self) -> int:
@@ -56,7 +60,7 @@ class Capture:
 
     def weight(self, column: int) -> int:
         """How many token positions a column stands for."""
-        return len(self.phrase.padding) if column == self.padding_column else 1
+        return self.maps.counts[column]
 
     def positions(self, columns: Sequence[int]) -> list[int]:
         """Token positions of columns, as `grounding.ground(tokens=...)` takes them."""
@@ -65,8 +69,8 @@ class Capture:
 
 
 def capture_image(
-    model: Any,
-    image: Any,
+    model: LatentDiffusion,
+    image: grounding.Image,
     phrase: str,
     *,
     timesteps: int,
@@ -77,14 +81,14 @@ def capture_image(
     """All maps of a phrase in an image [H, W] in [0, 1]; progress counts U-Net forwards."""
     forwards = -(-timesteps // batch_size)
     with _reported(model, "maps", forwards, progress):
-        recorder, words, times = grounding.record_image(
+        found, words = grounding.record_image(
             model, image, phrase, timesteps=timesteps, seed=seed, batch_size=batch_size
         )
-    return _compact(recorder, words, times)
+    return _compact(found, words)
 
 
 def capture_text(
-    model: Any,
+    model: LatentDiffusion,
     phrase: PhraseTokens,
     *,
     timesteps: int,
@@ -94,18 +98,20 @@ def capture_text(
 ) -> Capture:
     """All maps of a phrase while sampling from noise: the text bias of whichever tokens."""
     with _reported(model, "text bias", timesteps, progress):
-        recorder = grounding.record_text(
+        found = grounding.record_text(
             model, phrase, timesteps=timesteps, text_guidance=text_guidance, seed=seed
         )
-    return _compact(recorder, phrase, tuple(range(timesteps)))
+    return _compact(found, phrase)
 
 
 @contextmanager
-def _reported(model: Any, what: str, total: int, progress: Progress | None) -> Iterator[None]:
+def _reported(
+    model: LatentDiffusion, what: str, total: int, progress: Progress | None
+) -> Iterator[None]:
     """Count the forwards of the model's U-Net while inside."""
     done = 0
 
-    def count(*_: Any) -> None:
+    def count(*_: object) -> None:
         nonlocal done
         done += 1
         if progress:
@@ -118,21 +124,27 @@ def _reported(model: Any, what: str, total: int, progress: Progress | None) -> I
         hook.remove()
 
 
-def _compact(
-    recorder: CrossAttentionRecorder, words: PhraseTokens, times: tuple[int, ...]
-) -> Capture:
-    """Columns of a recorder's maps, in float16 on the CPU; the padding becomes its mean."""
-    maps = {}
-    for layer in recorder.layers:
-        full = recorder.native_tokens(layer)[0]  # t n h w
-        parts = [full[:, : words.end + 1]]
+def _compact(found: AttentionMaps, words: PhraseTokens) -> Capture:
+    """Columns of all maps, in float16 on the CPU; the padding becomes its mean."""
+    native = {}
+    for layer, full in found.items():  # t n h w
+        parts = [full[:, : words.end + 1].float()]
         if words.padding:
-            parts.append(full[:, list(words.padding)].mean(1, keepdim=True))
-        maps[layer] = torch.cat(parts, 1).half().cpu()
-    return Capture(words, maps, times, recorder.latent_size)
+            parts.append(full[:, list(words.padding)].float().mean(1, keepdim=True))
+        native[layer] = torch.cat(parts, 1).half().cpu()
+    counts = (*(1,) * (words.end + 1), *((len(words.padding),) if words.padding else ()))
+    tokens = tuple(range(len(counts)))
+    return Capture(words, replace(found, native=native, tokens=tokens, counts=counts))
 
 
 # -- reductions -----------------------------------------------------------------------------------
+
+
+class Over(TypedDict):
+    """Axes that a reduction runs over, as `AttentionMaps` takes them."""
+
+    layers: tuple[str, ...]
+    steps: range
 
 
 @dataclass(frozen=True)
@@ -144,41 +156,14 @@ class Selection:
     steps: tuple[int, int]
 
     @property
-    def span(self) -> slice:
-        """The timesteps as a slice."""
-        return slice(self.steps[0], self.steps[1] + 1)
+    def over(self) -> Over:
+        """Layers and timesteps as keywords of `AttentionMaps.mean` and its neighbours."""
+        return {"layers": self.layers, "steps": range(self.steps[0], self.steps[1] + 1)}
 
 
 def activation(capture: Capture, chosen: Selection) -> Tensor:
     """Mean map [H, W] over the selection, unscaled: the activation map before min-max."""
-    return torch.stack(
-        [
-            upsample(_column_mean(capture, layer, chosen).mean(0)[None], capture.size)[0]
-            for layer in chosen.layers
-        ]
-    ).mean(0)
-
-
-def token_maps(capture: Capture, chosen: Selection) -> Tensor:
-    """Mean map [N, H, W] of every column over the chosen layers and timesteps, unscaled."""
-    return torch.stack(
-        [
-            upsample(capture.maps[layer][chosen.span].float().mean(0), capture.size)
-            for layer in chosen.layers
-        ]
-    ).mean(0)
-
-
-def token_means(capture: Capture, chosen: Selection) -> Tensor:
-    """Mean attention [N] that every column gets over the chosen layers, timesteps and pixels."""
-    return torch.stack(
-        [capture.maps[layer][chosen.span].float().mean((0, 2, 3)) for layer in chosen.layers]
-    ).mean(0)
-
-
-def grid(capture: Capture, chosen: Selection) -> dict[str, Tensor]:
-    """Layer -> maps [t, h, w] of the chosen columns: layers x timesteps, nothing averaged away."""
-    return {layer: _column_mean(capture, layer, chosen) for layer in chosen.layers}
+    return capture.maps.mean(chosen.columns, **chosen.over)
 
 
 def merging(image: Capture, text: Capture, chosen: Selection) -> tuple[Tensor, float]:
@@ -186,31 +171,21 @@ def merging(image: Capture, text: Capture, chosen: Selection) -> tuple[Tensor, f
 
     As in `grounding.ground`, both biases use all timesteps, whichever the activation uses.
     """
-    every = Selection(chosen.columns, chosen.layers, (0, len(image.timesteps) - 1))
-    image_bias = [image.maps[layer][:, image.phrase.start] for layer in chosen.layers]
-    text_bias = [_column_mean(text, layer, every) for layer in chosen.layers]
-    means = (bbm.native_mean(maps, image.size) for maps in (image_bias, text_bias))
-    return bbm.interaction_native(image_bias, text_bias, image.size), bbm.confidence(*means)
-
-
-def _column_mean(capture: Capture, layer: str, chosen: Selection) -> Tensor:
-    """One layer's maps [t, h, w], averaged over the token positions of the chosen columns."""
-    columns = list(chosen.columns)
-    weights = torch.tensor([capture.weight(c) for c in columns], dtype=torch.float32)
-    maps = capture.maps[layer][chosen.span, columns].float()  # t k h w
-    return torch.einsum("tkhw,k->thw", maps, weights / weights.sum())
+    text_bias = text.maps.by_step(chosen.columns, chosen.layers)
+    image_bias = image.maps.by_step([image.phrase.start], chosen.layers)
+    products = bbm.Products(list(text_bias.values()), image.maps.size)
+    products.add(list(image_bias.values()))
+    return products.merging()
 
 
 # -- names of layers ------------------------------------------------------------------------------
 
 
 def layer_labels(capture: Capture, short: bool = False) -> tuple[str, ...]:
-    """What to call the layers: position in forward order, block and resolution."""
+    """Label of every layer: position in forward order, block and resolution."""
     return tuple(
-        f"{i} {block_of(name)}{m.shape[-2]}"
-        if short
-        else f"{i} {block_of(name)} {m.shape[-2]}×{m.shape[-1]}"
-        for i, (name, m) in enumerate(capture.maps.items(), start=1)
+        f"{i} {block_of(name)}{h}" if short else f"{i} {block_of(name)} {h}×{w}"
+        for i, (name, (h, w)) in enumerate(capture.maps.sizes.items(), start=1)
     )
 
 
@@ -225,4 +200,4 @@ def blocks(capture: Capture) -> dict[str, tuple[int, int]]:
 
 def resolutions(capture: Capture) -> tuple[int, ...]:
     """Map heights that occur, largest first."""
-    return tuple(sorted({m.shape[-2] for m in capture.maps.values()}, reverse=True))
+    return tuple(sorted({height for height, _ in capture.maps.sizes.values()}, reverse=True))

@@ -55,7 +55,8 @@ def palette(name: str) -> RGB:
 def coloured(values: Tensor, low: float, high: float, name: str = MAP_COLOURS) -> RGB:
     """Colours [H, W, 3] of a map between fixed limits. Values outside are clipped."""
     scaled = (values - low) / max(high - low, 1e-12)
-    return palette(name)[(scaled.clamp(0, 1) * 255).round().to(torch.uint8).numpy()]
+    colours: RGB = palette(name)[(scaled.clamp(0, 1) * 255).round().to(torch.uint8).numpy()]
+    return colours
 
 
 def grey(image: NDArray[Any], side: int) -> RGB:
@@ -335,7 +336,7 @@ def token_view(view: View, side: int = 140, columns: int = 4) -> Image.Image:
     """Small maps of all tokens on one colour scale. Chosen tokens are marked."""
     panel = view.panels[0]
     capture = panel.capture
-    found = maps.token_maps(capture, panel.selection)
+    found = capture.maps.by_token(**panel.selection.over)
     shared = view.state.scale == "shared"
     words = [c for c in range(1, capture.phrase.end)]
     high = float(found[words].max()) if words else float(found.max())
@@ -373,8 +374,8 @@ def grid_view(view: View, side: int = 56, most: int = 10) -> Image.Image:
     """
     panel = view.panels[0]
     capture, chosen = panel.capture, panel.selection
-    found = maps.grid(capture, chosen)  # layer -> t h w
-    times = capture.timesteps[chosen.span]
+    found = capture.maps.by_step(chosen.columns, **chosen.over)  # layer -> t h w
+    times = [capture.timesteps[i] for i in chosen.over["steps"]]
     picked = np.unique(np.linspace(0, len(times) - 1, min(most, len(times))).round().astype(int))
     high = max(float(m.max()) for m in found.values())
     shared = view.state.scale == "shared"

@@ -15,10 +15,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from g2g_utils import bbm, metrics, tagger
+from g2g_utils.cache import Cache
 from g2g_utils.config import Config
 from g2g_utils.data import sources
 from g2g_utils.data.geometry import crop_resize
@@ -26,7 +27,6 @@ from g2g_utils.data.images import read_image
 from g2g_utils.data.record import Example, Region
 from g2g_utils.experiment import products
 from g2g_utils.explorer import maps, state
-from g2g_utils.explorer.cache import Cache
 from g2g_utils.explorer.maps import Capture, Progress, Selection
 from g2g_utils.explorer.state import Chip, State
 from g2g_utils.masks import gmm_mask
@@ -48,7 +48,7 @@ class Picture:
     code: str  # Python expression that gives the image
 
     @cached_property
-    def image(self) -> np.ndarray:
+    def image(self) -> NDArray[Any]:
         """Float32 [S, S] in [0, 1], as the model sees it."""
         return self.rows[0].load(self.size)
 
@@ -296,7 +296,7 @@ class Session:
             interaction=interaction,
             confidence=confidence,
             metrics=scores,
-            token_means=maps.token_means(capture, chosen),
+            token_means=capture.maps.token_means(**chosen.over),
         )
 
     def _other(self, now: State, main: Panel, progress: Progress | None) -> State:
@@ -373,7 +373,7 @@ def _file_name(given: str) -> str:
     return " ".join(printable.split()) or "upload"
 
 
-def _read_bytes(name: str, content: bytes) -> np.ndarray:
+def _read_bytes(name: str, content: bytes) -> NDArray[Any]:
     """An uploaded file as an image; errors name the file as the user knows it."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"upload{Path(name).suffix}"

@@ -96,7 +96,7 @@ class Explorer(HasTraits):
     def _ipython_display_(self) -> None:
         from IPython.display import display
 
-        display(self.widget)
+        display(self.widget)  # type: ignore[no-untyped-call]
 
     # -- controls ---------------------------------------------------------------------------------
 

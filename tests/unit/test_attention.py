@@ -5,7 +5,14 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
 from peft import LoraConfig, get_peft_model
 
-from g2g_utils.attention import CrossAttentionRecorder, find_layers, native_size, upsample
+from g2g_utils.attention import (
+    AttentionMaps,
+    CrossAttentionRecorder,
+    Stack,
+    find_layers,
+    native_size,
+    upsample,
+)
 
 TOKENS, WIDTH = 7, 16
 
@@ -121,16 +128,16 @@ def test_all_ways_of_keeping_agree(unet):
     low = full.mean(tokens, layers=8, steps=[0])
     coarse = [i for i, n in enumerate(full.layers) if full.sizes[n] == (8, 8)]
     assert torch.allclose(low, maps[:, 0, coarse].mean((1, 2)), **close)
-    natives = full.native_tokens(full.layers[2])
-    assert natives.shape == (2, 2, TOKENS, 8, 8)
+    assert full.sample(1)[full.layers[2]].shape == (2, TOKENS, 8, 8)
 
 
 def test_stacked_timesteps_equal_single_ones(unet):
-    one_by_one = kept(unet, "all", [1, 2], step_tokens=[0], dtype=torch.float32)
+    starts = [Stack([0], average=True, dtype=torch.float32) for _ in range(2)]
+    one_by_one = kept(unet, "all", [1, 2], dtype=torch.float32, also=starts[:1])
     latents, states = (torch.cat(x) for x in zip(*(inputs(seed=t) for t in (900, 1)), strict=True))
     times = torch.tensor([900, 900, 1, 1])
     stacked = CrossAttentionRecorder(
-        unet, [1, 2], "all", rows_per_step=2, step_tokens=[0], dtype=torch.float32
+        unet, [1, 2], "all", rows_per_step=2, dtype=torch.float32, also=starts[1:]
     )
     mean = CrossAttentionRecorder(unet, [1, 2], rows_per_step=2)
     for recorder in (stacked, mean):
@@ -139,8 +146,10 @@ def test_stacked_timesteps_equal_single_ones(unet):
     assert stacked.steps == mean.steps == 2
     assert torch.allclose(stacked.maps(), one_by_one.maps(), atol=1e-6)
     assert torch.allclose(mean.mean(), one_by_one.mean(), atol=1e-6)
-    for a, b in zip(stacked.native(), one_by_one.native(), strict=True):
-        assert torch.allclose(a, b, atol=1e-6)
+    each, together = (start.take() for start in starts)  # layer -> s b 1 h w
+    assert list(each) == stacked.layers and not starts[0].take()
+    for name, maps in each.items():
+        assert maps.shape[:3] == (2, 2, 1) and torch.allclose(maps, together[name], atol=1e-6)
     with pytest.raises(ValueError, match="no multiple of rows_per_step=3"), torch.no_grad():
         with CrossAttentionRecorder(unet, rows_per_step=3):
             unet(latents, times, states)
@@ -158,7 +167,7 @@ def test_ragged_tokens(unet):
     assert not maps[1].isnan().any()
     assert torch.allclose(full.mean([[1], [2, 4, 5]]), ragged.mean(), atol=1e-6)
     assert torch.allclose(kept(unet, "steps", [[1], [2, 4, 5]]).mean(), ragged.mean(), atol=1e-3)
-    with pytest.raises(ValueError, match=r"tokens \[3\] of sample 0"):
+    with pytest.raises(ValueError, match=r"tokens \[3\] were not recorded: choose from \(1,\)"):
         ragged.mean([[3], [2]])
 
 
@@ -281,7 +290,7 @@ def test_sums_of_a_half_precision_unet_are_float32():
     with torch.no_grad(), CrossAttentionRecorder(unet, [1, 2]) as recorder:
         for t in (900, 500, 1):
             unet(latents, t, states)
-    assert all(m.dtype == torch.float32 for m in recorder._sums.values())
+    assert recorder.nbytes == 2 * 2 * (16 * 16 + 8 * 8) * 4
     assert recorder.mean().dtype == torch.float32 and recorder.mean().isfinite().all()
 
 
@@ -295,12 +304,14 @@ def test_one_layer_by_its_name(unet):
 @pytest.mark.parametrize(
     ("keep", "choice", "message"),
     [
-        ("mean", {"layers": "up"}, "averaged the layers"),
-        ("layers", {"steps": [0]}, "averaged the steps"),
-        ("steps", {"tokens": [1]}, "averaged the tokens"),
+        ("mean", {"layers": "up"}, "layers were averaged"),
+        ("layers", {"steps": [0]}, "steps were averaged"),
+        ("steps", {"tokens": [1]}, "tokens were averaged"),
         ("layers", {"layers": 99}, "matches none"),
         ("mean", {"tokens": [99]}, "were not recorded"),
-        ("all", {"steps": [0, 77]}, r"steps \[77\] are not among the"),
+        ("all", {"steps": [0, 77]}, r"steps=\[0, 77\]: choose from 0 to 1"),
+        ("all", {"steps": [-1]}, r"choose from 0 to 1"),
+        ("all", {"tokens": []}, "no tokens asked for sample 0"),
     ],
 )
 def test_impossible_selections(unet, keep, choice, message):
@@ -316,6 +327,23 @@ def test_tokens_may_be_arrays(unet):
     assert torch.equal(
         kept(unet, "mean", torch.tensor(rows)).mean(), kept(unet, "mean", rows).mean()
     )
+
+
+def test_maps_of_a_sample_reduce_over_any_axis():
+    maps = {"down_blocks.a": torch.rand(3, 2, 2, 2), "up_blocks.b": torch.rand(3, 2, 4, 4)}
+    found = AttentionMaps(maps, (4, 4), tuple(maps), (9, 5, 1), (0, 7), (1, 3))
+    down, up = (upsample(m, (4, 4)) for m in maps.values())  # t n H W
+    close = {"atol": 1e-6}
+    token = found.mean([7], steps=[0, 2])
+    assert torch.allclose(token, (down[[0, 2], 1] + up[[0, 2], 1]).mean(0) / 2, **close)
+    weighted = (up[:, 0] + 3 * up[:, 1]).mean(0) / 4  # the second column stands for three tokens
+    assert torch.allclose(found.mean(layers="up"), weighted, **close)
+    assert torch.allclose(found.by_step(layers=4)["up_blocks.b"].mean(0), weighted, **close)
+    assert torch.allclose(found.by_token(), (down + up).mean(0) / 2, **close)
+    assert torch.allclose(found.token_means(), found.by_token().mean((1, 2)), **close)
+    assert torch.equal(found.upsampled([7])[:, 1, 0], up[:, 1])
+    assert found.sizes == {"down_blocks.a": (2, 2), "up_blocks.b": (4, 4)}
+    assert found.nbytes == 4 * 3 * 2 * (4 + 16)
 
 
 def test_misuse(unet):

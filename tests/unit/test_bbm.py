@@ -53,7 +53,8 @@ def test_products_do_not_depend_on_how_timesteps_arrive():
     assert parts.nbytes == kept  # does not grow with T
     assert torch.allclose(parts.interaction(), whole.interaction(), atol=1e-6)
     mean = bbm.native_mean(image, (16, 16))
-    assert torch.allclose(parts.image_mean(), mean, atol=1e-6)
+    together = bbm.confidence(mean, bbm.native_mean(text, (16, 16)))
+    assert parts.merging()[1] == pytest.approx(together, abs=1e-3)
 
 
 def test_products_need_every_timestep_once():

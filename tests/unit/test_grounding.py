@@ -1,12 +1,15 @@
 """Grounding on a tiny random model: two blocks on 16 x 16 latents, word-level BERT."""
 
+import dataclasses
+
 import pytest
 import torch
 from peft import LoraConfig
 
 from g2g_utils import bbm, grounding, sampling
 from g2g_utils.attention import CrossAttentionRecorder, upsample
-from g2g_utils.grounding import ground, ground_batch, spread, text_bias
+from g2g_utils.cache import Cache
+from g2g_utils.grounding import GroundOptions, ground, ground_batch, spread, text_bias
 from g2g_utils.text import tokenize
 from tests.duck import BOXES, FAST, PHRASES, Model
 
@@ -109,7 +112,7 @@ def test_bias_merging_follows_its_definition(model, images):
         for t in times:
             model.unet(sampling.noised(model, posterior, t, 0)[0], t, states)
     image = recorder.maps()[0]  # t l h w
-    text = torch.stack([upsample(bias[n], (16, 16)) for n in found.layers], 1)
+    text = torch.stack([upsample(bias[n][:, 0], (16, 16)) for n in found.layers], 1)
     m = bbm.interaction(image, text)
     c = bbm.confidence(image.mean((0, 1)), text.mean((0, 1)))
     assert found.confidence == pytest.approx(c, abs=1e-3)
@@ -189,10 +192,63 @@ def test_choice_of_layers_and_kept_maps(model, images):
     assert (whole.heatmap - layers.heatmap).abs().max() < 5e-3
     assert whole.select(tokens=[2], steps=[2]).shape == (16, 16)
     for wrong in ({"steps": []}, {"tokens": []}, {"steps": range(-1, 2)}, {"tokens": [99]}):
-        with pytest.raises(ValueError, match="choose from 0 to"):
+        with pytest.raises(ValueError, match="choose from"):
             whole.select(**wrong)
-    with pytest.raises(ValueError, match="keep='all' has"):
+    with pytest.raises(ValueError, match='keep="all" holds'):
         layers.select(steps=[0])
+    plain = ground(model, images[0], PHRASES[0], **FAST)
+    with pytest.raises(ValueError, match='keep="layers" or "all" holds'):
+        plain.select(layers=8)
+    assert torch.equal(plain.select(), plain.activation)
+
+
+@pytest.mark.parametrize("sampled", ["gt", "cfg"])
+def test_steps_are_a_window_of_the_timesteps(model, images, sampled):
+    options = {"timesteps": 5, "sampling": sampled, "curve": "linear"}
+    whole = ground(model, images[0], PHRASES[0], keep="all", steps=(0, 4), **options)
+    middle = ground(model, images[0], PHRASES[0], steps=(1, 2), **options)
+    assert (whole.select(steps=[1, 2]) - middle.activation).abs().max() < 5e-3
+    assert middle.steps == (1, 2) and middle.keep_last == 2
+    assert torch.allclose(middle.interaction, whole.interaction, atol=2e-3)  # of all T
+    last = ground(model, images[0], PHRASES[0], steps=(2, 4), **options)
+    same = ground(model, images[0], PHRASES[0], keep_last=3, **options)
+    assert torch.equal(last.heatmap, same.heatmap)
+    for wrong in ((3, 2), (-1, 2), (0, 5)):
+        with pytest.raises(ValueError, match=r"steps=\("):
+            ground(model, images[0], PHRASES[0], timesteps=5, steps=wrong)
+    with pytest.raises(ValueError, match="exclude each other"):
+        ground(model, images[0], PHRASES[0], timesteps=5, steps=(0, 1), keep_last=2)
+
+
+def test_a_window_runs_only_its_rows(model, images, forwards):
+    ground(model, images[0], PHRASES[0], timesteps=5, steps=(1, 2))
+    assert sum(forwards) == 2
+
+
+def test_keywords_are_the_options():
+    fields = {f.name: f.type for f in dataclasses.fields(grounding.Options)}
+    assert fields == {k: v.__forward_arg__ for k, v in GroundOptions.__annotations__.items()}
+
+
+def test_text_biases_lie_on_the_cpu_within_their_bound(model):
+    bias = text_bias(model, "edema", timesteps=2)
+    size = bias.nbytes
+    cache = Cache(limit=2 * size)
+    for seed in range(4):
+        text_bias(model, "edema", timesteps=2, seed=seed, cache=cache)
+    assert len(cache) == 2 and cache.nbytes == 2 * size
+    assert all(m.device.type == "cpu" and m.dtype == torch.float16 for m in bias.values())
+
+
+def test_noise_may_be_drawn_several_times(model, images):
+    posterior = sampling.posterior(model, images[:2])
+    first, again = (sampling.noised(model, posterior, 500, 0) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    latents, noise = sampling.noised(model, posterior, 500, 0, draw=1)
+    assert not torch.allclose(latents, first[0]) and not torch.allclose(noise, first[1])
+    alone, _ = sampling.noised(model, sampling.posterior(model, images[1:2]), 500, 0)
+    assert torch.equal(alone[0], first[0][1])
+    assert sampling.timesteps(model, 5) == sorted(sampling.timesteps(model, 5), reverse=True)
 
 
 def test_explicit_tokens_one_step_and_bad_input(model, images):

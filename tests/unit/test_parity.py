@@ -14,7 +14,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from g2g_utils import bbm, masks, metrics
-from g2g_utils.attention import CrossAttentionRecorder
+from g2g_utils.attention import CrossAttentionRecorder, Stack
 
 SHARED = Path(os.environ.get("G2G_SHARED", Path(__file__).parents[3] / "shared"))
 SOURCES = {"cut": Path(__file__).parents[1] / "vectors", "full": SHARED / "reference"}
@@ -63,7 +63,7 @@ def recorded(folder, spec):
     inputs = np.load(folder / "unet_inputs.npz")
     unet = network(spec, inputs)
     runs = {
-        "gt": CrossAttentionRecorder(unet, keep="layers", step_tokens=[0], dtype=torch.float32),
+        "gt": CrossAttentionRecorder(unet, keep="layers", also=[Stack([0], dtype=torch.float32)]),
         "text": CrossAttentionRecorder(unet, spec["tokens"], keep="steps"),
     }
     states = tensor(inputs["ehs"])
@@ -88,11 +88,12 @@ def test_token_and_layer_means(spec, recorded, reference):
 
 
 def test_activation_bias_and_curves(spec, recorded, reference):
-    image, text = recorded["gt"].native(), recorded["text"].native()
+    start = recorded["gt"].accumulators[1]
     size = recorded["gt"].latent_size
     activations = recorded["gt"].mean(spec["tokens"])
     for b in range(len(spec["tokens"])):
-        first, second = [m[b] for m in image], [m[b] for m in text]
+        samples = start.sample(b), recorded["text"].sample(b)
+        first, second = (list(maps.by_step().values()) for maps in samples)  # each T h w
         means = bbm.native_mean(first, size), bbm.native_mean(second, size)
         for mean, kind in zip(means, ("image", "text"), strict=True):
             ours = (bbm.minmax(mean) * 255).to(torch.uint8)

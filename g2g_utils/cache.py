@@ -47,3 +47,7 @@ class Cache:
                 self._values.popitem(last=False)
         self._values.move_to_end(key)
         return self._values[key]  # type: ignore[return-value]
+
+    def clear(self) -> None:
+        """Forget all values."""
+        self._values.clear()
