@@ -1,17 +1,17 @@
-"""Information maps: how much better a phrase predicts the noise that was really there.
+"""Information maps: how much better a phrase predicts the noise that was really added.
 
-Ground-truth sampling shows the U-Net the film's latent z_t = α_t z + σ_t ε. The noise ε̂(z_t, c)
-that it predicts under a phrase c is compared with what it predicts under a condition ∅, for the
+Ground-truth sampling shows the U-Net the image's latent z_t = α_t z + σ_t ε. The noise ε̂(z_t, c)
+that it predicts under a phrase c is compared with its prediction under a condition ∅, for the
 *same* ε. The gain of the phrase at a latent place p is
 
     G(p) = Σ_t w_t mean_ε Σ_channels [(ε − ε̂(z_t, ∅))² − (ε − ε̂(z_t, c))²](p).
 
 With weights="nats", half the integral over log-SNR, G estimates log p(z|c) − log p(z|∅) place by
 place (Kong et al., Interpretable Diffusion via Information Decomposition, ICLR 2024); its sum over
-p is what diffusion classifiers compare (Li et al., ICCV 2023; on films arXiv 2502.03687). Other
-weights sum to one: G is then a difference of squared errors, not nats. The non-negative D(p) puts
-(ε̂(z_t, c) − ε̂(z_t, ∅))² in the bracket. It asks what the phrase would draw, not whether this film
-agrees.
+p is what diffusion classifiers compare (Li et al., ICCV 2023; on radiographs arXiv 2502.03687).
+Other weights sum to one: G is then a difference of squared errors, not nats. The non-negative D(p)
+puts (ε̂(z_t, c) − ε̂(z_t, ∅))² in the bracket. It asks what the phrase would draw, not whether this
+image agrees.
 
 Several conditions are averaged. The default compares with the empty prompt ("what does the phrase
 add?") and with a normal impression ("what does it explain that is not normal?").
@@ -50,26 +50,21 @@ NO_EMPTY = (
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How to measure; every field is a keyword of `measure`.
+    """Settings of a measurement. Every field is a keyword of `measure`.
 
-    timesteps: T, in DDIM's spacing. draws: noise draws a timestep. A film costs T x draws U-Net
-    rows for every phrase and every condition; its phrases share those of the conditions.
-    conditions: prompts to compare with, averaged; "" is the empty one. weights of the timesteps:
-    "noise" (proportional to σ_t², chosen on validation), "flat" or "nats" (half the integral over
-    log-SNR). seed: of the noise. layers, filter: of the attention recorded beside. batch_size:
-    U-Net rows in one forward; maps don't depend on it. dropped_captions: whether the model was
-    trained with dropped captions; if not, comparing with "" warns.
+    An image costs T x draws U-Net rows for every phrase and every condition. Its phrases share the
+    rows of the conditions.
     """
 
-    timesteps: int = 10
-    draws: int = 2
-    conditions: tuple[str, ...] = ("", NORMAL)
-    weights: Weights = "noise"
-    seed: int = 0
-    layers: Layers | None = None
-    filter: Filter = "lexical"
-    batch_size: int = 64
-    dropped_captions: bool = True
+    timesteps: int = 10  # T, in DDIM's spacing
+    draws: int = 2  # noise draws per timestep
+    conditions: tuple[str, ...] = ("", NORMAL)  # prompts to compare with, averaged; "": the empty
+    weights: Weights = "noise"  # see `step_weights`; "noise" was chosen on validation
+    seed: int = 0  # of the noise
+    layers: Layers | None = None  # of the attention recorded beside
+    filter: Filter = "lexical"  # of the attention's tokens
+    batch_size: int = 64  # U-Net rows in one forward; maps don't depend on it
+    dropped_captions: bool = True  # the model was trained with them; if not, "" warns
     spacy_model: object = None
 
     def __post_init__(self) -> None:
@@ -82,30 +77,27 @@ class Options:
             raise ValueError(f"weights={self.weights!r}: choose noise, flat or nats")
 
     def rows(self, phrases: int = 1) -> int:
-        """U-Net rows of one film with so many phrases."""
+        """U-Net rows of one image with this number of phrases."""
         return self.timesteps * self.draws * (phrases + len(self.conditions))
 
 
 @dataclass(frozen=True, eq=False)
 class Information:
-    """What a phrase tells the model about a film; float32 on the CPU at latent resolution [H, W].
+    """Information of a phrase about an image, for the model. Tensors are float32 on the CPU.
 
-    steps: mean gain over every condition and timestep, unweighted [C, T, H, W]; differences: D,
-    weighted, per condition [C, H, W]; weights: w_t [T]; timesteps: descending; nats: whether the
-    gain is in nats a latent place; token_maps: mean attention maps of the same forwards
-    [tokens, H, W]; tokens: those that ground.
+    H, W is the latent resolution, C the number of conditions.
     """
 
     phrase: str
     conditions: tuple[str, ...]
-    steps: Tensor
-    differences: Tensor
-    weights: Tensor
-    timesteps: tuple[int, ...]
-    nats: bool
-    tokens: tuple[int, ...]
+    steps: Tensor  # mean gain over every condition and timestep, unweighted [C, T, H, W]
+    differences: Tensor  # D, weighted, per condition [C, H, W]
+    weights: Tensor  # w_t [T]
+    timesteps: tuple[int, ...]  # descending
+    nats: bool  # the gain is in nats per latent place
+    tokens: tuple[int, ...]  # those that ground
     phrase_tokens: PhraseTokens = field(repr=False)
-    token_maps: Tensor = field(repr=False)
+    token_maps: Tensor = field(repr=False)  # mean attention of the same forwards [tokens, H, W]
 
     @property
     def gains(self) -> Tensor:
@@ -119,7 +111,7 @@ class Information:
 
     @property
     def totals(self) -> tuple[float, ...]:
-        """Sum of the gain over the film, for every condition: evidence for the phrase."""
+        """Sum of the gain over the image, for every condition: evidence for the phrase."""
         return tuple(self.gains.double().sum((-2, -1)).tolist())
 
     @property
@@ -143,9 +135,9 @@ class Information:
 def measure(
     model: LatentDiffusion, image: Image, phrases: Sequence[str], **options: object
 ) -> list[Information]:
-    """Information maps of phrases of one film, from shared noise.
+    """Information maps of phrases of one image, from shared noise.
 
-    Noise is drawn for (seed, film, timestep, draw), the first draw being that of ground-truth
+    Noise is drawn for (seed, image, timestep, draw), the first draw being that of ground-truth
     sampling: maps depend on neither the batch size nor the other phrases, up to rounding.
 
     Args:
@@ -207,7 +199,7 @@ def word_information(
 
 
 def leave_out(phrase: str, word: str) -> str:
-    """The phrase without a word, spaces tidied; "" where no word is left."""
+    """The phrase without a word, spaces tidied; "" if no word is left."""
     rest = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", " ", phrase, flags=re.IGNORECASE)
     rest = re.sub(r"\s+([.,;:])", r"\1", " ".join(rest.split())).strip(" ,;:-")
     return rest if re.search(r"\w", rest) else ""
@@ -251,8 +243,8 @@ def log_snr(model: LatentDiffusion, timesteps: Sequence[int]) -> Tensor:
 def step_weights(model: LatentDiffusion, timesteps: Sequence[int], kind: Weights) -> Tensor:
     """w_t [T], float32, of timesteps in descending order.
 
-    "nats": half the trapezoid rule over log-SNR from the first to the last timestep, which leaves
-    out what lies beyond them. "flat": 1 / T. "noise": proportional to σ_t². These two sum to one.
+    "nats": half the trapezoid rule over log-SNR from the first to the last timestep, without the
+    part beyond them. "flat": 1 / T. "noise": proportional to σ_t². These two sum to one.
     """
     if kind == "nats":
         if len(timesteps) < 2:
@@ -269,7 +261,7 @@ def predicted_noise(
 ) -> Tensor:
     """ε̂ [m, k, c, h, w], float32, of latents [m, c, h, w] at timesteps [m] under states [k, n, d].
 
-    The scheduler's prediction type says what the U-Net gives. Of z_t = α z + σ ε this is ε
+    The scheduler's prediction type tells the output of the U-Net: for z_t = α z + σ ε it is ε
     ("epsilon"), α ε − σ z ("v_prediction") or z ("sample").
     """
     m, k = len(noisy), len(states)

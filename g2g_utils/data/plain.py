@@ -1,8 +1,8 @@
-"""Plain text of what people typed, pasted or exported: what looks equal becomes equal.
+"""Plain text of typed, pasted or exported phrases: equal looks become equal characters.
 
 Unicode's compatibility forms (NFKC), entities of HTML, soft hyphens, zero-width and control
-characters, typographic dashes and quotes, and a spreadsheet's ``="text"``. Printable ASCII stays as
-it is, character by character.
+characters, typographic dashes and quotes, and a spreadsheet's `="text"`. Printable ASCII stays
+unchanged, character by character.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ EMPTY = re.compile(
 
 
 class Plain(NamedTuple):
-    """Plain text, and for each of its characters the span [start, end) that was typed for it."""
+    """Plain text, and for each of its characters the typed span [start, end)."""
 
     text: str
     spans: tuple[tuple[int, int], ...]
@@ -48,10 +48,10 @@ def plain(typed: str) -> str:
 
 
 def normalise(typed: str) -> Plain:
-    """Plain text with the place of every character in what was typed.
+    """Plain text with the place of every character in the typed text.
 
-    Characters that show nothing are left out; other control characters become one space each, or
-    a line's end (form feed).
+    Invisible characters are left out. Other control characters become one space each, or a line's
+    end (form feed).
     """
     formula = FORMULA.fullmatch(typed)
     low, high = formula.span(1) if formula else (0, len(typed))
@@ -66,7 +66,7 @@ def normalise(typed: str) -> Plain:
 
 
 def is_empty(typed: str) -> bool:
-    """Whether a cell says nothing: no letter or digit, or a spreadsheet's word for empty."""
+    """True if a cell has no letter or digit, or is a spreadsheet's word for empty."""
     return EMPTY.fullmatch(plain(typed)) is not None
 
 
@@ -85,7 +85,7 @@ def _clusters(typed: str, low: int, high: int) -> Iterator[tuple[str, tuple[int,
 
 
 def _characters(typed: str, low: int, high: int) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Single characters; those of an entity share its span."""
+    """Single characters. Those of an entity share its span."""
     at = low
     while at < high:
         entity = ENTITY.match(typed, at, high) if typed[at] == "&" else None
@@ -97,7 +97,7 @@ def _characters(typed: str, low: int, high: int) -> Iterator[tuple[str, tuple[in
 
 
 def _combines(character: str) -> bool:
-    """Whether a character may melt into the one before: marks, and Hangul's later letters."""
+    """True if a character may melt into the one before: marks, and Hangul's later letters."""
     marks = unicodedata.category(character) in ("Mn", "Mc", "Me")
     return marks or "\u1160" <= character <= "\u11ff"
 
@@ -107,7 +107,7 @@ def _changed(cluster: str) -> str:
 
 
 def _shown(character: str) -> str:
-    """What is left of one character: itself, a space, or nothing."""
+    """Visible form of one character: itself, a space, or nothing."""
     character = CHANGED.get(character, character)
     if character.isascii() and character.isprintable():
         return character

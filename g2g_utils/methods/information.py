@@ -1,6 +1,6 @@
-"""Information maps as a method: where the phrase explains the noise that was really there.
+"""Information maps as a method: places where the phrase explains the noise that was added.
 
-What ground-truth sampling throws away, the predicted noise, is compared between the phrase and
+Ground-truth sampling discards the predicted noise. Here it is compared between the phrase and
 conditions (the empty prompt and a normal impression). The map is the gain, smoothed and kept
 positive; with attention it is multiplied by the root of the activation map of the same forwards.
 See `g2g_utils.information` for the formulas. The decomposition is Kong et al., Interpretable
@@ -28,9 +28,9 @@ DRAWS: Mapping[Cost, int] = {"default": 2, "cheap": 1}
 
 @dataclass(frozen=True, eq=False)
 class InformationMaps:
-    """A diffusion model that grounds by what the phrase tells it about the film.
+    """A diffusion model that grounds by the information of the phrase about the image.
 
-    The phrases of a film share their noise and the rows of the conditions.
+    The phrases of an image share their noise and the rows of the conditions.
     """
 
     name: str
@@ -68,7 +68,7 @@ class InformationMaps:
         )
 
     def _problem(self, phrase: str) -> str:
-        """Why a phrase cannot be grounded; empty if it can."""
+        """Reason why a phrase cannot be grounded; empty if it can."""
         options = Options(**self.options)
         same = " ".join(phrase.lower().split())
         if same and same in {" ".join(prompt.lower().split()) for prompt in options.conditions}:
@@ -86,7 +86,7 @@ class Row(Section):
 
     arm: str
     attention: bool = True  # false: information alone
-    cost: Cost = "default"  # two noise draws a timestep; cheap: one
+    cost: Cost = "default"  # two noise draws per timestep; cheap: one
     conditions: tuple[str, ...] = Options.conditions  # prompts that phrases are compared with
     layers: str | tuple[str, ...] | None = (
         None  # of the attention; None: as the profile's `grounding.layers`
