@@ -130,7 +130,7 @@ def initialised(seed: int) -> Iterator[None]:
 def tokenize(
     tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int
 ) -> BatchEncoding:
-    """Token ids and attention mask [b, max_length] of texts, padded and truncated."""
+    """Token ids and attention mask [b, max_length] of texts: read as plain, padded, truncated."""
     return tokenizer(
         [plain(text) for text in texts],
         padding="max_length",
