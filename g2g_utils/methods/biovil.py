@@ -55,8 +55,8 @@ class Joint:
     max_length: int
 
     def patches(self, image: Tensor) -> Tensor:
-        """Patch features [d, h, w] of an image [1, S, S] in [0, 1]."""
-        features, _ = self.branch(image.float()[None])
+        """Patch features [d, h, w] of an image [1 or 3, S, S] in [0, 1], averaged to grey."""
+        features, _ = self.branch(image.float().mean(0, keepdim=True)[None])
         return cast(Tensor, features[0])
 
     def words(self, phrase: str) -> Tensor:
@@ -142,8 +142,12 @@ class Published:
 
 
 def prepare(image: NDArray[np.float32] | Tensor) -> Tensor:
-    """An image [S, S] in [0, 1] as the image model wants it: [1, 3, 480, 480], stretched."""
-    pixels = crop_resize(np.asarray(image, np.float32).squeeze(), RESIZE)
+    """An image in [0, 1] as the image model wants it: grey, [1, 3, 480, 480], stretched.
+
+    image: [S, S], or [1 or 3, S, S], averaged to grey.
+    """
+    given = np.asarray(image, np.float32)
+    pixels = crop_resize(given.mean(0) if given.ndim == 3 else given, RESIZE)
     low, high = float(pixels.min()), float(pixels.max())
     pixels = (pixels - low) / max(high - low, 1e-6)
     edge = (RESIZE - CROP) // 2

@@ -15,14 +15,26 @@ tested against vectors of the authors' code.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 from torch.nn import functional as F
 
+from g2g_utils import bbm, sampling
+from g2g_utils.attention import Accumulator, Recorder, Seen
+from g2g_utils.config import Config, Section
+from g2g_utils.methods.base import HeatMap, Query, no_map
+from g2g_utils.methods.registry import Kind, Parts, register
+from g2g_utils.models.protocol import LatentDiffusion
+from g2g_utils.text import Filter, PhraseError, PhraseTokens, select_tokens, stack, tokenize
+
+LAYERS = ("down", "up")  # DAAM does not look at the middle block
+
 
 def enlarge(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Enlarge maps [..., h, w] to [..., H, W]: bicubic, clamped at 0; same size: unchanged."""
+    """Bicubic maps [..., H, W] of [..., h, w], clamped at 0; maps of that size stay as they are."""
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
     return _bicubic(maps, size).clamp(min=0)
@@ -55,15 +67,9 @@ def global_map(
 def word_tokens(pieces: Sequence[str], word: Sequence[str]) -> list[int]:
     """Token positions of every occurrence of a word's pieces in a prompt's pieces.
 
-    A sequence of several words matches only as a whole.
-
-    Args:
-        pieces: the prompt's pieces, lower case, without marks of word ends and without special
-            tokens. Position 0 is the start token.
-        word: the word's pieces, likewise.
-
-    Raises:
-        ValueError: the word does not occur.
+    pieces, word: tokenizer's pieces, lower case, without marks of word ends and without special
+    tokens; position 0 is the start token. A sequence of several words matches where it stands
+    together. Raises ValueError where it occurs nowhere.
     """
     wanted, n = list(word), len(word)
     starts = [i for i in range(len(pieces) - n + 1) if list(pieces[i : i + n]) == wanted]
@@ -104,3 +110,130 @@ def _bicubic(maps: Tensor, size: tuple[int, int]) -> Tensor:
     flat = maps.float().reshape(-1, 1, *maps.shape[-2:])
     out = F.interpolate(flat, size=size, mode="bicubic", align_corners=False)
     return out.reshape(*maps.shape[:-2], *size)
+
+
+# ---------------------------------------------------------------- on the bench
+
+
+class HeadSums(Accumulator):
+    """Attention summed over timesteps, heads apart: layer -> [b, heads, n, h, w], float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sums: dict[str, Tensor] = {}
+
+    def keep(self, layer: str, seen: Seen) -> None:
+        """Add the layer's probabilities of the next timesteps, in float32."""
+        summed = seen.probabilities.float().sum(0).movedim(-1, -2)  # b heads n hw
+        maps = summed.reshape(*summed.shape[:-1], *seen.size)
+        self.sums[layer] = self.sums[layer].add_(maps) if layer in self.sums else maps
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the sums."""
+        return sum(t.numel() * t.element_size() for t in self.sums.values())
+
+    def keys(self, b: int) -> list[Tensor]:
+        """Sums [n, h, w] of one sample, one of every layer and head."""
+        return [head for sums in self.sums.values() for head in sums[b]]
+
+
+@dataclass(frozen=True, eq=False)
+class DAAM:
+    """DAAM's map of a phrase's content words, recorded while the U-Net sees the noised image."""
+
+    name: str
+    model: LatentDiffusion
+    timesteps: int = 50
+    filter: Filter = "lexical"
+    normalize: bool = False
+    batch_size: int = 16  # U-Net rows in one forward
+    seed: int = 0
+
+    @property
+    def image_size(self) -> int:
+        """Side of the model's frame."""
+        return int(self.model.image_size)
+
+    def ground(self, queries: Sequence[Query]) -> list[HeatMap]:
+        """Heat maps [h, w] at latent resolution, scaled to [0, 1]."""
+        found: dict[int, HeatMap] = {}
+        asked: list[tuple[int, PhraseTokens, list[int]]] = []
+        for row, query in enumerate(queries):
+            try:
+                asked.append((row, *self._words(query)))
+            except PhraseError as error:
+                found[row] = no_map(error)
+        group = max(1, self.batch_size // self.timesteps)
+        for start in range(0, len(asked), group):
+            rows, phrases, chosen = zip(*asked[start : start + group], strict=True)
+            sums = self._record([queries[row].image for row in rows], phrases)
+            for b, row in enumerate(rows):
+                found[row] = self._heat_map(sums, b, phrases[b], chosen[b])
+        return [found[row] for row in range(len(queries))]
+
+    def _words(self, query: Query) -> tuple[PhraseTokens, list[int]]:
+        """A phrase's tokens, and the positions of those that ground."""
+        phrase = tokenize(self.model.tokenizer, query.phrase, self.model.max_length)
+        return phrase, select_tokens(phrase, self.filter, query.finding)
+
+    def _record(self, images: Sequence[Tensor], phrases: Sequence[PhraseTokens]) -> HeadSums:
+        """Attention of image-phrase pairs over all timesteps of ground-truth sampling."""
+        sums = HeadSums()
+        recorder = Recorder(self.model.unet, [sums], len(images), layers=LAYERS)
+        asked = sampling.Request(
+            images=[sampling.check_image(self.model, image) for image in images],
+            phrases=[phrase.text for phrase in phrases],
+            states=self.model.encode_text(*stack(phrases)),
+            timesteps=self.timesteps,
+            windows=[range(self.timesteps)],
+            seed=self.seed,
+            batch_size=self.batch_size,
+        )
+        sampling.run(self.model, sampling.ground_truth(self.model, asked), lambda _: recorder)
+        return sums
+
+    def _heat_map(
+        self, sums: HeadSums, b: int, phrase: PhraseTokens, chosen: Sequence[int]
+    ) -> HeatMap:
+        """The mean map of the chosen tokens of one pair."""
+        maps = global_map(sums.keys(b), sums.latent, phrase.end + 1, self.normalize)
+        cut = f"cut off: {' '.join(phrase.truncated)}" if phrase.truncated else ""
+        return HeatMap(bbm.minmax(maps[list(chosen)].mean(0)).cpu(), note=cut)
+
+
+class Row(Section):
+    """Settings of a row of kind `daam`."""
+
+    arm: str
+    normalize: bool = False  # divide each pixel by its attention to all words
+
+
+def _options(config: Config, row: Row) -> Mapping[str, Any]:
+    """Options of `DAAM`: those of the profile's grounding that it knows."""
+    grounding = config.grounding
+    return {
+        "timesteps": grounding.timesteps,
+        "filter": grounding.filter,
+        "normalize": row.normalize,
+        "batch_size": grounding.batch_size,
+    }
+
+
+def _build(parts: Parts, name: str, row: Row, seed: int | None) -> DAAM:
+    model = parts.model(row.arm, parts.config.training.seeds[0] if seed is None else seed)
+    return DAAM(name, model, **_options(parts.config, row))
+
+
+register(
+    Kind(
+        name="daam",
+        settings=Row,
+        build=_build,
+        citation="Tang et al.: What the DAAM, ACL 2023",
+        licence="MIT (authors' code); the project's own code here",
+        cost="T rows a phrase",
+        arm=lambda row: row.arm,
+        depends=_options,
+    )
+)

@@ -18,7 +18,7 @@ from g2g_utils.config import Config, ConfigError, Section
 from g2g_utils.methods.base import Grounder, HeatMap, Query
 from g2g_utils.models.protocol import LatentDiffusion
 
-MODULES = ("g2g", "information", "biovil", "no_skill")  # each registers its kinds on import
+MODULES = ("g2g", "daam", "information", "biovil", "no_skill")  # each registers its kinds on import
 Variants = Callable[[Query, HeatMap], Mapping[str, HeatMap]]
 
 

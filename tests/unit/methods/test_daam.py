@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from g2g_utils import bbm, sampling
+from g2g_utils.attention import Recorder, find_layers
+from g2g_utils.grounding import ground
 from g2g_utils.methods import daam
+from g2g_utils.methods.base import Query
+from g2g_utils.text import tokenize
+from tests.duck import PHRASES, Model
 
 SHARED = Path(os.environ.get("G2G_SHARED", Path(__file__).parents[4] / "shared"))
 FULL = SHARED / "reference" / "daam" / "daam_open.npz"
@@ -143,3 +149,86 @@ def test_unknown_words_and_missing_layers_are_errors():
             daam.word_tokens(["small", "effusion"], word)
     with pytest.raises(ValueError, match="no attention"):
         daam.global_map([], (8, 8), 3)
+
+
+# -- as a method --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Model()
+
+
+@pytest.fixture(scope="module")
+def image():
+    return torch.rand(1, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def test_a_map_is_the_aggregation_of_what_the_heads_saw(model, image):
+    """By hooks of the test's own on the attention's projections, one timestep at a time."""
+    (found,) = daam.DAAM("daam", model, timesteps=3).ground([Query(image, PHRASES[0])])
+    phrase = tokenize(model.tokenizer, PHRASES[0], model.max_length)
+    layers = {n: m for n, m in find_layers(model.unet).items() if "mid" not in n}
+    inputs, sums = {}, {}
+    hooks = [
+        module.register_forward_pre_hook(
+            lambda m, args, kwargs, n=n: inputs.update({n: args[0]}), with_kwargs=True
+        )
+        for n, module in layers.items()
+    ]
+    states = model.encode_text(phrase.input_ids, phrase.attention_mask)
+    posterior = sampling.posterior(model, [image])
+    with torch.no_grad():
+        for t in sampling.timesteps(model, 3):
+            model.unet(sampling.noised(model, posterior, t, 0)[0], t, states)
+            for name, module in layers.items():
+                queries, keys = module.to_q(inputs[name])[0], module.to_k(states)[0]
+                side = int(len(queries) ** 0.5)
+                width = queries.shape[1] // module.heads
+                for head in range(module.heads):
+                    part = slice(head * width, (head + 1) * width)
+                    scores = queries[:, part] @ keys[:, part].T / width**0.5
+                    maps = scores.softmax(-1).T.unflatten(1, (side, side))
+                    sums[name, head] = sums.get((name, head), 0) + maps
+    for hook in hooks:
+        hook.remove()
+    assert len(sums) == 2 * len(layers)
+    maps = daam.global_map(sums.values(), (16, 16), phrase.end + 1)
+    heat = maps[1:4].mean(0)
+    expected = (heat - heat.min()) / (heat.max() - heat.min())
+    assert (found.values - expected).abs().max() < 1e-4
+
+
+def test_it_differs_from_the_mean_over_heads_by_the_clamp_alone(model, image):
+    """So on layers of the latents' size it is G2G's own activation map."""
+    layers = [n for n, m in find_layers(model.unet).items() if n.startswith("down_blocks.0")]
+    ours = ground(model, image, "opacity", timesteps=3, keep_last=3, layers=layers)
+    sums = daam.HeadSums()
+    phrase = tokenize(model.tokenizer, "opacity", model.max_length)
+    states = model.encode_text(phrase.input_ids, phrase.attention_mask)
+    request = sampling.Request(
+        images=[image], phrases=["opacity"], states=states, timesteps=3, windows=[range(3)]
+    )
+    recorder = Recorder(model.unet, [sums], 1, layers=layers)
+    sampling.run(model, sampling.ground_truth(model, request), lambda _: recorder)
+    maps = daam.global_map(sums.keys(0), (16, 16), phrase.end + 1)
+    assert (bbm.minmax(maps[1]) - ours.activation).abs().max() < 1e-4
+
+
+def test_settings_act_and_rows_are_counted(model, image):
+    rows = []
+    hook = model.unet.conv_in.register_forward_pre_hook(lambda m, args: rows.append(len(args[0])))
+    plain, normal, other = (
+        daam.DAAM("daam", model, timesteps=4, **changes).ground([Query(image, PHRASES[1])])[0]
+        for changes in ({}, {"normalize": True}, {"filter": "all"})
+    )
+    hook.remove()
+    assert sum(rows) == 3 * 4
+    assert (plain.values - normal.values).abs().max() > 1e-3
+    assert (plain.values - other.values).abs().max() > 1e-3
+
+
+def test_words_that_the_maximum_length_cuts_off_are_named(model, image):
+    long = " ".join(["left effusion"] * 6)
+    (found,) = daam.DAAM("daam", model, timesteps=2).ground([Query(image, long)])
+    assert found.exists and found.note == "cut off: left effusion"
