@@ -672,7 +672,7 @@ class _Capture:
 
 
 def _only_names(wanted: Layers | None) -> bool:
-    """Whether a layer choice is by names and blocks alone, so known before the first forward."""
+    """True if a layer choice is by names and blocks alone, so known before the first forward."""
     if wanted is None or isinstance(wanted, str):
         return True
     return not isinstance(wanted, int) and all(isinstance(one, str) for one in wanted)

@@ -62,7 +62,7 @@ class GroundOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How to ground; every field is a keyword of `ground` and `ground_batch`."""
+    """Options of grounding. Every field is a keyword of `ground` and `ground_batch`."""
 
     filter: Filter = "lexical"
     """Content tokens: "lexical", "disease" or "all"."""
@@ -138,7 +138,7 @@ class Options:
 
     @property
     def guided(self) -> bool:
-        """Whether the activation's sampling needs an unconditional half."""
+        """True if the activation's sampling needs an unconditional half."""
         return self.sampling in ("gt_first", "cfg") and self.guidance != 1
 
     @property

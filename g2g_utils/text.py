@@ -81,7 +81,7 @@ class Word:
     inner: tuple[int, int] | None = None
 
     def overlaps(self, low: int, high: int) -> bool:
-        """Whether the word shares characters with a span of the plain text."""
+        """True if the word shares characters with a span of the plain text."""
         start, end = self.inner or (self.start, self.end)
         return low < end and high > start
 

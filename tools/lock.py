@@ -52,7 +52,7 @@ def torch_pin(root: Path = ROOT) -> str:
 
 
 def pins(lock: str) -> dict[str, tuple[str, str]]:
-    """name -> (version, marker) of a lock's text; the marker is "" where there is none."""
+    """name -> (version, marker) of a lock's text. The marker may be ""."""
     found = PIN.finditer("\n".join(ln for ln in lock.splitlines() if not ln.startswith("#")))
     return {m[1].lower().replace("_", "-"): (m[2], m[3] or "") for m in found}
 

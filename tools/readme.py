@@ -107,7 +107,7 @@ def results(settings: config.Config) -> dict[str, Any]:
 
 
 def results_table(found: dict[str, Any]) -> str:
-    """Markdown tables, over the profile's layers and over all: one row a method, with intervals."""
+    """Markdown tables over the profile's layers and over all, one row per method."""
     seeds = ", ".join(map(str, found["seeds"]))
     fewer = [f"{arm} {n}" for arm, n in found["trainings"].items() if n < len(found["seeds"])]
     seeds += f" (trainings of {', '.join(fewer)})" if fewer else ""

@@ -41,7 +41,7 @@ def normal(name: str) -> str:
 
 
 def missing() -> list[str]:
-    """What the running Python lacks of the lock, one text each."""
+    """Requirements of the lock that the running Python lacks, one text each."""
     have = {normal(d.metadata["Name"]): d.version for d in importlib.metadata.distributions()}
     return [
         f"{name} {version} (has {have.get(name, 'none')})"

@@ -143,7 +143,7 @@ class Files:
 
 
 def files(config: profiles.Config, notebook: Path, folder: Path | None) -> Files:
-    """Where a run writes: into its own folder, or as one of the profile's notebooks."""
+    """Files of a run: in its own folder, or among those of the profile's notebooks."""
     if folder:
         own = (folder / name for name in ("run.json", "metrics.json", "figures"))
         return Files(folder / notebook.name, *own, own_figures=True)

@@ -202,7 +202,7 @@ def _rows(
 
 
 def _every_variant(rows: list[Row], by: str) -> list[Row]:
-    """Give a pair without a map a row for each variant that other pairs have."""
+    """Give a pair without a map one row per variant of the other pairs."""
     names = list(dict.fromkeys(row[by] for row in rows if row[by] is not None))
     return [
         copy

@@ -81,7 +81,7 @@ class Phrase(NamedTuple):
 
 
 class Section(NamedTuple):
-    """A part of a report: what stands there, its text, and how its heading was found."""
+    """A part of a report: its kind, its text, and the form of its heading."""
 
     kind: str
     text: str
@@ -131,7 +131,7 @@ def read(report: str) -> str:
 
 
 def _begins(before: str) -> bool:
-    """Whether a sentence may begin after a text: at a blank line, or where one has ended."""
+    """True if a sentence may begin after a text: at a blank line, or after a finished one."""
     line = before.rstrip(" \t")
     return line.endswith("\n\n") or not line.strip() or line.rstrip()[-1] in ".:;!?)]_*=-"
 

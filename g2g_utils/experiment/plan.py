@@ -66,7 +66,7 @@ def inputs(config: Config, name: str) -> dict[str, str]:
 
 
 def folder(config: Config, name: str) -> Path:
-    """Where a product is made: its name and key below the profile's build folder."""
+    """Folder of a product: its name and key below the profile's build folder."""
     return places.build(config) / f"{name}-{key(config, name)}"
 
 

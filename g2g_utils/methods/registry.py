@@ -23,7 +23,7 @@ Variants = Callable[[Query, HeatMap], Mapping[str, HeatMap]]
 
 
 class Parts(Protocol):
-    """What a method may ask of the experiment that builds it."""
+    """Parts that an experiment offers to the methods it builds."""
 
     config: Config
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]  # the repository
 
 
 class Profile(Protocol):
-    """What a place depends on (`config.Config` is one)."""
+    """The settings on which a place depends (`config.Config` has them)."""
 
     @property
     def profile(self) -> str:
