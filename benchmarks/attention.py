@@ -2,10 +2,10 @@
 
     python benchmarks/attention.py [--size miniature|medium|sd] [--timesteps T] [--quick]
 
-All U-Nets have random weights. Every number is a ratio of runs in this process, taken in turns
-(A, B, A, B, ...), the median over the rounds. The CUDA device is used where there is one. Without
-one, "sd" (Stable Diffusion 1.5's U-Net, float32) runs few timesteps: at most 6 minutes on two
-cores and 12 GB; the result says how many.
+All U-Nets have random weights. Every number is a ratio of runs in this process, taken in turns (A,
+B, A, B, ...), the median over the rounds. A CUDA device is used if there is one. Without one, "sd"
+(Stable Diffusion 1.5's U-Net, float32) runs few timesteps: at most 6 minutes on two cores and 12
+GB. The result tells their number.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Times = dict[str, list[float]]
 
 @dataclass(frozen=True)
 class Size:
-    """A U-Net's shape, and how much of it a CPU and a GPU are asked to run."""
+    """A U-Net's shape, and the amount that a CPU and a GPU run of it."""
 
     latent: int
     channels: tuple[int, ...]
@@ -90,7 +90,7 @@ def build_unet(size: Size, channels: Sequence[int] | None = None) -> UNet2DCondi
 
 
 def build(size: Size, device: torch.device) -> models.GroundingModel:
-    """A grounding model of which only the U-Net is large."""
+    """A grounding model in which only the U-Net is large."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *PHRASE.split()]
     with models.initialised(0):
         encoder = BertModel(
@@ -263,7 +263,7 @@ def against_baseline(
 
 
 def differences(found: dict[str, Any]) -> dict[str, Any]:
-    """How our maps differ from the baseline's, and maps of an unguided text bias from guided."""
+    """Differences of our maps from the baseline's, and of unguided from guided text bias."""
     base, merged, unguided = found["baseline"], found["merged"], found["unguided"]
     pairs = {
         "activation": (found["without"].activation, base["activation"]),

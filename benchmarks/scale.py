@@ -147,12 +147,11 @@ def run_files(build: Path) -> int:
     """Files of the paper's run: as many a product, notebook and note as in a finished smoke run."""
     from g2g_utils import config
     from g2g_utils.experiment import plan
-    from g2g_utils.runs import shards
 
     smoke, settings = build / "smoke", config.load("paper")
     if not any(smoke.glob("notebooks/*.run.json")):
         raise SystemExit(f"no finished smoke run in {build}: ./run_all.sh smoke")
-    count = -(-PAIRS // shards.ROWS)  # shards of latents
+    count = 0
     for name in plan.plan(settings):
         kind, _, item = name.partition("/")
         made = sorted(smoke.glob(f"{kind}/*-*" if item else f"{kind}-*"))

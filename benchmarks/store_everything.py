@@ -1,10 +1,11 @@
 """The baseline of benchmarks/attention.py: store everything, guidance on, text bias always.
 
-Written from the description of the published code: an unconditional half runs with ground-truth
-(GT) sampling and with text bias, one timestep a forward (2T + 2T rows a pair); every layer, also
-self-attention, runs un-fused (diffusers' `AttnProcessor`); the maps of all tokens, cross-attention
-layers and timesteps are upsampled and kept in float16; the text bias is sampled whether or not it
-is used. It draws the same noise as `g2g_utils.grounding`, so that the maps can be compared.
+Written from the description of the published code. An unconditional half runs with ground-truth
+(GT) sampling and with text bias, one timestep per forward (2T + 2T rows per pair). Every layer,
+also self-attention, runs un-fused (diffusers' `AttnProcessor`). The maps of all tokens,
+cross-attention layers and timesteps are upsampled and kept in float16. The text bias is sampled
+whether or not it is used. It draws the same noise as `g2g_utils.grounding`, so that the maps can be
+compared.
 """
 
 from __future__ import annotations

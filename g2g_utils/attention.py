@@ -57,8 +57,9 @@ def block_of(layer: str) -> str:
 
 
 def matches(layer: str, size: tuple[int, int] | None, wanted: Layers | None) -> bool:
-    """Whether a layer is asked for: by name or its beginning ("up_blocks.1"), by block ("down") or
-    by resolution (map height).
+    """True if a layer is among the wanted ones.
+
+    Layers are wanted by name or its beginning ("up_blocks.1"), by block ("down") or by map height.
     """
     if wanted is None:
         return True
@@ -243,7 +244,7 @@ def _weighted(maps: Tensor, weights: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Seen:
-    """Attention of one layer in one forward; the mean over heads is taken once for everybody."""
+    """Attention of one layer in one forward. The mean over heads is taken once for all."""
 
     probabilities: Tensor  # s b heads hw n: timesteps, samples, heads, places, tokens
     size: tuple[int, int]  # of the layer's maps, h w
@@ -279,7 +280,7 @@ class Accumulator:
         self.keep(layer, seen)
 
     def keep(self, layer: str, seen: Seen) -> None:
-        """Keep what the accumulator is for."""
+        """Keep the accumulator's part of it."""
         raise NotImplementedError
 
     @property
@@ -402,10 +403,10 @@ class Recorder:
 
     Args:
         unet: any diffusers `UNet2DConditionModel`, also with LoRA adapters or wrapped by PEFT.
-        accumulators: what keeps the maps.
-        rows_per_step: samples b per timestep where s timesteps are stacked in a forward's batch of
+        accumulators: they keep the maps.
+        rows_per_step: samples b per timestep, if s timesteps are stacked in a forward's batch of
             s*b rows, step-major: [step 0 sample 0..b-1, step 1 sample 0..b-1, ...]. None: s = 1.
-        layers: show only these (name, block, map height, or several); others keep their kernel, as
+        layers: show only these (name, block, map height, or several). Others keep their kernel, as
             self-attention does.
         rows: slice of every forward's batch to show, e.g. the conditional half under guidance.
 
@@ -415,7 +416,7 @@ class Recorder:
     Raises:
         RuntimeError: on re-entrant use, and for a forward after one that failed midway (its first
             layers are in the sums already).
-        TypeError: where a layer has a custom processor that this one could not stand in for.
+        TypeError: a layer has a custom processor that this one could not stand in for.
     """
 
     def __init__(
@@ -525,7 +526,7 @@ class Recorder:
         self._running = False
 
     def _sink(self, layer: str, positions: int) -> Callable[[Tensor, int], None] | None:
-        """Where a layer with maps of so many positions shows its attention; None: nowhere."""
+        """Receiver of the attention of a layer with this many positions, or None."""
         size = native_size(positions, self._latent)
         if not matches(layer, size, self._wanted):
             return None
@@ -625,8 +626,9 @@ class CrossAttentionRecorder(Recorder):
 class _Capture:
     """Attention processor: plain attention that shows its probabilities.
 
-    sink: from a number of positions to what takes probabilities [rows * heads, hw, n] and the
-    number of heads; None where the original processor is to be used.
+    Args:
+        sink: from a number of positions to the receiver of probabilities [rows * heads, hw, n] and
+            the number of heads; None keeps the original processor.
     """
 
     def __init__(

@@ -18,7 +18,7 @@ Curve = Literal["linear", "quadratic", "mixture"]
 
 
 def minmax(maps: Tensor) -> Tensor:
-    """Maps [..., H, W] scaled to [0, 1] each; a constant map holds no contrast and becomes 0."""
+    """Maps [..., H, W] scaled to [0, 1] each. A constant map holds no contrast and becomes 0."""
     low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
     spread = high - low
     return (maps - low) / torch.where(spread == 0, torch.ones_like(spread), spread)
@@ -27,9 +27,15 @@ def minmax(maps: Tensor) -> Tensor:
 def interaction(image_bias: Tensor, text_bias: Tensor) -> Tensor:
     """Interaction map M [H, W] in [0, 1]: minmax of the mean over t, l, s of B_I[t,l] @ B_T[t,l,s].
 
-    image_bias: [T, L, H, W], upsampled maps; text_bias: [T, L, S, H, W] or [T, L, H, W]. A mean of
-    matrix products, not the product of means. Raises ValueError for non-square maps, where that
-    product is not defined, and where timesteps or layers differ.
+    A mean of matrix products, not the product of means.
+
+    Args:
+        image_bias: [T, L, H, W], upsampled maps.
+        text_bias: [T, L, S, H, W] or [T, L, H, W].
+
+    Raises:
+        ValueError: maps are not square, so that the product is not defined, or timesteps or layers
+            differ.
     """
     text = text_bias.float()
     text = text.mean(2) if text.ndim == 5 else text  # linear in s: average first
@@ -51,9 +57,12 @@ def interaction_native(
 class Products:
     """Running sums that give M and the mean image bias of one pair, timestep after timestep.
 
-    text_bias: one [T, h, w] per layer in native resolution. Nearest upsampling U by a whole factor
-    f has U^T U = f, so the upsampled maps' product is the upsampled product times f: nothing of
-    size T x L x H x W is ever made, and what is kept does not grow with T.
+    Nearest upsampling U by a whole factor f has U^T U = f, so the upsampled maps' product is the
+    upsampled product times f. Nothing of size T x L x H x W is ever made, and memory does not grow
+    with T.
+
+    Args:
+        text_bias: one [T, h, w] per layer in native resolution.
     """
 
     def __init__(self, text_bias: Sequence[Tensor], size: tuple[int, int]) -> None:
@@ -62,7 +71,11 @@ class Products:
         self._images: list[Tensor] = []  # per layer h w
 
     def add(self, image_bias: Sequence[Tensor]) -> None:
-        """The next s timesteps: one [s, h, w] per layer. Raises ValueError where shapes differ."""
+        """Add the next s timesteps: one [s, h, w] per layer.
+
+        Raises:
+            ValueError: shapes differ.
+        """
         start, end = self._steps, self._steps + len(image_bias[0])
         text = [maps[start:end] for maps in self._text]
         if [m.shape for m in image_bias] != [m.shape for m in text]:
@@ -110,9 +123,11 @@ def native_mean(maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
 def confidence(image_bias: Tensor, text_bias: Tensor) -> float:
     """Merging confidence c in [0, 1]: structural similarity of the mean biases, negatives cut off.
 
-    Both [H, W], already averaged over timesteps, layers and tokens; compared as 8-bit images by
-    truncation, with scikit-image's defaults. Raises ValueError for maps smaller than its window
-    and for NaN or infinity in them.
+    Both maps are [H, W], already averaged over timesteps, layers and tokens. They are compared as
+    8-bit images by truncation, with scikit-image's defaults.
+
+    Raises:
+        ValueError: maps are smaller than its window, or hold NaN or infinity.
     """
     if not (torch.isfinite(image_bias).all() and torch.isfinite(text_bias).all()):
         raise ValueError("bias maps have NaN or infinite values: look for the cause upstream")
@@ -130,10 +145,12 @@ def merge(
 ) -> Tensor:
     """Refined map [H, W] on the curve between activation A and interaction M at confidence c.
 
-    linear: (1-c)A + cM; quadratic: (1-c)^2 A + 2c(1-c) A*M + c^2 M; mixture: (1-c)^2 A +
-    c(1-c)(A + M + A*M) + c^2 M, which the published code runs and which equals linear plus
-    c(1-c) A*M, so it can exceed 1. A is min-max scaled here, the result is not. Raises ValueError
-    for maps of different sizes and a confidence outside [0, 1].
+    linear: (1-c)A + cM; quadratic: (1-c)^2 A + 2c(1-c) A*M + c^2 M; mixture: (1-c)^2 A + c(1-c)(A +
+    M + A*M) + c^2 M. The published code runs the mixture, which equals linear plus c(1-c) A*M, so
+    it can exceed 1. A is min-max scaled here, the result is not.
+
+    Raises:
+        ValueError: maps of different sizes, or a confidence outside [0, 1].
     """
     if activation.shape != interaction.shape:
         raise ValueError(f"maps of {tuple(activation.shape)} and {tuple(interaction.shape)}")

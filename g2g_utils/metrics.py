@@ -1,10 +1,10 @@
-"""Grounding metrics, their averages and their intervals (paper section 4, "Metrics").
+"""Grounding metrics of one map (paper section 4, "Metrics").
 
 Maps are [H, W] or [B, H, W] (one answer per map); targets are boolean. The answers in degenerate
 cases are fixed: a map with NaN or infinity is a ValueError; an empty or full target has no score
 (NaN); a constant map has no CNR and no thresholded IoU (NaN), an AUC of one half, and a pointing
 score equal to the target's share; an empty mask has the IoU 0 that follows from its definition.
-`evaluate` says in `note` which case it met.
+`evaluate` names the case in `note`.
 """
 
 from __future__ import annotations
@@ -44,11 +44,15 @@ def rasterise(
 ) -> Tensor:
     """Union [H, W], bool, of boxes [x, y, w, h] in pixels of a frame of `size` (side or (H, W)).
 
-    A pixel belongs to a box that holds its centre, so whole-number boxes are exact slices. With
-    `source_size` the boxes are in pixels of that frame and are scaled as numbers.
-    compat="published": the boxes are drawn in the source frame and the boolean picture is resized,
-    as the published code does: every touched pixel counts, so boxes grow. Raises ValueError for
-    boxes that are not four finite numbers each, or of negative size.
+    A pixel belongs to a box that holds its centre, so whole-number boxes are exact slices.
+
+    Args:
+        source_size: frame of the boxes, if it is another one; they are scaled as numbers.
+        compat: "published" draws the boxes in the source frame and resizes the boolean picture, as
+            the published code does: every touched pixel counts, so boxes grow.
+
+    Raises:
+        ValueError: a box is not four finite numbers, or has a negative size.
     """
     high, wide = _pair(size)
     source = _pair(source_size or size)
@@ -63,7 +67,7 @@ def rasterise(
 
 
 def _checked(boxes: Boxes) -> Tensor:
-    """Boxes as a float64 tensor [n, 4]; raises ValueError for what is no box."""
+    """Boxes as a float64 tensor [n, 4]. Raises ValueError for anything else."""
     array = np.asarray(boxes, dtype=float)
     if array.size and (array.shape[-1] != 4 or array.ndim > 2):
         raise ValueError(f"boxes of shape {array.shape}: write one [x, y, width, height] a box")
@@ -90,7 +94,7 @@ def _draw(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 def contrast_to_noise(heatmap: ArrayLike | Tensor, target: ArrayLike | Tensor) -> float | Tensor:
     """CNR = (mean inside - mean outside) / sqrt(var inside + var outside), signed, unbiased.
 
-    NaN where a side has fewer than two pixels or the map is constant on both sides.
+    NaN if a side has fewer than two pixels, or the map is constant on both sides.
     """
     heat, inside, single = _flat(heatmap, target)
     (m1, v1), (m0, v0) = _moments(heat, inside), _moments(heat, ~inside)
@@ -120,7 +124,7 @@ def threshold_iou(
     target: ArrayLike | Tensor,
     thresholds: Sequence[float] = THRESHOLDS,
 ) -> float | Tensor:
-    """Mean IoU of the min-max scaled map above thresholds: what BioViL's line calls mIoU.
+    """Mean IoU of the min-max scaled map above thresholds. The BioViL line of papers calls it mIoU.
 
     NaN for an empty target or a constant map.
     """
@@ -138,7 +142,7 @@ def threshold_iou(
 
 
 def pointing_game(heatmap: ArrayLike | Tensor, target: ArrayLike | Tensor) -> float | Tensor:
-    """Top-1: whether the map's maximum lies in the target (of several equal maxima, their share).
+    """Top-1: 1 if the map's maximum lies in the target (of several equal maxima, their share).
 
     In [0, 1]; NaN for an empty target.
     """
@@ -165,9 +169,11 @@ def evaluate(
 ) -> dict[str, float | str]:
     """All metrics of one heat map [h, w] against the union of its boxes in a frame of `size`.
 
-    The map is min-max scaled and bilinearly upsampled to the frame; the mask (default: `gmm_mask`
+    The map is min-max scaled and bilinearly upsampled to the frame. The mask (default: `gmm_mask`
     of the map) is upsampled and rounded. `note` names degenerate cases ("" otherwise).
-    Raises ValueError for NaN or infinity in the map.
+
+    Raises:
+        ValueError: NaN or infinity in the map.
     """
     frame, target = _pair(size), rasterise(boxes, size)
     heatmap = torch.as_tensor(heatmap).detach()
@@ -238,7 +244,7 @@ def _masks(mask: object, target: object) -> tuple[Tensor, Tensor, bool]:
 
 
 def _binary(mask: object) -> Tensor:
-    """A mask or target as bool; numbers other than 0 and 1 are refused, NaN among them."""
+    """A mask or target as bool. Numbers other than 0 and 1 are refused, NaN among them."""
     values = torch.as_tensor(mask)
     if values.is_floating_point() and not ((values == 0) | (values == 1)).all():
         raise ValueError("a mask has the values 0 and 1 (or False, True): threshold the map first")
@@ -256,7 +262,7 @@ def _moments(heat: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _ratio(above: Tensor, below: Tensor) -> Tensor:
-    """Quotient as float64, NaN (never infinity) where the denominator is 0."""
+    """Quotient as float64; NaN (never infinity) for a denominator of 0."""
     zero = below == 0
     quotient = above.double() / below.double().masked_fill(zero, 1)
     return quotient.masked_fill(zero, float("nan"))

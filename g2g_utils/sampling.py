@@ -1,9 +1,9 @@
-"""What the U-Net sees while maps are recorded (paper, section 3.1 and Appendix A).
+"""Inputs of the U-Net while maps are recorded (paper, section 3.1 and Appendix A).
 
 Ground-truth sampling shows it the real image's latents, noised to every timestep; the other inputs
 are steps of DDIM sampling. Every random number comes from a generator made for a key, such as
-(seed, image, timestep): results do not depend on how a batch is split, and phrases and models are
-compared on the same noise.
+(seed, image, timestep). Results therefore do not depend on the split into batches, and phrases and
+models are compared on the same noise.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from g2g_utils.models.protocol import LatentDiffusion
 
 @dataclass(frozen=True, eq=False)
 class Posterior:
-    """Distribution of the scaled latents of b images, and what their noise is keyed by."""
+    """Distribution of the scaled latents of b images, and the keys of their noise."""
 
     mean: Tensor  # b c h w
     std: Tensor  # b c h w
@@ -49,9 +49,9 @@ def check_image(model: LatentDiffusion, image: Tensor | NDArray[np.generic]) -> 
 
 
 def posterior(model: LatentDiffusion, images: Sequence[Tensor]) -> Posterior:
-    """Latents of checked images [1 or 3, S, S]; grey ones are repeated where colours are mixed in.
+    """Latents of checked images [1 or 3, S, S]. Grey ones are repeated in a batch with colours.
 
-    See `check_image`. The same pixels give the same noise whatever else is in the batch.
+    See `check_image`. The same pixels give the same noise in every batch.
     """
     channels = max(len(image) for image in images)
     batch = torch.stack([image.expand(channels, -1, -1) for image in images])
@@ -77,7 +77,7 @@ def noised(
         images: posterior of b images.
         t: timestep of the schedule, 0 to 999 for Stable Diffusion.
         seed: seed of posterior sample and noise, together with image and timestep.
-        draw: number of the draw where one (seed, image, t) is drawn several times.
+        draw: number of the draw, if one (seed, image, t) is drawn several times.
 
     Returns:
         Latents and noise, [b, c, h, w] each.
@@ -120,14 +120,13 @@ def timesteps(model: LatentDiffusion, count: int) -> list[int]:
 class Forward:
     """One forward of the U-Net: s timesteps of b samples, rows step-major.
 
-    Under guidance b unconditional rows come first. steps: indices among the T timesteps that the
-    forward shows; empty where it is not to be recorded.
+    Under guidance b unconditional rows come first.
     """
 
     latents: Tensor  # rows c h w
     timesteps: Tensor  # rows, or one for all
     states: Tensor  # rows n d
-    steps: range
+    steps: range  # indices among the T timesteps; empty: not recorded
 
 
 Forwards = Generator[Forward, Tensor, None]  # gets each forward's prediction back
@@ -135,7 +134,7 @@ Forwards = Generator[Forward, Tensor, None]  # gets each forward's prediction ba
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Request:
-    """What an input is asked to show: b image-phrase pairs, over which of T timesteps."""
+    """A request to an input: b image-phrase pairs and the T timesteps."""
 
     images: Sequence[Tensor]  # checked, 1|3 S S each
     phrases: Sequence[str]

@@ -1,7 +1,7 @@
-"""Words and tokens of a phrase, and which of them ground (paper section 3.1, "Filtering").
+"""Words and tokens of a phrase, and which tokens ground (paper section 3.1, "Filtering").
 
-`tokenize` gives one typed object built from the tokenizer's character offsets, so that word pieces
-(BERT) and byte pairs (CLIP) are treated alike; `select_tokens` chooses content tokens.
+`tokenize` makes one typed object from the tokenizer's character offsets, so that word pieces (BERT)
+and byte pairs (CLIP) are treated alike. `select_tokens` chooses content tokens.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ DENIALS = re.compile(r"\b(no|not|without|free|clear|negative|resolved|unremarkab
 
 
 def named_findings(report: str) -> list[str]:
-    """Findings of MS-CXR that a report's sentences name, sentences with a denial left out.
+    """Findings of MS-CXR that a report's sentences name. Sentences with a denial are left out.
 
     A crude label: it knows no scope of negation and no uncertainty.
     """
@@ -69,16 +69,13 @@ class PhraseError(ValueError):
 
 @dataclass(frozen=True)
 class Word:
-    """A word of a phrase: plain text, span [start, end) as typed, and its token positions.
-
-    ``inner`` is its span in the plain text where that differs.
-    """
+    """A word of a phrase: plain text, span [start, end) as typed, and its token positions."""
 
     text: str
     start: int
     end: int
     tokens: tuple[int, ...]
-    inner: tuple[int, int] | None = None
+    inner: tuple[int, int] | None = None  # span in the plain text, if it differs
 
     def overlaps(self, low: int, high: int) -> bool:
         """True if the word shares characters with a span of the plain text."""
@@ -88,10 +85,7 @@ class Word:
 
 @dataclass(frozen=True, eq=False)
 class PhraseTokens:
-    """A phrase as words and tokens; all positions index the padded token sequence of length n.
-
-    ``text`` is the plain text that is read, ``typed`` what the user wrote.
-    """
+    """A phrase as words and tokens. All positions index the padded tokens, of length n."""
 
     text: str
     input_ids: Tensor  # 1 n
@@ -102,7 +96,7 @@ class PhraseTokens:
     end: int
     padding: tuple[int, ...]
     truncated: tuple[str, ...]  # words that the maximum length cut off, wholly or in part
-    typed: str = ""
+    typed: str = ""  # as the user wrote it; `text` is the plain text
     unknown: frozenset[int] = frozenset()  # positions of tokens that stand for any unknown word
 
     @property
@@ -111,10 +105,14 @@ class PhraseTokens:
         return tuple(range(self.start + 1, self.end))
 
     def tokens_of(self, word: str | int | Word, occurrence: int | None = None) -> list[int]:
-        """Positions of a word's tokens, by index, object or text (also several words, any case).
+        """Positions of a word's tokens.
 
-        A text that occurs several times gives all its tokens unless `occurrence` picks one.
-        Raises ValueError naming the phrase's words where there is no such word.
+        The word is an index, an object or a text (any case, or several words).
+
+        A text that occurs several times gives all its tokens, unless `occurrence` picks one.
+
+        Raises:
+            ValueError: the phrase has no such word; the message names its words.
         """
         if isinstance(word, int):
             return list(self.words[word].tokens)
@@ -134,16 +132,22 @@ class PhraseTokens:
         return select_tokens(self, filter, **options)
 
     def word_at(self, token: int) -> str:
-        """The word a token belongs to; the token's own text for special tokens and punctuation."""
+        """Word to which a token belongs; for special tokens and punctuation the token's text."""
         return next((w.text for w in self.words if token in w.tokens), self.pieces[token])
 
 
 def tokenize(tokenizer: Any, phrase: str, max_length: int) -> PhraseTokens:
-    """Words, tokens and what was cut off of a phrase, padded to `max_length` tokens.
+    """Split a phrase into words and tokens, padded to `max_length` tokens.
 
-    The phrase is read as plain text (`data.plain`): what looks equal grounds equally.
-    tokenizer: any fast tokenizer (BERT word pieces, CLIP byte pairs, ...). Raises PhraseError for
-    a phrase without any word and TypeError for a slow tokenizer, which has no offsets.
+    The phrase is read as plain text (`data.plain`): equal looks ground equally.
+
+    Args:
+        tokenizer: any fast tokenizer (BERT word pieces, CLIP byte pairs, ...).
+        max_length: number of tokens n. Words beyond it are listed in `truncated`.
+
+    Raises:
+        PhraseError: the phrase has no word.
+        TypeError: the tokenizer is a slow one, which has no offsets.
     """
     source = _read(phrase)
     if not getattr(tokenizer, "is_fast", False):
@@ -193,10 +197,10 @@ def _one_line(text: str) -> str:
 
 
 def check_phrase(phrase: str, filter: Filter = "lexical", spacy_model: Any = None) -> None:
-    """Refuse, before any tokenizer or model is there, a phrase that could not be grounded.
+    """Refuse a phrase that cannot be grounded, before any tokenizer or model is loaded.
 
-    Raises ValueError for a phrase without any word, or with function words only where those are
-    filtered out.
+    Raises:
+        ValueError: the phrase has no word, or only function words that its filter drops.
     """
     source = _read(phrase)
     if filter == "all":
@@ -222,7 +226,7 @@ def side_of(phrase: str) -> str | None:
 
 
 def swap_sides(phrase: str) -> str:
-    """The phrase with every "left" as "right" and the other way round; as it is without either."""
+    """The phrase with "left" and "right" exchanged; unchanged without either."""
 
     def other(match: re.Match[str]) -> str:
         side = match.group()
@@ -235,7 +239,7 @@ def swap_sides(phrase: str) -> str:
 
 
 def _words(source: Plain, spans: Sequence[Sequence[int]]) -> Iterable[Word]:
-    """Every word with the positions of the tokens whose characters overlap it."""
+    """Words with the positions of the tokens whose characters overlap them."""
     for match in _WORD.finditer(source.text):
         low, high = match.span()
         tokens = (i for i, (a, b) in enumerate(spans, start=1) if a < high and b > low)
@@ -253,11 +257,19 @@ def select_tokens(
 ) -> list[int]:
     """Positions of the tokens that ground a phrase, in order and without repetition.
 
-    filter: "lexical" (content words by part of speech), "disease" (words of the finding's class,
-    else all), "all" (all but start, end and padding). explicit: token positions or words instead.
-    spacy_model: pipeline, package or folder; default: environment variable, installed scispaCy,
-    else stop words. compat="published": only the first piece of each word, and the disease filter
-    matches substrings. Raises PhraseError where nothing is left, naming the phrase and the fix.
+    Args:
+        filter: "lexical" (content words by part of speech), "disease" (words of the finding's
+            class, or else all), "all" (all but start, end and padding).
+        finding: class of the phrase, for "disease".
+        explicit: token positions or words, instead of a filter.
+        spacy_model: pipeline, package or folder. Default: the environment variable, then an
+            installed scispaCy, then stop words.
+        compat: "published" keeps only the first piece of each word, and the disease filter matches
+            substrings.
+
+    Raises:
+        PhraseError: nothing is left, or the encoder knows none of the words; the message names the
+            phrase and the fix.
     """
     if compat not in (None, "published"):
         raise ValueError(f'compat={compat!r}: None or "published"')
@@ -318,7 +330,7 @@ def content_words(phrase: PhraseTokens, spacy_model: Any = None) -> list[Word]:
 
 
 def disease_words(phrase: PhraseTokens, finding: str | None, substring: bool = False) -> list[Word]:
-    """Words that name the finding's class; whole words, or as substrings (published)."""
+    """Words that name the finding's class: whole words, or substrings (published)."""
     if finding not in VOCABULARY:
         error = PhraseError if finding is None else ValueError  # one row's gap, or a wrong name
         known = ", ".join(VOCABULARY)
@@ -330,7 +342,7 @@ def disease_words(phrase: PhraseTokens, finding: str | None, substring: bool = F
 
 
 def _explicit(phrase: PhraseTokens, chosen: Sequence[int | str]) -> list[int]:
-    """Positions of explicitly chosen tokens and words; special tokens may be chosen."""
+    """Positions of explicitly chosen tokens and words. Special tokens may be chosen."""
     found: list[int] = []
     for one in chosen:
         if isinstance(one, str):
@@ -364,7 +376,7 @@ def _bounded(text: str) -> str:
 
 
 def occurring(phrases: Iterable[str], captions: Iterable[str]) -> list[bool]:
-    """Whether each phrase stands word for word in one of the captions; case is ignored."""
+    """For each phrase, True if one of the captions contains it word for word, in any case."""
     everything = "\n".join(map(plain, captions)).lower()
     wanted = (_one_line(plain(phrase)).lower() for phrase in phrases)
     return [re.search(_bounded(phrase), everything) is not None for phrase in wanted]

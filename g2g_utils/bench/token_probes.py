@@ -1,4 +1,4 @@
-"""Who holds attention: shares of token groups, and what single words look at."""
+"""Probes of attention by token: shares of token groups, and the places of single words."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def group_positions(phrase: PhraseTokens) -> dict[str, list[int]]:
 def attention_mass(
     model: LatentDiffusion, pairs: Sequence[Example], **options: Any
 ) -> pd.DataFrame:
-    """Share of all attention that each token group holds, one row a pair; rows add up to 1.
+    """Share of all attention that each token group holds, one row per pair. Rows add up to 1.
 
-    Mean over places, layers and timesteps of ground-truth sampling; every layer counts alike.
-    UNIFORM is what padding would hold if every position held the same.
+    Mean over places, layers and timesteps of ground-truth sampling. Every layer counts alike.
+    UNIFORM is the share of the padding if every position held the same.
     """
     steps = {k: options[k] for k in ("timesteps", "seed", "batch_size") if k in options}
     rows = []
@@ -78,7 +78,7 @@ def side_word_shares(
 
 
 def draw_shares(ax: Any, shares: pd.DataFrame) -> None:
-    """Stacked horizontal bars: rows of `shares` with the columns GROUPS; UNIFORM from the right."""
+    """Draw stacked bars: rows of `shares` with the columns GROUPS; UNIFORM from the right."""
     left = np.zeros(len(shares))
     for group, colour in zip(GROUPS, COLOURS, strict=True):
         ax.barh(shares.index, shares[group], left=left, color=colour, label=group)
@@ -91,7 +91,7 @@ def draw_shares(ax: Any, shares: pd.DataFrame) -> None:
 
 
 def draw_intervals(ax: Any, cells: dict[str, dict[str, Interval]]) -> None:
-    """Points with 95 % intervals: one place an outer key, one colour an inner key."""
+    """Draw points with 95 % intervals: one place per outer key, one colour per inner key."""
     kinds = list(next(iter(cells.values())))
     for k, (kind, colour) in enumerate(
         zip(kinds, ("#b5367a", "#fb8761", "#51127c", "#2a788e"), strict=False)

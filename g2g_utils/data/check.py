@@ -40,7 +40,7 @@ PUBLISHED: dict[str, dict[str, int]] = {
 KINDS = {
     "file": "files", "columns": "columns", "value": "cells with a wrong value",
     "class": "unknown classes", "box": "bad boxes", "cut": "boxes cut at the image's edge",
-    "duplicate": "duplicate ids",
+    "frame": "boxes of another frame", "duplicate": "duplicate ids",
     "image": "missing or damaged images",
 }  # fmt: skip
 PEOPLE = {"ms_cxr": "mimic_cxr"}  # sources that share their patients' ids
@@ -101,7 +101,7 @@ class Report:
         for problem in problems:
             kinds.setdefault(problem.kind, []).append(problem)
         for kind, wrong in kinds.items():
-            self.none(source, KINDS[kind], wrong, note=kind == "cut")
+            self.none(source, KINDS[kind], wrong, note=kind in ("cut", "frame"))
 
     def __str__(self) -> str:
         header = Line("source", "what", "found", "expected", "verdict")

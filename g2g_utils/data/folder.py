@@ -1,25 +1,36 @@
 """Any folder of images with a CSV: `image, phrase` and optionally `finding, x, y, w, h`.
 
 An optional column `subject` names the patient, for bootstrap intervals over patients. Without it
-every image counts as a patient. Other columns are ignored.
+every image counts as a patient. Boxes are pixels of the file, or of the frame that the optional
+columns `image_width, image_height` name. Other columns are ignored.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from g2g_utils.data.files import Images, collect, report_two_classes
+from g2g_utils.data.geometry import Box
 from g2g_utils.data.plain import is_empty
 from g2g_utils.data.record import FINDINGS, Example, merge_rows
 from g2g_utils.data.tables import BOX_COLUMNS, Row, TableError, read
 
+log = logging.getLogger(__name__)
+
 REQUIRED = ("image", "phrase")
-OPTIONAL = ("finding", "subject", *BOX_COLUMNS)
-CORNERS = ("x1", "y1", "x2", "y2", "xmin", "ymin", "xmax", "ymax")
+FRAME = ("image_width", "image_height")
+OPTIONAL = ("finding", "subject", *BOX_COLUMNS, *FRAME)
+CORNERS = tuple(
+    "x0 y0 x1 y1 x2 y2 xmin ymin xmax ymax x_min y_min x_max y_max left top right bottom "
+    "bbox box boxes".split()
+)
+FEWEST, CORNER = 8, 0.55
+"""So many boxes tell of their frame: corners, or a smaller one, in the upper left of the films."""
 CLASSES = {finding.lower(): finding for finding in FINDINGS}
 
 FolderError = TableError
@@ -31,7 +42,7 @@ def _example(row: Row, images: Images) -> Example:
     phrase = row.phrase("phrase", "the phrase is empty", "write what to look for")
     name = Path(row.text("image", "the image name is empty", "name an image file")).as_posix()
     image = images.find(row, "image", name)
-    box = row.box(*images.size(image))
+    box = _box(row, images, image)
     named = not is_empty(row.get("finding"))
     return Example(
         image=image,
@@ -42,6 +53,35 @@ def _example(row: Row, images: Images) -> Example:
         subject_id=_subject(row) or name,
         split="test",
     )
+
+
+def _box(row: Row, images: Images, image: Path) -> Box | None:
+    """The box in pixels of the file, from the frame of `FRAME`'s columns where they are filled."""
+    if not any(row.get(column) for column in FRAME):
+        return row.box(*images.size(image))
+    height, width = row.number("image_height"), row.number("image_width")
+    if min(height, width) < 1:
+        raise row.error("the frame of the box is empty", "write its pixels", FRAME[0], "box")
+    box = row.box(height, width)
+    return box and images.rescale(box, (height, width), image, row)
+
+
+def other_frame(path: Path, examples: Sequence[Example], images: Images) -> TableError | None:
+    """A complaint where all boxes of a table seem to be drawn in another frame than the films'."""
+    boxed = {(e.image, box) for e in examples for box in e.boxes if isinstance(e.image, Path)}
+    if len(boxed) < FEWEST:
+        return None
+    sizes = {image: images.size(image) for image, _ in boxed}
+    ends = [max((x + w) / sizes[f][1], (y + h) / sizes[f][0]) for f, (x, y, w, h) in boxed]
+    if max(ends) < CORNER:
+        problem = f"all {len(boxed)} boxes lie in the upper left {max(ends):.0%} of their images"
+        fix = f"if they were drawn in smaller copies, add the columns {' and '.join(FRAME)}"
+    elif all(w > x and h > y for _, (x, y, w, h) in boxed):
+        problem = f"of all {len(boxed)} boxes w is larger than x, and h than y"
+        fix = "if these are two corners (x1, y1, x2, y2), subtract: w = x2 - x1, h = y2 - y1"
+    else:
+        return None
+    return TableError(path, problem, fix, column="x", kind="frame")
 
 
 def _subject(row: Row) -> str:
@@ -94,4 +134,9 @@ def load(
     images = Images([Path(image_root) if image_root is not None else path.parent])
     examples = collect(_checked(path), lambda row: _example(row, images), "image", images, problems)
     report_two_classes(examples, path)
+    if strange := other_frame(path, examples, images):
+        if problems is None:
+            log.warning("%s", strange)
+        else:
+            problems.append(strange)
     return merge_rows(examples)

@@ -49,11 +49,14 @@ class ImageError(ValueError):
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     """Read an image file as float32 [H, W] in [0, 1], upright, white = 1.
 
-    The one decoder of every way in. PNG, JPEG, TIFF and what else Pillow reads (1-bit, grey,
+    The one decoder of every way in. PNG, JPEG, TIFF and other formats of Pillow (1-bit, grey,
     palette, RGB(A), CMYK; 16 bits in each), or DICOM (first frame; modality LUT, then the header's
     window or VOI LUT; MONOCHROME1 is inverted; no header field is kept). Colour becomes luminance,
-    transparency black, white-is-zero is inverted. More than 8 bits are scaled by the smallest of
-    8, 10, 12, 14, 16 bits that holds the maximum. Raises ImageError for anything else.
+    transparency black, white-is-zero is inverted. More than 8 bits are scaled by the smallest of 8,
+    10, 12, 14, 16 bits that holds the maximum.
+
+    Raises:
+        ImageError: the file is none of these; one line.
     """
     path = _existing(path)
     if _is_dicom(path):
@@ -67,7 +70,7 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """(height, width) of an image file as :func:`read_image` would give it, from its header."""
+    """(height, width) of an image file as `read_image` would give it, from its header."""
     path = _existing(path)
     if _is_dicom(path):
         header = _open_dicom(path, pixels=False)
@@ -151,13 +154,13 @@ def _read_pillow(path: Path) -> np.ndarray:
 
 
 def _density(image: Image.Image) -> tuple[float, float]:
-    """Width and height of a pixel in any unit, (1, 1) where the file does not say."""
+    """Width and height of a pixel in any unit; (1, 1) if the file does not tell."""
     x, y = image.info.get("dpi") or image.info.get("aspect") or (1, 1)
     return (1 / float(x), 1 / float(y)) if x and y else (1, 1)
 
 
 def _warn_stretched(path: Path, width: float, height: float) -> None:
-    """Say that pixels are not square: the image is used as it is stored, boxes fit it."""
+    """Warn that pixels are not square. The image is used as stored, and boxes fit it."""
     if min(width, height) > 0 and abs(width / height - 1) > SQUARE_SLACK:
         text = "%s: its pixels are %.4g wide and %.4g high; resample it to square ones, boxes too"
         log.warning(text, path, width, height)
@@ -175,7 +178,7 @@ def _white_is_zero(image: Image.Image) -> bool:
 
 
 def _raw_modes(image: Image.Image) -> set[str]:
-    """How the bytes of the file's pixels lie, in Pillow's words such as "RGB;16B"."""
+    """Layout of the bytes of the file's pixels, in Pillow's words such as "RGB;16B"."""
     arguments = (tile[3] for tile in getattr(image, "tile", []))
     return {str(a[0] if isinstance(a, tuple) else a) for a in arguments}
 
@@ -313,14 +316,14 @@ def _scale_integers(values: np.ndarray) -> np.ndarray:
 
 
 def _ceiling(peak: float) -> float:
-    """White of integers with this maximum: that of the smallest of ``BIT_DEPTHS``, else it."""
+    """White of integers with this maximum: that of the smallest bit depth that holds it."""
     return next((2.0**bits - 1 for bits in BIT_DEPTHS if peak < 2**bits), peak)
 
 
 def _stretch(values: np.ndarray) -> np.ndarray:
-    """Values already in [0, 1] as they are, others min–max scaled; a constant becomes 0.
+    """Values in [0, 1] unchanged, others min–max scaled. A constant becomes 0.
 
-    Values with NaN or infinity stay as they are too: they are refused later.
+    Values with NaN or infinity stay unchanged too; they are refused later.
     """
     low, high = float(values.min()), float(values.max())
     if (0 <= low and high <= 1) or not math.isfinite(low + high):
@@ -378,7 +381,7 @@ def _dicom_pixels(path: Path, dataset: Any) -> np.ndarray:
 
 
 def _name_encoding(dataset: Any) -> None:
-    """Write the encoding found while parsing where the file's meta information names none."""
+    """Write the encoding found while parsing, if the file's meta information names none."""
     from pydicom import uid
     from pydicom.dataset import FileMetaDataset
 
@@ -394,7 +397,7 @@ def _name_encoding(dataset: Any) -> None:
 
 
 def _stored_values(dataset: Any) -> np.ndarray:
-    """Stored values of the first frame, also where they lie in the upper bits of their words."""
+    """Stored values of the first frame, also from the upper bits of their words."""
     from pydicom.pixels import pixel_array
 
     bits, high = int(dataset.BitsStored), int(dataset.get("HighBit", 0)) + 1
@@ -425,7 +428,7 @@ def _read_dicom(path: Path) -> np.ndarray:
 
 
 def _pixel_size(dataset: Any) -> tuple[float, float]:
-    """Width and height of a pixel, in mm or as a ratio; (1, 1) where the header does not say."""
+    """Width and height of a pixel, in mm or as a ratio; (1, 1) if the header does not tell."""
     for name in ("PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio"):
         height, width = dataset.get(name) or (0, 0)
         if float(height) > 0 and float(width) > 0:
@@ -523,7 +526,7 @@ def _min_max(values: np.ndarray, stored: np.ndarray, dataset: Any) -> np.ndarray
 
 
 def _padded(stored: np.ndarray, dataset: Any) -> np.ndarray:
-    """Which pixels the header calls padding, a value or a range; signed or not, as pixels are."""
+    """Mask of the pixels that the header calls padding: a value or a range, signed as they are."""
     ends = [dataset.get("PixelPaddingValue"), dataset.get("PixelPaddingRangeLimit")]
     if not isinstance(ends[0], int):
         return np.zeros(stored.shape, bool)

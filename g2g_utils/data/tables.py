@@ -29,8 +29,8 @@ README = "data/README.md says where each file goes"
 class TableError(ValueError):
     """A table that cannot be used: one line with file, row, column, problem and fix.
 
-    `kind` sorts it for the check: "file", "columns", "value", "class", "box", "cut", "duplicate" or
-    "image".
+    `kind` sorts it for the check: "file", "columns", "value", "class", "box", "cut", "frame",
+    "duplicate" or "image".
     """
 
     def __init__(
@@ -128,6 +128,7 @@ class Row:
             if length <= 0:
                 fix = "width and height are positive pixels (not a second corner)"
                 raise self.error(f"box side {length:g} is not positive", fix, column, "box")
+        self._check_fractions((x, y, w, h), height, width, columns[0])
         out = []
         for column, start, length, limit in (
             (columns[0], x, w, width),
@@ -140,12 +141,28 @@ class Row:
             problem = f"box from {start:g} to {end:g} leaves the image (0 to {limit:g})"
             if cut is None or left < 1:
                 fix = "boxes are x, y, w, h in pixels of the image file, origin top left"
+                if x < w <= width + SLACK and y < h <= height + SLACK:
+                    corners = f"{x:g}, {y:g}, {w - x:g}, {h - y:g}"
+                    fix = f"if these are two corners (x1, y1, x2, y2), write {corners}; {fix}"
                 raise self.error(problem, fix, column, "box")
             out.append(self.error(problem, "it is cut off at the edge", column, "cut"))
+        if min(w, h) < 1:
+            problem = f"box side {min(w, h):g} is less than a pixel"
+            fix = "boxes are x, y, w, h in pixels of the image file"
+            raise self.error(problem, fix, columns[2 if w < 1 else 3], "box")
         if cut is None:
             return x, y, w, h
         cut += out[:1]
         return clipped((x, y, w, h), height, width)
+
+    def _check_fractions(self, box: Box, height: float, width: float, column: str) -> None:
+        """Refuse fractions of the image: as pixels nothing would lie inside."""
+        x, y, w, h = box
+        if 0 <= min(box) and max(box) <= 1 < min(height, width):
+            pixels = f"{x * width:.0f}, {y * height:.0f}, {w * width:.0f}, {h * height:.0f}"
+            problem = f"the box {x:g}, {y:g}, {w:g}, {h:g} looks like fractions of the image"
+            fix = f"write pixels, x and w times {width:g}, y and h times {height:g}: {pixels}"
+            raise self.error(problem, fix, column, "box")
 
     def one_of(self, column: str, names: Mapping[str, str], or_else: str = "") -> str:
         """The canonical name of a cell. `names` maps lower-case spellings to it."""

@@ -16,7 +16,7 @@ from g2g_utils import runs
 from g2g_utils.config import Config, ConfigError
 from g2g_utils.experiment.plan import find, folder, inputs, key, needs, parameters
 from g2g_utils.experiment.product import split
-from g2g_utils.runs import places
+from g2g_utils.runs import arrays, places
 
 
 def ensure(config: Config, name: str) -> Path:
@@ -66,7 +66,7 @@ def _make(config: Config, name: str, ready: Callable[[], None] = lambda: None) -
     ready: called when the folder is there and holds nothing that cannot be resumed.
     """
     place = folder(config, name)
-    if (place / "run.json").exists():  # finished but damaged: nothing to resume but shards
+    if (place / "run.json").exists():  # finished but damaged: nothing to resume but arrays
         _forget(place)
     place.mkdir(parents=True, exist_ok=True)
     ready()
@@ -83,8 +83,8 @@ def _make(config: Config, name: str, ready: Callable[[], None] = lambda: None) -
 
 
 def _forget(place: Path) -> None:
-    """Empty the folder of a damaged product, but for shards, each of which is checked anyway."""
-    if any(place.glob("*-of-*.safetensors")):
+    """Empty the folder of a damaged product, but for arrays, which are checked by block anyway."""
+    if (place / arrays.BLOCKS).exists():
         (place / "run.json").unlink()
     else:
         shutil.rmtree(place)

@@ -1,4 +1,4 @@
-"""What can be taken away from a view: a PNG, the maps with their parameters, and the code."""
+"""Exports of a view: a PNG, the maps with their parameters, and the code."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from g2g_utils.runs import places
 
 
 def facts(session: Session, view: View) -> dict[str, Any]:
-    """Everything that made a view, as plain values."""
+    """All parameters that made a view, as plain values."""
     profile, options = session.config.profile, session.config.grounding
     return {
         "notice": render.NOTICE,
@@ -53,7 +53,7 @@ def _panel_facts(panel: Panel) -> dict[str, Any]:
 
 
 def arrays(session: Session, view: View) -> bytes:
-    """The maps of every panel as .npz, loadable without pickle; `parameters` is JSON text."""
+    """Maps of every panel as .npz, loadable without pickle. `parameters` is JSON text."""
     import json
 
     found: dict[str, Any] = {
@@ -76,7 +76,7 @@ def arrays(session: Session, view: View) -> bytes:
 
 
 def save(session: Session, view: View, picture: bytes, folder: Path | None = None) -> list[Path]:
-    """Write the picture and the maps of a view side by side, below build/ unless told otherwise."""
+    """Write the picture and the maps of a view side by side, by default below build/."""
     folder = folder or places.build(session.config) / "explorer"
     folder.mkdir(parents=True, exist_ok=True)
     words = re.sub(r"[^a-z0-9]+", "-", view.state.phrase.lower()).strip("-")[:40] or "view"
@@ -94,7 +94,7 @@ def save(session: Session, view: View, picture: bytes, folder: Path | None = Non
 
 
 def code(session: Session, view: View, letter: str = "A") -> str:
-    """Imports and three lines that give a panel's heat map again."""
+    """Imports and three lines that compute a panel's heat map again."""
     panel = view.panels["AB".index(letter)]
     arm, seed = products.arm_and_seed(session.config, panel.model)
     image = view.picture.code
@@ -158,7 +158,7 @@ def _ground_call(session: Session, now: State, panel: Panel, boxes: Sequence[Any
 def static_views(session: Session, now: State, folder: Path) -> list[Path]:
     """Pre-rendered views of a state: overlay, tokens, layers x timesteps, and left/right swapped.
 
-    For the README and wherever no kernel runs; a phrase without a side has no swapped view.
+    For pages without a kernel. A phrase without a side has no swapped view.
     """
     from dataclasses import replace
 

@@ -1,7 +1,7 @@
 """The explorer's capture of a pair: every attention map once, in columns. No widgets.
 
-Whichever tokens, layers and timesteps are chosen, the answer is a mean over some of the maps, taken
-by `AttentionMaps`.
+For any choice of tokens, layers and timesteps the answer is a mean over some of the maps, taken by
+`AttentionMaps`.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Capture:
         return self.phrase.end + 1 if self.phrase.padding else None
 
     def weight(self, column: int) -> int:
-        """How many token positions a column stands for."""
+        """Number of token positions in a column."""
         return self.maps.counts[column]
 
     def positions(self, columns: Sequence[int]) -> list[int]:
@@ -78,7 +78,7 @@ def capture_image(
     batch_size: int = 16,
     progress: Progress | None = None,
 ) -> Capture:
-    """All maps of a phrase in an image [H, W] in [0, 1]; progress counts U-Net forwards."""
+    """All maps of a phrase in an image [H, W] in [0, 1]. `progress` counts U-Net forwards."""
     forwards = -(-timesteps // batch_size)
     with _reported(model, "maps", forwards, progress):
         found, words = grounding.record_image(
@@ -96,7 +96,7 @@ def capture_text(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Capture:
-    """All maps of a phrase while sampling from noise: the text bias of whichever tokens."""
+    """All maps of a phrase while sampling from noise: the text bias of any tokens."""
     with _reported(model, "text bias", timesteps, progress):
         found = grounding.record_text(
             model, phrase, timesteps=timesteps, text_guidance=text_guidance, seed=seed
@@ -108,7 +108,7 @@ def capture_text(
 def _reported(
     model: LatentDiffusion, what: str, total: int, progress: Progress | None
 ) -> Iterator[None]:
-    """Count the forwards of the model's U-Net while inside."""
+    """Count the forwards of the model's U-Net inside the block."""
     done = 0
 
     def count(*_: object) -> None:
@@ -125,7 +125,7 @@ def _reported(
 
 
 def _compact(found: AttentionMaps, words: PhraseTokens) -> Capture:
-    """Columns of all maps, in float16 on the CPU; the padding becomes its mean."""
+    """Columns of all maps, in float16 on the CPU. The padding becomes its mean."""
     native = {}
     for layer, full in found.items():  # t n h w
         parts = [full[:, : words.end + 1].float()]
@@ -169,7 +169,7 @@ def activation(capture: Capture, chosen: Selection) -> Tensor:
 def merging(image: Capture, text: Capture, chosen: Selection) -> tuple[Tensor, float]:
     """Interaction map M [H, W] and confidence c of the chosen columns and layers.
 
-    As in `grounding.ground`, both biases use all timesteps, whichever the activation uses.
+    As in `grounding.ground`, both biases use all timesteps, whatever the activation uses.
     """
     text_bias = text.maps.by_step(chosen.columns, chosen.layers)
     image_bias = image.maps.by_step([image.phrase.start], chosen.layers)

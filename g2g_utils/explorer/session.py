@@ -1,7 +1,7 @@
 """From a state to a view: pictures, models and captures are found or made, then reduced.
 
-A `Session` owns what is expensive (models, maps) and knows no widget; `view` is a function of the
-state alone.
+A `Session` owns models and maps, which are expensive, and knows no widget. `view` is a function of
+the state alone.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ DEFAULT_PHRASE = "left pleural effusion"
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """An image that can be chosen: of the test split or uploaded, and what is known about it."""
+    """An image that can be chosen, of the test split or uploaded, with its phrases and boxes."""
 
     key: str
     title: str
@@ -69,24 +69,20 @@ class Picture:
 
     @property
     def phrase(self) -> str:
-        """What to look for first."""
+        """The first phrase to ground."""
         return self.regions[0].phrase if self.regions else self.rows[0].phrase
 
 
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """One heat map with everything about it; maps [H, W] at latent resolution.
-
-    raw: mean attention before scaling; heatmap: min-max scaled, merged where a curve is chosen;
-    baseline: what the difference view subtracts where nothing is compared.
-    """
+    """One heat map with its parameters and scores. Maps are [H, W] at latent resolution."""
 
     phrase: str
     model: str
     capture: Capture
     selection: Selection
-    raw: Tensor
-    heatmap: Tensor
+    raw: Tensor  # mean attention before scaling
+    heatmap: Tensor  # min-max scaled, merged under a curve
     mask: Tensor
     interaction: Tensor | None
     confidence: float | None
@@ -96,7 +92,7 @@ class Panel:
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """What a state shows: one panel, or two that are compared."""
+    """The content of a state: one panel, or two that are compared."""
 
     state: State
     picture: Picture
@@ -109,7 +105,7 @@ class View:
 
     @property
     def limits(self) -> tuple[float, float, str]:
-        """Colour limits shared by all panels, and what the colours mean."""
+        """Colour limits shared by all panels, and the meaning of the colours."""
         if self.state.scale == "shared" and self.state.curve is None:
             return 0.0, float(max(p.raw.max() for p in self.panels)), "attention probability"
         merged = self.state.curve is not None
@@ -124,7 +120,9 @@ class View:
 class Session:
     """Pictures, models and cached maps of one profile.
 
-    memory: bound on the cached maps, in bytes. device: where models run.
+    Args:
+        memory: bound on the cached maps, in bytes.
+        device: device of the models; None suits the profile.
     """
 
     def __init__(self, config: Config, memory: int = 2**28, device: str | None = None) -> None:
@@ -149,7 +147,7 @@ class Session:
         return replace(first, **changes)
 
     def pick_image(self, old: State, key: str) -> State:
-        """Another picture, with the phrase and boxes of its first finding (uploads: the phrase)."""
+        """Choose a picture, with phrase and boxes of its first finding (uploads: the phrase)."""
         if key not in self.pictures:
             raise ValueError(f"no picture {key!r}: choose one of {len(self.pictures)}")
         picture = self.pictures[key]
@@ -159,14 +157,14 @@ class Session:
         return self.pick_region(replace(old, image=key, compare="nothing"), 0)
 
     def pick_region(self, old: State, region: int | None) -> State:
-        """Another described finding of the picture: its phrase and its boxes; None: no boxes."""
+        """Choose a described finding of the picture: its phrase and boxes. None: no boxes."""
         if region is None:
             return replace(old, region=None)
         phrase = self.pictures[old.image].regions[region].phrase
         return replace(state.edit_phrase(old, phrase), region=region)
 
     def pick_model(self, old: State, key: str) -> State:
-        """Another model; the chosen words stay chosen under its tokenizer."""
+        """Choose a model. The chosen words stay chosen under its tokenizer."""
         if key not in self.models:
             raise ValueError(f"no model {key!r}: choose one of {', '.join(self.models)}")
         new = replace(old, model=key)
@@ -176,7 +174,11 @@ class Session:
         return replace(new, columns=state.carry(old.columns, before, after))
 
     def upload(self, name: str, content: bytes) -> str:
-        """Add an image file (PNG, JPEG, DICOM); its key. Raises ImageError with one line."""
+        """Add an image file (PNG, JPEG, DICOM) and return its key.
+
+        Raises:
+            ImageError: one line.
+        """
         name = _file_name(name)
         image = _read_bytes(name, content)
         digest = hashlib.blake2b(content, digest_size=4).hexdigest()
@@ -192,7 +194,7 @@ class Session:
     # -- expensive things, made once --------------------------------------------------------------
 
     def model(self, key: str, progress: Progress | None = None) -> Any:
-        """A model by its key ARM-sSEED; at most two stay in memory."""
+        """A model by its key ARM-sSEED. At most two stay in memory."""
         if key not in self._loaded:
             if progress:
                 progress(f"loading {key}", 0, 1)
@@ -221,7 +223,7 @@ class Session:
         return self.captures.get(("image", now.model, now.image, now.phrase, now.seed), make)
 
     def text_capture(self, now: State, image: Capture, progress: Progress | None = None) -> Capture:
-        """All maps of the phrase sampled from noise; asked for only where a curve is chosen."""
+        """All maps of the phrase sampled from noise. Needed only under a curve."""
         options = self.config.grounding
 
         def make() -> Capture:
@@ -248,7 +250,11 @@ class Session:
     # -- the view ---------------------------------------------------------------------------------
 
     def view(self, now: State, progress: Progress | None = None) -> View:
-        """Everything that a state shows. Raises ValueError with one line where it shows nothing."""
+        """Compute the view of a state.
+
+        Raises:
+            ValueError: the state shows nothing; one line.
+        """
         picture = self.pictures[now.image]
         boxes = picture.regions[now.region].boxes if now.region is not None else ()
         main = self.panel(now, boxes, progress)
@@ -264,7 +270,7 @@ class Session:
         return replace(shown, difference=difference, difference_label=label)
 
     def panel(self, now: State, boxes: Sequence[Any], progress: Progress | None = None) -> Panel:
-        """Heat map, mask and numbers of one model and phrase; the last two are remembered."""
+        """Heat map, mask and numbers of one model and phrase. The last two are remembered."""
         key = (replace(state.undrawn(now), compare="nothing"), tuple(boxes))
         if key not in self._panels:
             self._panels[key] = self._make_panel(now, boxes, progress)
@@ -300,7 +306,7 @@ class Session:
         )
 
     def _other(self, now: State, main: Panel, progress: Progress | None) -> State:
-        """The state of the second panel: another model or phrase, the same words where it can."""
+        """State of the second panel: another model or phrase, with the same words if possible."""
         if now.compare == "model":
             other = replace(now, model=now.other_model)
             if now.other_model not in self.models:
@@ -313,7 +319,7 @@ class Session:
         return replace(other, columns=state.carry(now.columns, main.capture, after))
 
     def _difference(self, now: State, panels: Sequence[Panel]) -> tuple[Tensor, str]:
-        """What the difference view shows [H, W] in [-1, 1], and its name."""
+        """The map of the difference view [H, W] in [-1, 1], and its name."""
         main = panels[0]
         if len(panels) == 2:
             return panels[1].heatmap - main.heatmap, "B − A"
@@ -339,7 +345,7 @@ class Session:
 
 
 def available_models(config: Config) -> list[str]:
-    """Models ARM-sSEED that need no training; the profile's first is made where it is absent."""
+    """Models ARM-sSEED that need no training. The profile's first is made if it is absent."""
     seed = config.training.seeds[0]
     first, *more = (f"{arm}-s{seed}" for arm in config.training.arms)
     trained = [n.removeprefix("ldm/") for n in products.plan(config) if n.startswith("ldm/")]
@@ -350,7 +356,7 @@ def available_models(config: Config) -> list[str]:
 
 
 def pictures(examples: Iterable[Example], size: int) -> list[Picture]:
-    """Pictures of a split; pairs of one image become one picture with several regions."""
+    """Pictures of a split. Pairs of one image become one picture with several regions."""
     grouped: dict[str, list[tuple[int, Example]]] = {}
     for index, example in enumerate(examples):
         grouped.setdefault(example.image_id, []).append((index, example))
@@ -374,7 +380,7 @@ def _file_name(given: str) -> str:
 
 
 def _read_bytes(name: str, content: bytes) -> NDArray[Any]:
-    """An uploaded file as an image; errors name the file as the user knows it."""
+    """Read an uploaded file as an image. Errors name the file as the user knows it."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"upload{Path(name).suffix}"
         path.write_bytes(content)

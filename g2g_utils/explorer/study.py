@@ -16,7 +16,7 @@ from g2g_utils.explorer.state import State
 def starting_state(session: Session, picture: int = -1) -> State:
     """A picture by its number; -1: the first with a large finding on a named side.
 
-    Large is a tenth of the film; the rule knows nothing of how well the finding is grounded.
+    Large is a tenth of the image. The rule knows nothing of how well the finding is grounded.
     """
     if picture >= 0:
         return session.start(image=f"test:{picture}")
@@ -26,7 +26,7 @@ def starting_state(session: Session, picture: int = -1) -> State:
 
 
 def _is_plain(picture: Picture) -> bool:
-    """Whether a picture's first finding names a side and covers a tenth of the film."""
+    """True if a picture's first finding names a side and covers a tenth of the image."""
     first = next(iter(picture.regions), None)
     return first is not None and ground_file.is_plain(picture.phrase, first.boxes, picture.size)
 
@@ -47,13 +47,13 @@ def token_table(panel: Panel) -> pd.DataFrame:
 
 
 def total_attention(panel: Panel) -> float:
-    """Sum over all token positions of their mean attention: 1, as every softmax sums to 1."""
+    """Sum of the mean attention over all token positions: 1, as every softmax sums to 1."""
     capture = panel.capture
     return sum(float(panel.token_means[c]) * capture.weight(c) for c in range(capture.columns))
 
 
 def other_phrase(session: Session, now: State) -> str:
-    """A test phrase of another finding that lies elsewhere; "" without one, or without boxes."""
+    """A test phrase of another finding that lies elsewhere; "" if there is none, or no boxes."""
     picture = session.pictures[now.image]
     if now.region is None:
         return ""
@@ -71,7 +71,8 @@ def other_phrase(session: Session, now: State) -> str:
 def by_resolution(session: Session, now: State, other: str = "") -> pd.DataFrame:
     """Scores of the state's view by the layers used: of one resolution, all, the profile's.
 
-    other: `other_phrase`, for specificity: the CNR that is lost when it is asked for instead.
+    Args:
+        other: `other_phrase`, for specificity: the CNR that is lost when it is grounded instead.
     """
     capture = session.capture(now)
     every = replace(now, layers=(0, len(capture.layers) - 1))
@@ -89,5 +90,5 @@ def by_resolution(session: Session, now: State, other: str = "") -> pd.DataFrame
 
 
 def best(table: pd.DataFrame, metric: str) -> str:
-    """The row with the highest score; what it is called."""
+    """Name of the row with the highest score."""
     return str(table[metric].idxmax()) if table[metric].notna().any() else "no resolution"

@@ -34,7 +34,7 @@ LAYERS = ("down", "up")  # DAAM does not look at the middle block
 
 
 def enlarge(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bicubic maps [..., H, W] of [..., h, w], clamped at 0; maps of that size stay as they are."""
+    """Enlarge maps [..., h, w] to [..., H, W]: bicubic, clamped at 0; same size: unchanged."""
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
     return _bicubic(maps, size).clamp(min=0)
@@ -67,9 +67,15 @@ def global_map(
 def word_tokens(pieces: Sequence[str], word: Sequence[str]) -> list[int]:
     """Token positions of every occurrence of a word's pieces in a prompt's pieces.
 
-    pieces, word: tokenizer's pieces, lower case, without marks of word ends and without special
-    tokens; position 0 is the start token. A sequence of several words matches where it stands
-    together. Raises ValueError where it occurs nowhere.
+    A sequence of several words matches only as a whole.
+
+    Args:
+        pieces: the prompt's pieces, lower case, without marks of word ends and without special
+            tokens. Position 0 is the start token.
+        word: the word's pieces, likewise.
+
+    Raises:
+        ValueError: the word does not occur.
     """
     wanted, n = list(word), len(word)
     starts = [i for i in range(len(pieces) - n + 1) if list(pieces[i : i + n]) == wanted]

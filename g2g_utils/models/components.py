@@ -1,4 +1,4 @@
-"""Components of the latent diffusion model: build small ones, and one class that holds all parts.
+"""Components of the latent diffusion model: small ones are built, one class holds all parts.
 
 The same functions and classes serve the miniature and Stable Diffusion 1.5 + CXR-BERT.
 """
@@ -39,7 +39,7 @@ SD_SCHEDULE: dict[str, Any] = {
 class GroundingModel:
     """Tokenizer, text encoder, VAE, U-Net and noise schedule that ground phrases together.
 
-    Images enter as float [b, 1 or 3, S, S] in [0, 1]; latents are [b, c, h, w], already scaled.
+    Images enter as float [b, 1 or 3, S, S] in [0, 1]. Latents are [b, c, h, w], already scaled.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -54,7 +54,7 @@ class GroundingModel:
 
     @property
     def device(self) -> torch.device:
-        """Device of the U-Net; inputs are moved there."""
+        """Device of the U-Net. Inputs are moved there."""
         weight: Tensor = next(self.unet.parameters())  # unet.device walks all modules: 5 ms
         return weight.device
 
@@ -65,7 +65,7 @@ class GroundingModel:
         return weight.dtype
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> GroundingModel:
-        """The same model on another device; modules are moved in place."""
+        """The same model on another device. Modules are moved in place."""
         wanted = {"device": device} | ({} if dtype is None else {"dtype": dtype})
         for module in (self.text_encoder, self.vae, self.unet):
             module.to(**wanted)
@@ -121,7 +121,7 @@ def weights_digest(module: torch.nn.Module) -> str:
 
 @contextmanager
 def initialised(seed: int) -> Iterator[None]:
-    """Weights made inside depend on `seed` alone; the global generator is left as it was."""
+    """Make weights inside depend on `seed` alone; the global generator is restored."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
@@ -130,7 +130,7 @@ def initialised(seed: int) -> Iterator[None]:
 def tokenize(
     tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int
 ) -> BatchEncoding:
-    """Token ids and attention mask [b, max_length] of texts (read as plain): padded, truncated."""
+    """Token ids and attention mask [b, max_length] of texts: read as plain, padded, truncated."""
     return tokenizer(
         [plain(text) for text in texts],
         padding="max_length",
@@ -143,7 +143,7 @@ def tokenize(
 def text_states(
     encoder: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, zero_padding: bool = False
 ) -> Tensor:
-    """Last hidden states [b, n, d]; the encoder gets its attention mask, the U-Net gets none.
+    """Last hidden states [b, n, d]. The encoder gets its attention mask; the U-Net gets none.
 
     With `zero_padding` the states at padding positions are zero, so that padding is the same
     neutral attention sink under every encoder.
@@ -160,9 +160,9 @@ def unshuffle_factor(vae: AutoencoderKL) -> int:
 
 
 def vae_input(vae: AutoencoderKL, images: Tensor) -> Tensor:
-    """Images [b, 1 or 3, S, S] in [0, 1] as the VAE wants them: in [-1, 1], its channel count.
+    """Images [b, 1 or 3, S, S] in [0, 1] in the VAE's range [-1, 1] and channel count.
 
-    Colours are averaged where the VAE takes grey images.
+    Colours are averaged for a VAE of grey images.
     """
     factor, channels = unshuffle_factor(vae), vae.config.in_channels
     if factor > 1 or images.shape[1] != channels:
@@ -179,14 +179,14 @@ def image_posterior(vae: AutoencoderKL, images: Tensor) -> tuple[Tensor, Tensor]
 
 
 def vae_output(vae: AutoencoderKL, decoded: Tensor) -> Tensor:
-    """Grey images [b, 1, S, S] in [0, 1] of what the VAE's decoder returns."""
+    """Grey images [b, 1, S, S] in [0, 1] from the output of the VAE's decoder."""
     factor = unshuffle_factor(vae)
     grey = F.pixel_shuffle(decoded, factor) if factor > 1 else decoded.mean(1, keepdim=True)
     return (grey / 2 + 0.5).clamp(0, 1)
 
 
 def build_vae(config: configuration.Vae) -> AutoencoderKL:
-    """A small, untrained AutoencoderKL of the configured sizes."""
+    """Build a small, untrained AutoencoderKL of the configured sizes."""
     levels, channels = len(config.channels), config.unshuffle**2
     return AutoencoderKL(
         in_channels=channels,
@@ -204,7 +204,7 @@ def build_vae(config: configuration.Vae) -> AutoencoderKL:
 def build_unet(
     config: configuration.Unet, latent_channels: int, sample_size: int, text_width: int
 ) -> UNet2DConditionModel:
-    """A small, untrained U-Net in Stable Diffusion's block layout.
+    """Build a small, untrained U-Net in Stable Diffusion's block layout.
 
     Every level but the deepest has cross-attention, and so has the middle block, unless
     `attention_levels` and `middle_attention` say otherwise. Queries and keys of the cross-attention
@@ -245,7 +245,7 @@ def adapt_unet(
 ) -> UNet2DConditionModel:
     """Prepare a pretrained U-Net for fine-tuning, in place: projection, LoRA, checkpointing.
 
-    A linear projection of the text states is added only where their width is not the one of the
+    A linear projection of the text states is added only if their width differs from that of the
     U-Net's cross-attention (Stable Diffusion 1.5: 768, 2.1: 1024). With `lora_rank` all other
     weights are frozen.
     """
@@ -268,7 +268,7 @@ def adapt_unet(
 
 
 def add_projection(unet: UNet2DConditionModel, text_width: int) -> None:
-    """Project text states of another width than the cross-attention's, by diffusers' own layer."""
+    """Project text states of another width to the cross-attention's, by diffusers' own layer."""
     width = unet.config.cross_attention_dim
     known = unet.config.encoder_hid_dim
     if text_width == (known or width):

@@ -19,12 +19,11 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from g2g_utils import models, runs
 from g2g_utils.config import Arm, ConfigError, Training
-from g2g_utils.runs import shards
+from g2g_utils.runs import arrays
 from g2g_utils.training.fit import Modules, Options, fit, seeded, trainable
 
 PREPROCESSING = 1  # raise when the way from an image file to the VAE's input changes
@@ -32,11 +31,11 @@ PREPROCESSING = 1  # raise when the way from an image file to the VAE's input ch
 
 @dataclass(frozen=True)
 class Pairs:
-    """Training pairs: posteriors of latents, read from disk as they are indexed, and captions."""
+    """Training pairs: posteriors of latents, memory-mapped from disk, and captions."""
 
-    mean: Tensor | shards.Column
-    std: Tensor | shards.Column
-    captions: tuple[str, ...]
+    mean: Tensor  # [n, c, h, w] mean of the scaled latents' posterior, float16 on disk
+    std: Tensor  # [n, c, h, w] its standard deviation
+    captions: tuple[str, ...]  # n
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -45,47 +44,38 @@ class Pairs:
 def cache_latents(
     vae: AutoencoderKL, images: Any, folder: Path, ids: Sequence[str], batch_size: int | None = None
 ) -> None:
-    """Write the latents' posterior of images [n, S, S] to shards. Finished shards are kept.
-
-    Shards are keyed by the ids, the side and the VAE's weights.
+    """Write mean and deviation of the latents' posterior to arrays on disk; resumes.
 
     Args:
-        images: any object that gives such an array when sliced (uint8, or floats in [0, 1]): an
-            array, a memory map, `data.films.Films`. One batch is in memory at a time.
-        ids: names that tell the images apart.
+        vae: its weights are part of what the arrays are checked against.
+        images: [n, S, S], uint8 or floats in [0, 1], read by slices: an array, a memory map or
+            `data.films.Films`. One batch of them is in memory at a time.
+        folder: receives mean.npy and std.npy, [n, c, h, w] float16.
+        ids: one for each image; together they tell the images apart.
+        batch_size: None: 64, but no more pixels than 8 images of 512 x 512 have.
     """
     side = images.shape[-1]
     batch = batch_size or max(1, min(64, 8 * 512**2 // side**2))
     key = runs.digest([PREPROCESSING, side, models.weights_digest(vae)])
-    bar = tqdm(total=len(ids), desc="latents", mininterval=2)
 
     @torch.no_grad()
-    def make(rows: range) -> dict[str, Tensor]:
-        columns: dict[str, Tensor] = {}  # filled in place: parts would fragment the memory
-        for start in range(rows.start, rows.stop, batch):
-            stop = min(start + batch, rows.stop)
-            posterior = _posterior(vae, images[start:stop])
-            for name, part in zip(("mean", "std"), posterior, strict=True):
-                size = (len(rows), *part.shape[1:])
-                column = columns.setdefault(name, torch.empty(size, dtype=torch.float16))
-                column[start - rows.start : stop - rows.start] = part
-            bar.update(stop - start if len(rows) > shards.PROBE else 0)
-        return columns
+    def make(rows: range) -> dict[str, Any]:
+        mean, std = _posterior(vae, images[rows.start : rows.stop])
+        return {"mean": mean.cpu().half().numpy(), "std": std.cpu().half().numpy()}
 
-    with bar:
-        shards.write(folder, ids, make, key=key, name="latents")
+    arrays.write(folder, ids, make, key=key, name="latents", batch=batch)
 
 
 def _posterior(vae: AutoencoderKL, images: Any) -> tuple[Tensor, Tensor]:
     """Posterior of the scaled latents of images [b, S, S], uint8 or in [0, 1]."""
-    pixels = torch.as_tensor(np.array(images))  # a copy: shards are read-only
+    pixels = torch.as_tensor(np.array(images))  # a copy: memory maps are read-only
     pixels = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
     return models.image_posterior(vae, pixels.reshape(-1, 1, *pixels.shape[-2:]).to(vae.device))
 
 
 def load_pairs(folder: Path, captions: list[str]) -> Pairs:
-    """Read the latents that `cache_latents` wrote. The number of captions must match."""
-    mean, std = (shards.Column(folder, "latents", column) for column in ("mean", "std"))
+    """Map what `cache_latents` wrote. Raises ValueError if the number of captions differs."""
+    mean, std = (torch.from_numpy(arrays.read(folder, name)) for name in ("mean", "std"))
     if len(captions) != len(mean):
         raise ValueError(
             f"{folder}: {len(mean)} latents but {len(captions)} captions; delete the "

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -148,3 +149,77 @@ def test_real_boxes_load(tmp_path):
     loaded = load(tmp_path / "pairs.csv", image_root=source / "images")
     assert 0 < len(loaded) <= 20 and sum(len(r.boxes) for r in loaded) == len(rows)
     assert all(r.framed(32).boxes for r in loaded)
+
+
+def film(folder, name="a.png", width=1024, height=1024):
+    Image.new("L", (width, height), 90).save(folder / name)
+    return folder
+
+
+def test_boxes_as_fractions_are_named_with_their_pixels(tmp_path):
+    case = Path(__file__).parent / "cases" / "boxes_as_fractions.csv"
+    table = film(tmp_path) / case.name
+    shutil.copy(case, table)
+    said = []
+    for problems in (None, said):
+        try:
+            load(table, problems=problems)
+        except FolderError as error:
+            said.append(error)
+    assert len(said) == 2
+    for line in map(str, said):
+        assert "line 2, column 'x'" in line and "fractions of the image" in line
+        assert "317, 430, 205, 154" in line and "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("box", "parts"),
+    [
+        ("300,400,700,800", ["leaves the image", "x1, y1, x2, y2", "300, 400, 400, 400"]),
+        ("3,4,0.5,8", ["column 'w'", "0.5 is less than a pixel"]),
+        ("0,0,1,1", ["fractions of the image", "0, 0, 1024, 1024"]),
+    ],
+)
+def test_boxes_that_are_no_pixels(tmp_path, box, parts):
+    (film(tmp_path) / "t.csv").write_text(f"image,phrase,x,y,w,h\na.png,effusion,{box}\n")
+    with pytest.raises(FolderError) as caught:
+        load(tmp_path / "t.csv")
+    for part in parts:
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("names", ["x_min,y_min,x_max,y_max", "left,top,right,bottom"])
+def test_columns_of_corners_are_refused(tmp_path, names):
+    (film(tmp_path) / "t.csv").write_text(f"image,phrase,{names}\na.png,effusion,1,2,3,4\n")
+    with pytest.raises(FolderError, match="corners of boxes are not read"):
+        load(tmp_path / "t.csv")
+
+
+def many(tmp_path, boxes):
+    rows = [f"a.png,effusion {k},{','.join(map(str, box))}" for k, box in enumerate(boxes)]
+    text = "\n".join(["image,phrase,x,y,w,h", *rows])
+    (film(tmp_path) / "t.csv").write_text(text)
+    return tmp_path / "t.csv"
+
+
+CORNER_BOXES = [(20 + k, 30, 400 + k, 900) for k in range(8)]
+SMALL_FRAME = [(200 + k, 120, 40, 90) for k in range(8)]
+SOUND = [(200 + 70 * k, 120 + 20 * k, 150, 290) for k in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("boxes", "fix"),
+    [(CORNER_BOXES, "w = x2 - x1"), (SMALL_FRAME, "add the columns image_width"), (SOUND, "")],
+)
+def test_tables_of_another_frame_are_told(tmp_path, caplog, boxes, fix):
+    problems = []
+    load(many(tmp_path, boxes), problems=problems)
+    load(many(tmp_path, boxes))
+    assert (fix in caplog.text) and len(caplog.records) == len(problems) == bool(fix)
+
+
+def test_the_frame_of_a_box_may_be_named(tmp_path):
+    header = "image,phrase,x,y,w,h,image_width,image_height\n"
+    (film(tmp_path) / "t.csv").write_text(header + "a.png,effusion,10,20,30,40,256,256\n")
+    (example,) = load(tmp_path / "t.csv")
+    assert example.boxes == ((40, 80, 120, 160),)
