@@ -31,7 +31,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from tqdm.auto import tqdm
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, BertTokenizer
 
 from g2g_utils import config, models, runs
 from g2g_utils.experiment import costs
@@ -59,7 +59,8 @@ def build(rank: int, checkpointing: bool) -> finetune.Denoising:
     unet = UNet2DConditionModel.from_config(costs.SD15_UNET)
     asked = {"adaptation.lora_rank": rank, "adaptation.gradient_checkpointing": checkpointing}
     models.adapt_unet(unet, config.load("open", **asked).adaptation, WIDTH)
-    return finetune.Denoising(unet, BertModel(BertConfig()), learnable=False, zero=False).train()
+    text = models.Conditioning(BertTokenizer(), BertModel(BertConfig()), 77)
+    return finetune.Denoising(unet, text, learnable=False).train()
 
 
 def faked(module: torch.nn.Module) -> None:

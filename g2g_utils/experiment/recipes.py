@@ -236,11 +236,19 @@ def fine_tune(config: Config, arm: str, seed: int, folder: Path, steps: int | No
     texts = parts.training_texts(config)
     apart.check_training(config, texts)
     pairs = finetune.load_pairs(ensure(config, "latents"), texts.captions)
+    text = models.Conditioning(tokenizer, encoder, config.text.max_length, config.text.zero_padding)
     finetune.fine_tune(
-        pairs, unet, tokenizer, encoder, models.build_scheduler(config.unet), spec,
-        config.training, folder, seed=seed, max_length=config.text.max_length,
-        zero_padding=config.text.zero_padding, steps=steps, name=f"{arm} seed {seed}",
-    )  # fmt: skip
+        pairs,
+        unet,
+        text,
+        models.build_scheduler(config.unet),
+        spec,
+        config.training,
+        folder,
+        seed=seed,
+        steps=steps,
+        name=f"{arm} seed {seed}",
+    )
 
 
 # ---------------------------------------------------------------- evaluation

@@ -19,6 +19,7 @@ from g2g_utils.models.checkpoints import (
 from g2g_utils.models.components import (
     LORA_TARGETS,
     SD_SCHEDULE,
+    Conditioning,
     GroundingModel,
     adapt_unet,
     build_unet,
@@ -36,6 +37,7 @@ from g2g_utils.models.components import (
 __all__ = [
     "LORA_TARGETS",
     "SD_SCHEDULE",
+    "Conditioning",
     "GroundingModel",
     "MissingWeights",
     "adapt_unet",

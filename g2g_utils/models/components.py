@@ -153,6 +153,25 @@ def text_states(
     return states * attention_mask[..., None].to(states.dtype) if zero_padding else states
 
 
+@dataclass(frozen=True, eq=False)
+class Conditioning:
+    """The way from a caption to the text states that condition the U-Net."""
+
+    tokenizer: PreTrainedTokenizerBase
+    encoder: PreTrainedModel
+    max_length: int  # tokens; captions are padded and truncated
+    zero_padding: bool = False  # of the states at padding positions
+
+    def tokens(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """Token ids and attention mask [b, max_length] of texts."""
+        batch = tokenize(self.tokenizer, texts, self.max_length)
+        return batch["input_ids"], batch["attention_mask"]
+
+    def states(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Text states [b, n, d] of token ids and attention mask."""
+        return text_states(self.encoder, ids, mask, self.zero_padding)
+
+
 def unshuffle_factor(vae: AutoencoderKL) -> int:
     """Pixel-unshuffle factor in front of the VAE: 2 for 4 channels, 1 for 1 or 3."""
     channels = vae.config.in_channels

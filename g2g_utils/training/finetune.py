@@ -19,7 +19,6 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from g2g_utils import models, runs
 from g2g_utils.config import Arm, ConfigError, Training
@@ -153,17 +152,17 @@ class Denoising(nn.Module):
     """Text encoder and U-Net in one module, so that distributed wrappers see one forward."""
 
     def __init__(
-        self, unet: UNet2DConditionModel, text_encoder: PreTrainedModel, learnable: bool, zero: bool
+        self, unet: UNet2DConditionModel, text: models.Conditioning, learnable: bool
     ) -> None:
         super().__init__()
-        self.unet, self.text_encoder = unet, text_encoder
-        self.learnable, self.zero_padding = learnable, zero
-        text_encoder.requires_grad_(learnable)
+        self.unet, self.text_encoder = unet, text.encoder
+        self.text, self.learnable = text, learnable
+        text.encoder.requires_grad_(learnable)
 
     def forward(self, latents: Tensor, timesteps: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """Prediction [b, c, h, w] for noised latents under token ids [b, n]."""
         with torch.set_grad_enabled(self.learnable and torch.is_grad_enabled()):
-            states = models.text_states(self.text_encoder, ids, mask, self.zero_padding)
+            states = self.text.states(ids, mask)
         return self.unet(latents, timesteps, encoder_hidden_states=states).sample
 
 
@@ -309,16 +308,13 @@ def parameter_groups(module: Denoising, options: Training) -> list[dict[str, Any
 def fine_tune(
     pairs: Pairs,
     unet: UNet2DConditionModel,
-    tokenizer: PreTrainedTokenizerBase,
-    text_encoder: PreTrainedModel,
+    text: models.Conditioning,
     scheduler: DDIMScheduler,
     arm: Arm,
     options: Training,
     folder: Path,
     *,
     seed: int,
-    max_length: int,
-    zero_padding: bool = False,
     steps: int | None = None,
     name: str = "fine-tuning",
 ) -> None:
@@ -330,19 +326,16 @@ def fine_tune(
     if arm.shuffled:  # control: every caption describes another image
         order = torch.randperm(len(captions), generator=seeded(seed, 3)).tolist()
         captions = [captions[i] for i in order]
-    tokens = models.tokenize(tokenizer, captions, max_length)
-    nothing = models.tokenize(tokenizer, [""], max_length)
-    empty = (nothing["input_ids"], nothing["attention_mask"])
-    module = Denoising(unet, text_encoder, arm.learnable, zero_padding)
+    tokens, masks = text.tokens(captions)
+    empty = text.tokens([""])
+    module = Denoising(unet, text, arm.learnable)
     module.train()
-    text_encoder.train(arm.learnable)
+    text.encoder.train(arm.learnable)
     _use_fast_attention(unet, options)
 
     def loss(step: int, modules: Modules, accelerator: Accelerator) -> Tensor:
         ids, noise, latents = _batch(pairs, step, scheduler, options, seed, accelerator)
-        input_ids, mask = drop_conditioning(
-            tokens["input_ids"][ids], tokens["attention_mask"][ids], empty, noise.dropped
-        )
+        input_ids, mask = drop_conditioning(tokens[ids], masks[ids], empty, noise.dropped)
         device = accelerator.device
         return denoising_loss(
             modules["denoising"], scheduler, latents, noise, input_ids.to(device), mask.to(device)
@@ -356,4 +349,4 @@ def fine_tune(
         return
     models.save_unet(unet, folder)
     if arm.learnable:
-        text_encoder.save_pretrained(folder / "text_encoder")
+        text.encoder.save_pretrained(folder / "text_encoder")

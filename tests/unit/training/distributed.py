@@ -47,8 +47,9 @@ def main(out: Path, batch: int, accumulate: int, steps: int) -> None:
     finetune.share, hook = spy, register_optimizer_step_pre_hook(keep)
     try:
         finetune.fine_tune(
-            pairs, unet, tokenizer, encoder, models.build_scheduler(settings.unet),
-            config.Arm(encoder="domain"), options, out, seed=0, max_length=77,
+            pairs, unet, models.Conditioning(tokenizer, encoder, 77),
+            models.build_scheduler(settings.unet), config.Arm(encoder="domain"), options, out,
+            seed=0,
         )  # fmt: skip
     finally:
         finetune.share = original

@@ -41,15 +41,12 @@ def tune(parts, folder, *, arm=None, seed=0, **changes):
     finetune.fine_tune(
         parts.pairs,
         unet,
-        parts.tokenizer,
-        encoder,
+        models.Conditioning(parts.tokenizer, encoder, 77, zero_padding=True),
         parts.scheduler,
         arm or config.Arm(encoder="domain"),
         options,
         folder,
         seed=seed,
-        max_length=77,
-        zero_padding=True,
     )
     return unet, encoder
 
@@ -129,7 +126,8 @@ def test_the_unconditional_embedding_reaches_the_unet(parts):
     unet.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs["encoder_hidden_states"]), with_kwargs=True
     )
-    module = finetune.Denoising(unet, encoder, learnable=False, zero=True)
+    text = models.Conditioning(parts.tokenizer, encoder, 77, zero_padding=True)
+    module = finetune.Denoising(unet, text, learnable=False)
     tokens = models.tokenize(parts.tokenizer, CAPTIONS[:3], 77)
     nothing = models.tokenize(parts.tokenizer, [""], 77)
     dropped = torch.tensor([True, False, True])

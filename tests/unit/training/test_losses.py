@@ -275,7 +275,7 @@ def test_a_wordless_unet_ignores_words_and_how_it_would_read_them(unet):
 
 def groups_of(unet, learnable=False, **changes):
     text = nn.Linear(3, 2)
-    module = finetune.Denoising(unet, text, learnable, zero=False)
+    module = finetune.Denoising(unet, models.Conditioning(None, text, 77), learnable)
     options = config.load("smoke").training.model_copy(update=changes)
     return finetune.parameter_groups(module, options), text
 
