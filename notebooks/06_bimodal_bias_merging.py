@@ -101,7 +101,7 @@ print(f"{len(image_bias)} layers, the first {tuple(image_bias[0].shape)} (T, h, 
 bias = grounding.text_bias(
     model, words, tokens=found.tokens, timesteps=steps, text_guidance=guidance
 )
-text_bias = list(bias.by_step().values())
+text_bias = list(bias.by_step(layers=maps.layers).values())
 print(f"{len(text_bias)} layers, the first {tuple(text_bias[0].shape)} (T, h, w), words averaged")
 
 # %% [markdown]
