@@ -8,7 +8,7 @@ are compared on the same noise.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypedDict, Unpack
 
@@ -503,7 +503,9 @@ def _record(
         dtype=_dtype(options),
         also=start,
     )
-    outside = Recorder(model.unet, start, len(pairs), layers=options.layers, rows=rows)
+    outside: AbstractContextManager[object] = nullcontext()
+    if biases is not None:
+        outside = Recorder(model.unet, start, len(pairs), layers=options.layers, rows=rows)
     asked = sampling.Request(
         images=[pair.image for pair in pairs],
         phrases=[pair.phrase.text for pair in pairs],
@@ -517,10 +519,10 @@ def _record(
 
     @contextmanager
     def recorded(forward: sampling.Forward) -> Iterator[None]:
-        unseen = outside if start else nullcontext()
-        with inside if forward.steps.start in window else unseen:
+        shown = forward.steps  # none: a forward that only leads to others
+        with (inside if shown[0] in window else outside) if shown else nullcontext():
             yield
-        if biases is not None:
+        if shown and biases is not None:
             biases.update()
 
     sampling.run(model, sampling.INPUTS[options.sampling](model, asked), recorded)
@@ -590,10 +592,11 @@ def _finish(
     scores: dict[str, float | str] = {}
     if pair.boxes is not None:
         scores = metrics.evaluate(heatmap, pair.boxes, model.image_size, mask=mask)
-    window, shown = options.window, phrase.end + 1
-    kept = {n: maps[:, :shown].half().cpu() for n, maps in recorded.items()}
-    if options.keep == "mean":
-        kept = {"mean": token_maps[None, :shown]}
+    window, shown = options.window, range(phrase.end + 1)
+    token_maps = token_maps[: len(shown)].clone()
+    kept = {"mean": token_maps[None]}
+    if options.keep != "mean":
+        kept = {n: maps[:, : len(shown)].half().cpu() for n, maps in recorded.items()}
     return Grounding(
         phrase=phrase.text,
         heatmap=heatmap,
@@ -604,7 +607,7 @@ def _finish(
         words=tuple(w.text for w in phrase.words if set(w.tokens) & set(tokens)),
         tokens=tuple(tokens),
         phrase_tokens=phrase,
-        token_maps=token_maps[:shown].clone(),
+        token_maps=token_maps,
         layers=recorded.layers,
         timesteps=times,
         steps=(window[0], window[-1]),
@@ -613,7 +616,7 @@ def _finish(
             recorded,
             native=kept,
             timesteps=tuple(times[i] for i in window),
-            tokens=tuple(range(shown)),
+            tokens=tuple(shown),
         ),
     )
 
@@ -621,19 +624,20 @@ def _finish(
 # -- details ------------------------------------------------------------------------------------
 
 
-def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+def _chunks(items: Sequence[_Pair], size: int) -> Iterator[Sequence[_Pair]]:
     return (items[i : i + size] for i in range(0, len(items), size))
 
 
-def _fingerprint(model: LatentDiffusion) -> tuple[Any, ...]:
+def _fingerprint(model: LatentDiffusion) -> tuple[object, ...]:
     """Identity of a model's weights: changes when U-Net or text encoder are trained or swapped.
 
     Writes through `.data` (an EMA's `copy_to`) raise no version, so what attends to text is summed.
     """
-    parts: list[Any] = [repr(sorted(model.scheduler.config.items(), key=str))]
+    parts: list[object] = [repr(sorted(model.scheduler.config.items(), key=str))]
     for module in (model.unet, model.text_encoder):
         named = list(module.named_parameters())
         read = [w for n, w in named if "attn2.to_" in n] or [w for _, w in named]
         sums = torch.stack([w.detach().double().sum() for w in [*read, named[-1][1]]])
-        parts += [id(module), sum(w._version for _, w in named), tuple(sums.tolist())]
+        written = sum(w._version for _, w in named)  # noqa: SLF001 (torch has no public name)
+        parts += [id(module), written, tuple(sums.tolist())]
     return tuple(parts)

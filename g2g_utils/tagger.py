@@ -43,11 +43,12 @@ def load(asked: Any = None) -> Any:
     if asked is not None and not isinstance(asked, str | os.PathLike):
         return asked
     asked = asked or os.environ.get(MODEL_VARIABLE)
-    return _loaded(os.fspath(asked) if asked else None)
+    return loaded(os.fspath(asked) if asked else None)
 
 
 @lru_cache(maxsize=4)
-def _loaded(asked: str | None) -> Any:
+def loaded(asked: str | None) -> Any:
+    """The named pipeline, an installed one or the word list; loaded once."""
     import spacy
 
     if asked:

@@ -122,7 +122,7 @@ def sampled(names: Iterable[Any], sample: int | None) -> list[Any]:
     return sorted(distinct, key=lambda name: sources.position(str(name)))[:sample]
 
 
-def _check_images(report: Report, source: str, paths: Iterable[Path], sample: int | None) -> None:
+def check_images(report: Report, source: str, paths: Iterable[Path], sample: int | None) -> None:
     """Read image files whole, because only then truncated ones show."""
     chosen, wrong = sampled(paths, sample), []
     with _said("g2g_utils.data.images") as said:
@@ -184,7 +184,7 @@ def _check_boxed(report: Report, held: HeldOut, sample: int | None) -> list[Exam
     report.problems(held.source, problems)
     doubles = [f"{i}: {p!r} is {' and '.join(c)}" for i, p, c in two_classes(examples)]
     report.none(held.source, "phrases with two classes", doubles, note=True)
-    _check_images(
+    check_images(
         report, held.source, (e.image for e in examples if isinstance(e.image, Path)), sample
     )
     return examples
@@ -233,7 +233,7 @@ def _check_openi(report: Report, root: Path, images: Path | None, sample: int | 
     for reason, number in Counter(item.reason for item in dropped).most_common():
         verdict = "note" if reason in ("no image file", "no report") else "ok"
         report.lines.append(Line("openi", f"left out: {reason}", str(number), "", verdict))
-    _check_images(report, "openi", (e.image for e in examples if isinstance(e.image, Path)), sample)
+    check_images(report, "openi", (e.image for e in examples if isinstance(e.image, Path)), sample)
     return {example.subject_id for example in examples}
 
 
@@ -277,7 +277,7 @@ def _check_mimic_files(
     gone = mimic_cxr.absent(paths)
     some = len(gone) < len(paths)  # parts of the collection are common: a run drops the others
     report.none("mimic_cxr", f"left out: {mimic_cxr.NO_IMAGE}", sorted(gone), note=some)
-    _check_images(report, "mimic_cxr", (path for path in paths if path not in gone), sample)
+    check_images(report, "mimic_cxr", (path for path in paths if path not in gone), sample)
     place = sources.resolve(config.data.reports) if config.data.reports else root
     read_report = mimic_cxr.report_reader(place)
     studies = sampled(((subject, study) for _, subject, study, _ in kept), sample)

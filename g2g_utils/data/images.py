@@ -221,7 +221,7 @@ def _decoded(path: Path, names: Mapping[str, str]) -> np.ndarray:
                 raise ImageError(path, "colour planes of 16 bits", "save it as a PNG")
             tiles.append(tile._replace(args=(name, *tile[3][1:]) if many else name))
         image.tile = tiles  # type: ignore[attr-defined]
-        image._mode = next(iter(names.values())).partition(";")[0]
+        image._mode = next(iter(names.values())).partition(";")[0]  # noqa: SLF001
         image.load()
         image.info.pop("transparency", None)
         return np.asarray(ImageOps.exif_transpose(image))

@@ -87,7 +87,7 @@ class Explorer(HasTraits):
     def __init__(self, session: Session, start: State | None = None) -> None:
         super().__init__()
         self.session, self._busy, self._answers = session, False, 0
-        self._page, self._chips = 0, list[Chip]()
+        self.page, self._chips = 0, list[Chip]()
         self._build()
         self._wire()
         self._show_page()
@@ -298,11 +298,11 @@ class Explorer(HasTraits):
 
     def _picked(self, place: int, _: Any) -> None:
         keys = list(self.session.pictures)
-        self._act(lambda now: self.session.pick_image(now, keys[self._page * PAGE + place]))
+        self._act(lambda now: self.session.pick_image(now, keys[self.page * PAGE + place]))
 
     def _turn(self, pages: int) -> None:
         last = (len(self.session.pictures) - 1) // PAGE
-        self._page = (self._page + pages) % (last + 1)
+        self.page = (self.page + pages) % (last + 1)
         self._show_page()
 
     def _uploaded(self, change: Any) -> None:
@@ -313,7 +313,7 @@ class Explorer(HasTraits):
         with self._reported():
             self._tell("reading the image", 0, 1)
             key = self.session.upload(file["name"], bytes(file["content"]))
-            self._page = (len(self.session.pictures) - 1) // PAGE
+            self.page = (len(self.session.pictures) - 1) // PAGE
             self._show_page()
             self._act(lambda now: self.session.pick_image(now, key))
         self.upload.value = ()
@@ -469,7 +469,7 @@ class Explorer(HasTraits):
 
     def _show_page(self) -> None:
         """Show the thumbnails of the current page."""
-        found = list(self.session.pictures.values())[self._page * PAGE :][:PAGE]
+        found = list(self.session.pictures.values())[self.page * PAGE :][:PAGE]
         for place, (thumb, button) in enumerate(zip(self.thumbs, self.picks, strict=True)):
             shown = place < len(found)
             thumb.layout.visibility = button.layout.visibility = "visible" if shown else "hidden"
@@ -479,7 +479,7 @@ class Explorer(HasTraits):
                 thumb.value = _image(render.thumbnail(picture.image), "png", title)
                 button.description, button.tooltip = picture.label, title
         count = len(self.session.pictures)
-        first = self._page * PAGE + 1
+        first = self.page * PAGE + 1
         where = f"now {first} to {first + len(found) - 1} of {count}"
         self.back.tooltip, self.forth.tooltip = f"Previous images, {where}", f"Next images, {where}"
         if self.view is not None:
@@ -487,7 +487,7 @@ class Explorer(HasTraits):
 
     def _mark_picked(self) -> None:
         """Mark the thumbnail of the open picture."""
-        keys = list(self.session.pictures)[self._page * PAGE :][:PAGE]
+        keys = list(self.session.pictures)[self.page * PAGE :][:PAGE]
         for place, button in enumerate(self.picks):
             on = place < len(keys) and keys[place] == self.state.image
             (button.add_class if on else button.remove_class)("g2g-picked")

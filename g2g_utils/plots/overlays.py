@@ -48,7 +48,7 @@ def _map(heatmap: Array) -> Tensor:
     return torch.as_tensor(heatmap).detach().float().cpu()
 
 
-def _heat_colours(strongest: float = 0.75) -> ListedColormap:
+def heat_colours(strongest: float = 0.75) -> ListedColormap:
     """The heat colour map, more opaque where hotter: cold parts leave the image visible."""
     colours = plt.get_cmap(HEAT)(np.linspace(0.12, 1, 256))
     colours[:, 3] = strongest * np.linspace(0, 1, 256) ** 0.7
@@ -146,7 +146,7 @@ def overlay(
     enlarged = max(size, 256)
     shown = resize(_map(heatmap), enlarged).clamp(*limits) if smooth else _map(heatmap)
     artist = ax.imshow(
-        shown.numpy(), cmap=_heat_colours(), vmin=limits[0], vmax=limits[1],
+        shown.numpy(), cmap=heat_colours(), vmin=limits[0], vmax=limits[1],
         extent=(0, size, size, 0), interpolation="nearest",
     )  # fmt: skip
     if mask is not None:
@@ -179,7 +179,7 @@ def colour_bar(
     Args:
         over_image: colours of `overlay`; False: those of `show_map`.
     """
-    colours = _over_grey(_heat_colours()) if over_image else plt.get_cmap(HEAT)
+    colours = _over_grey(heat_colours()) if over_image else plt.get_cmap(HEAT)
     mappable = ScalarMappable(Normalize(*limits), colours)
     fig.colorbar(mappable, ax=axes, label=label, fraction=0.05, pad=0.02, aspect=25)
 

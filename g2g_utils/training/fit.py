@@ -81,7 +81,8 @@ def fit(
             are steps x accumulate of them) on this process's share of the batch, by the prepared
             modules.
     """
-    AcceleratorState._reset_state(True)  # one process may train several models, one after another
+    # one process may train several models, one after another
+    AcceleratorState._reset_state(True)  # noqa: SLF001
     accelerator = Accelerator(
         cpu=options.cpu,
         mixed_precision=options.mixed_precision,

@@ -240,17 +240,6 @@ def test_text_biases_lie_on_the_cpu_within_their_bound(model):
     assert all(m.device.type == "cpu" and m.dtype == torch.float16 for m in bias.values())
 
 
-def test_noise_may_be_drawn_several_times(model, images):
-    posterior = sampling.posterior(model, images[:2])
-    first, again = (sampling.noised(model, posterior, 500, 0) for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    latents, noise = sampling.noised(model, posterior, 500, 0, draw=1)
-    assert not torch.allclose(latents, first[0]) and not torch.allclose(noise, first[1])
-    alone, _ = sampling.noised(model, sampling.posterior(model, images[1:2]), 500, 0)
-    assert torch.equal(alone[0], first[0][1])
-    assert sampling.timesteps(model, 5) == sorted(sampling.timesteps(model, 5), reverse=True)
-
-
 def test_explicit_tokens_one_step_and_bad_input(model, images):
     one = ground(model, images[0], PHRASES[0], tokens=["left", 4], timesteps=1)
     assert one.tokens == (2, 4) and one.keep_last == 1

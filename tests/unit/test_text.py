@@ -165,7 +165,7 @@ def test_slow_tokenizers_are_refused():
 def test_fallback_keeps_location_and_negation(tokenizer, monkeypatch):
     monkeypatch.delenv(tagger.MODEL_VARIABLE, raising=False)
     assert tagger.name() == tagger.STOP_WORDS
-    tagger._loaded.cache_clear()
+    tagger.loaded.cache_clear()
     phrase = tokenize(tokenizer, "There is no effusion in both of the lower lobes", 60)
     with pytest.warns(UserWarning, match="pip install"):
         chosen = select_tokens(phrase)

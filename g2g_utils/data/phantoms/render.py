@@ -119,11 +119,11 @@ class _Lesions:
         self.u, self.v, self.pixel = body.u[index], body.v[index], body.pixel[index]
         self.p = {name: value[index] for name, value in body.p.items()}
         self.sign = np.array(SIGN, np.float32)[lung][:, None, None]
-        self.extent = self._column([p.extent for p in parts])
+        self.extent = self.column([p.extent for p in parts])
         self.noise = np.array([p.noise for p in parts], np.float32)[:, :, None, None]
         self.kinds = [p.kind for p in parts]
-        lateral = self._column([p.place[0] for p in parts])
-        height = self._column([p.place[1] for p in parts])
+        lateral = self.column([p.place[0] for p in parts])
+        height = self.column([p.place[1] for p in parts])
         top, dome = self.p["top"], self.p["dome_right"]
         dome = dome + self.p["dome_drop"] * (self.sign > 0)
         self.du = self.u - self.sign * (self.p["lung_u"] + lateral * self.p["lung_a"])
@@ -131,7 +131,7 @@ class _Lesions:
         self.dv = self.v - top - height * (dome - top)
 
     @staticmethod
-    def _column(values: list[float]) -> Array:
+    def column(values: list[float]) -> Array:
         return np.array(values, np.float32)[:, None, None]
 
     def wobble(self, amount: float) -> Array:
@@ -203,7 +203,7 @@ def _effusion(k: _Lesions) -> Rendered:
 def _pneumothorax(k: _Lesions) -> Rendered:
     p = k.p
     out, down = (
-        k._column(
+        k.column(
             [
                 {"apical": (0.0, 0.7), "lateral": (0.85, 0.0)}.get(kind, (0, 0))[i]
                 for kind in k.kinds
@@ -211,7 +211,7 @@ def _pneumothorax(k: _Lesions) -> Rendered:
         )
         for i in (0, 1)
     )
-    basal = k._column([float(kind == "basal") for kind in k.kinds])
+    basal = k.column([float(kind == "basal") for kind in k.kinds])
     rise = (k.v - (p["top"] + 0.68) / 2) / ((0.68 - p["top"]) / 2)
     lung = (np.abs(k.lateral + out * k.extent), np.abs(rise - down * k.extent))
     edge = (lung[0] ** p["power"] + lung[1] ** p["power"]) ** (1 / p["power"]) - 1

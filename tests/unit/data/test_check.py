@@ -184,7 +184,7 @@ def test_films_with_something_to_look_at_are_a_note(tmp_path, caplog):
 
     Image.new("L", (32, 32), 90).save(tmp_path / "a.png", dpi=(200, 100))
     report = check.Report()
-    check._check_images(report, "folder", [tmp_path / "a.png"], None)
+    check.check_images(report, "folder", [tmp_path / "a.png"], None)
     assert not report.failed and not caplog.text
     assert [line.verdict for line in report.lines] == ["ok", "note"]
     assert "its pixels are" in report.details[0]

@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 from g2g_utils import attention, bbm, config, explorer, grounding
-from g2g_utils.cache import Cache
 from g2g_utils.data.record import Example, Region
 from g2g_utils.explorer import export, maps, render, session, state, study
 from tests.duck import Model
@@ -131,7 +130,8 @@ def test_progress_counts_forwards_and_leaves_no_hook(model):
     )
     assert told == [("maps", 1, 3), ("maps", 2, 3), ("maps", 3, 3)]
     maps.capture_text(model, found.phrase, timesteps=3, progress=lambda *a: told.append(a))
-    assert told[-1] == ("text bias", 3, 3) and not model.unet._forward_hooks
+    assert told[-1] == ("text bias", 3, 3)
+    assert not model.unet._forward_hooks  # noqa: SLF001
 
 
 def test_names_of_layers(capture):
@@ -141,29 +141,6 @@ def test_names_of_layers(capture):
     spans = maps.blocks(capture)
     assert list(spans) == ["down", "mid", "up"] and spans["up"][1] == len(labels) - 1
     assert maps.resolutions(capture) == (16, 8)
-
-
-# -- cache ------------------------------------------------------------------------------------
-
-
-def test_cache_forgets_the_least_recently_used():
-    cache, made = Cache(100), []
-
-    def value(name, size=40):
-        return cache.get(name, lambda: made.append(name) or SimpleNamespace(nbytes=size))
-
-    value("a"), value("b"), value("a"), value("c")
-    assert made == ["a", "b", "c"] and "b" not in cache and "a" in cache
-    assert cache.nbytes <= cache.limit
-    value("huge", 1000)
-    assert "huge" in cache and len(cache) == 1  # the newest stays, however large
-
-
-def test_cache_keeps_nothing_of_a_failure():
-    cache = Cache(10)
-    with pytest.raises(ZeroDivisionError):
-        cache.get("a", lambda: 1 / 0)
-    assert "a" not in cache and len(cache) == 0
 
 
 # -- state ------------------------------------------------------------------------------------
@@ -755,4 +732,4 @@ def test_gallery_pages_turn(widget):
     widget.picks[1].click()
     assert widget.state.image == "test:1" and widget.phrase.value == "edema"
     widget.forth.click()
-    assert widget._page == 0  # one page only: back at the start
+    assert widget.page == 0  # one page only: back at the start

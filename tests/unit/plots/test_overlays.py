@@ -63,7 +63,7 @@ def test_limits_are_fixed_and_colour_maps_perceptual(ax):
     assert artist.get_clim() == (0, 0.5)
     signed = overlays.show_map(Figure().subplots(), HEAT - 0.5, limits=(-1, 1), signed=True)
     assert signed.cmap(0.5)[:3] == pytest.approx((1, 1, 1), abs=0.05)
-    lightness = np.array(overlays._heat_colours().colors)[:, :3] @ [0.2126, 0.7152, 0.0722]
+    lightness = np.array(overlays.heat_colours().colors)[:, :3] @ [0.2126, 0.7152, 0.0722]
     assert (np.diff(lightness) >= 0).all()
 
 
