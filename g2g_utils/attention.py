@@ -432,6 +432,7 @@ class Recorder:
         self._attn, self._wanted = find_layers(unet), layers
         ends = {n.split(".")[-1]: m for n, m in unet.named_modules() if "conv_" in n}
         self._stem, self._head = ends["conv_in"], ends.get("conv_out")
+        self._twice = [m for m in unet.modules() if hasattr(m, "gradient_checkpointing")]
         self._rows = rows or slice(None)
         self._originals: dict[str, Any] = {}
         self._hooks: list[Any] = []
@@ -509,6 +510,11 @@ class Recorder:
         """Note the latent size and how many timesteps and samples the coming forward holds."""
         if self._running:
             raise RuntimeError("the forward before this one failed midway: use a new recorder")
+        if torch.is_grad_enabled() and any(m.gradient_checkpointing for m in self._twice):
+            raise RuntimeError(
+                "gradient checkpointing runs every layer twice, so its maps would count twice: "
+                "record under torch.no_grad() or call unet.disable_gradient_checkpointing()"
+            )
         rows = len(range(*self._rows.indices(len(args[0]))))
         batch, latent = self.rows_per_step or rows, (args[0].shape[-2], args[0].shape[-1])
         if rows % batch:
@@ -657,20 +663,24 @@ class _Capture:
             hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
         if attn.norm_cross:
             text = attn.norm_encoder_hidden_states(text)
-        query, key, value = (
-            attn.head_to_batch_dim(project(states))  # rows*heads hw d
-            for project, states in (
-                (attn.to_q, hidden_states),
-                (attn.to_k, text),
-                (attn.to_v, text),
-            )
-        )
+        query, key, value = map(attn.head_to_batch_dim, _projected(attn, hidden_states, text))
         if attn.norm_q is not None:
             query, key = attn.norm_q(query), attn.norm_k(key)
+        if query.dtype == torch.float16:  # products of large states overflow
+            query, key, mask = query.float(), key.float(), mask if mask is None else mask.float()
         probs = attn.get_attention_scores(query, key, mask)  # rows*heads hw n
         show(probs, attn.heads)
-        out = attn.to_out[1](attn.to_out[0](attn.batch_to_head_dim(torch.bmm(probs, value))))
+        read = torch.bmm(probs.to(value.dtype), value)
+        out = attn.to_out[1](attn.to_out[0](attn.batch_to_head_dim(read)))
         return (out + residual if attn.residual_connection else out) / attn.rescale_output_factor
+
+
+def _projected(attn: Any, states: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values [rows, hw or n, heads*d]; fused weights are the ones in use."""
+    if getattr(attn, "fused_projections", False) and hasattr(attn, "to_kv"):
+        key, value = attn.to_kv(text).chunk(2, dim=-1)
+        return attn.to_q(states), key, value
+    return attn.to_q(states), attn.to_k(text), attn.to_v(text)
 
 
 def _only_names(wanted: Layers | None) -> bool:

@@ -24,6 +24,7 @@ from g2g_utils.models import (
     registry,
 )
 from g2g_utils.models.checkpoints import quiet
+from g2g_utils.models.supported import check_supported
 from g2g_utils.runs import places
 
 
@@ -69,6 +70,7 @@ def load(
         zero_padding=config.text.zero_padding,
         name=f"{config.profile}/{name}",
     )
+    check_supported(model.unet.config, model.vae.config, model.name)
     return model.to(device)
 
 

@@ -126,6 +126,25 @@ def missing(config: Config) -> list[str]:
     return [*_missing_data(config), *_missing_weights(config)]
 
 
+def unsupported(config: Config) -> list[str]:
+    """What the profile's U-Nets and VAE want in vain, from their config.json where it is there."""
+    from g2g_utils.models.checkpoints import stored_config
+    from g2g_utils.models.supported import problems
+
+    place = config.vae
+    vae = stored_config(place.pretrained, "vae", place.revision) if place.pretrained else None
+    released = config.adaptation.released, "unet_ema", config.adaptation.revision
+    found: dict[str, None] = {}
+    for source, part, revision in (
+        (config.unet.pretrained, "unet", config.unet.revision),
+        released,
+    ):
+        unet = stored_config(source, part, revision) if source else None
+        lines = problems(unet, vae)
+        found |= dict.fromkeys(f"model: {source or place.pretrained}: {line}" for line in lines)
+    return list(found)
+
+
 def _missing_data(config: Config) -> Iterator[str]:
     data = config.data
     parts: list[Data | HeldOut] = [] if data.source == "phantoms" else [data]
@@ -221,4 +240,6 @@ def sheet(config: Config, step_seconds: float | None = None) -> str:
         lines += ["costs:", *(f"  {x}" for x in costs(config, step_seconds).lines())]
     absent = missing(config)
     lines += ["missing on disk:" if absent else "missing on disk: nothing that was looked for"]
-    return "\n".join([*lines, *(f"  {item}" for item in absent)])
+    lines += [f"  {item}" for item in absent]
+    wrong = unsupported(config)
+    return "\n".join([*lines, *(["cannot be used:"] if wrong else []), *(f"  {x}" for x in wrong)])

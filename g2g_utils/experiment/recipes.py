@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from g2g_utils import runs
-from g2g_utils.config import Config, Section
+from g2g_utils.config import Config, ConfigError, Section
 from g2g_utils.experiment import apart, parts
 from g2g_utils.experiment.make import ensure
 from g2g_utils.experiment.plan import needs
@@ -116,9 +116,11 @@ def vae(config: Config, item: str, folder: Path) -> dict[str, Any]:
 )
 def latents(config: Config, item: str, folder: Path) -> None:
     """Posterior mean and standard deviation of every training image's latent."""
-    from g2g_utils.experiment import assemble
+    from g2g_utils.experiment import assemble, costs
     from g2g_utils.training import finetune
 
+    if wrong := costs.unsupported(config):  # before hours of encoding
+        raise ConfigError("; ".join(wrong))
     images, encoder = parts.training_images(config), parts.vae(config)
     ids = parts.training_texts(config).files or [str(k) for k in range(len(images))]
     finetune.cache_latents(encoder.to(assemble.default_device(config)), images, folder, ids)

@@ -5,6 +5,7 @@ Nothing is unpickled and no remote code is run.
 
 from __future__ import annotations
 
+import json
 import pickle
 import zipfile
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ from transformers.utils import logging
 from g2g_utils import config as configuration
 from g2g_utils.models import registry
 from g2g_utils.models.components import SD_SCHEDULE, add_projection
+from g2g_utils.models.supported import check_supported
 
 Part = TypeVar("Part", AutoencoderKL, UNet2DConditionModel)
 
@@ -134,13 +136,20 @@ def _check_keys(info: dict[str, Any], heads: tuple[str, ...] = ()) -> None:
 
 def load_vae(source: str | Path, revision: str | None = None) -> AutoencoderKL:
     """VAE of a folder or hub id, or of the subfolder `vae` of a Stable Diffusion pipeline."""
-    return _load(AutoencoderKL, source, "vae", revision)
+    check_supported(None, stored_config(source, "vae", revision), source)
+    vae = _load(AutoencoderKL, source, "vae", revision)
+    check_supported(None, vae.config, source)
+    return vae
 
 
 def load_unet(source: str | Path, revision: str | None = None) -> UNet2DConditionModel:
     """U-Net of a folder or hub id: subfolder `unet_ema` (the released one), else `unet`."""
     released = str(source).endswith("cxr_bert_ldm") or (Path(source) / "unet_ema").is_dir()
-    return _load(UNet2DConditionModel, source, "unet_ema" if released else "unet", revision)
+    subfolder = "unet_ema" if released else "unet"
+    check_supported(stored_config(source, subfolder, revision), source=source)
+    unet = _load(UNet2DConditionModel, source, subfolder, revision)
+    check_supported(unet.config, source=source)
+    return unet
 
 
 def _load(cls: type[Part], source: str | Path, subfolder: str, revision: str | None) -> Part:
@@ -155,6 +164,21 @@ def _load(cls: type[Part], source: str | Path, subfolder: str, revision: str | N
         )  # fmt: skip
         _check_keys(info)
     return model.eval()
+
+
+def stored_config(
+    source: str | Path, subfolder: str, revision: str | None
+) -> dict[str, Any] | None:
+    """The config.json of a part on this machine, or None; nothing is fetched."""
+    own = Path(source) / "config.json"
+    found = (
+        own if own.is_file() else registry.find(str(source), f"{subfolder}/config.json", revision)
+    )
+    try:
+        read = json.loads(found.read_text("utf-8")) if found else None
+    except ValueError:  # said when it is loaded
+        return None
+    return read if isinstance(read, dict) else None
 
 
 LORA_FOLDER, PROJECTION = "unet_lora", "text_projection.safetensors"

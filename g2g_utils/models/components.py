@@ -97,7 +97,9 @@ class GroundingModel:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Images [b, 1, S, S] in [0, 1] (grey) of scaled latents [b, c, h, w]."""
-        decoded = self.vae.decode(latents / self.vae.config.scaling_factor).sample
+        shift = self.vae.config.shift_factor
+        unscaled = latents / self.vae.config.scaling_factor
+        decoded = self.vae.decode(unscaled + shift if shift else unscaled).sample
         return vae_output(self.vae, decoded)
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -194,7 +196,9 @@ def vae_input(vae: AutoencoderKL, images: Tensor) -> Tensor:
 def image_posterior(vae: AutoencoderKL, images: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation [b, c, h, w] of the scaled latents of images in [0, 1]."""
     posterior = vae.encode(vae_input(vae, images)).latent_dist
-    return posterior.mean * vae.config.scaling_factor, posterior.std * vae.config.scaling_factor
+    shift, scale = vae.config.shift_factor, vae.config.scaling_factor
+    mean = posterior.mean - shift if shift else posterior.mean
+    return mean * scale, posterior.std * scale
 
 
 def vae_output(vae: AutoencoderKL, decoded: Tensor) -> Tensor:

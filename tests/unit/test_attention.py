@@ -362,3 +362,39 @@ def test_misuse(unet):
     with pytest.raises(ValueError, match="changed from"):
         recorder = kept(unet, "mean")
         run(unet, recorder, batch=3)
+
+
+def test_fused_projections_that_changed_are_the_ones_recorded():
+    unet = make_unet()
+    unet.fuse_qkv_projections()
+    with torch.no_grad():
+        for attn in find_layers(unet).values():
+            attn.to_kv.weight.mul_(-1.5)
+    recorder = CrossAttentionRecorder(unet)
+    (recorded,) = run(unet, recorder, times=(900,))
+    latents, states = inputs(seed=900)
+    with torch.no_grad():
+        plain = unet(latents, 900, states).sample
+    torch.testing.assert_close(recorded, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_gradient_checkpointing_while_recording_is_refused():
+    unet = make_unet().train()
+    unet.enable_gradient_checkpointing()
+    recorder = CrossAttentionRecorder(unet)
+    latents, states = inputs()
+    with pytest.raises(RuntimeError, match=r"twice.*no_grad"), recorder:
+        unet(latents, 900, states)
+    assert run(unet, CrossAttentionRecorder(unet))
+
+
+def test_scores_beyond_float16_stay_finite():
+    unet = make_unet().half()
+    for attn in find_layers(unet).values():
+        attn.to_q.weight.data.mul_(3e3)
+        attn.to_k.weight.data.mul_(3e3)
+    recorder = CrossAttentionRecorder(unet)
+    latents, states = inputs()
+    with torch.no_grad(), recorder:
+        unet(latents.half(), 900, states.half())
+    assert torch.isfinite(recorder.mean()).all()
