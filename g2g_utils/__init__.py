@@ -2,13 +2,13 @@
 
 The tour, from the ground up; imports point to earlier lines only (docs/architecture.md):
 
-    config, runs      a profile; atomic files, locks and records of a run
+    config, runs      a profile; atomic files, locks and records of a run (cache: in memory)
     data              files and phantoms -> Example: image, phrase, boxes, patient
     text, tagger      words <-> tokens, and the words that count
     models            U-Net, VAE and text encoders: built, loaded, checked
     training          pre-training and fine-tuning on image-text pairs
-    attention         cross-attention of a U-Net -> maps
-    bbm, masks        maps -> merged map -> mask
+    sampling          the inputs of the U-Net; attention: its cross-attention -> maps
+    bbm, masks        maps -> merged map -> mask; information: predicted noise -> map
     metrics           heat map and boxes -> scores
     grounding         ground(model, image, phrase) -> heat map, mask, words
     methods           every way to ground, behind one protocol
