@@ -221,6 +221,7 @@ ground() {
 # What Jupyter, torch and the hub should know, whichever job they run in.
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" JUPYTER_PREFER_ENV_PATH=1
 export TOKENIZERS_PARALLELISM=false HF_HUB_DISABLE_TELEMETRY=1 PYTHONUNBUFFERED=1
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}" # idle threads of small models sleep, not spin
 
 command="${1:-miniature}"
 case "$command" in -j | --jobs | --retrain | --dry-run | -n | --slurm | --profile) set -- miniature "$@" ;; esac

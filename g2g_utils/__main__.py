@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -91,12 +92,19 @@ def _costs(config: configuration.Config, options: argparse.Namespace) -> int:
 def _ground(config: configuration.Config, options: argparse.Namespace) -> int:
     from g2g_utils.experiment import ground_file
 
-    for path in ground_file.ground_file(
-        config, options.image, options.phrase, arm=options.arm, seed=options.seed, out=options.out
-    ):
-        print(path)
+    gc.disable()  # what imports make stays to the end: looking through it again costs a second
+    try:
+        written = ground_file.ground_file(
+            config, options.image, options.phrase,
+            arm=options.arm, seed=options.seed, out=options.out,
+        )  # fmt: skip
+    finally:
+        gc.enable()
+    print(*written, sep="\n")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    gc.freeze()  # the process ends: no last look through all that is left
+    sys.exit(status)
