@@ -30,6 +30,9 @@ FINDINGS = (  # the eight classes of MS-CXR, spelt as in its column `category_na
 )
 
 
+Curve = Literal["linear", "quadratic", "mixture"]  # of Bimodal Bias Merging (eq. 5-7)
+
+
 class ConfigError(ValueError):
     """A profile, key or value that cannot be used; the message names it and the fix."""
 
@@ -289,7 +292,7 @@ class Grounding(Section):
     keep_last: int = Field(40, gt=0)
     filter: Literal["lexical", "disease", "all"] = "lexical"
     layers: str | tuple[str, ...] | None = None  # names, beginnings, blocks; None: all
-    curve: Literal["linear", "quadratic", "mixture"] | None = "mixture"
+    curve: Curve | None = "mixture"
     text_guidance: float = 16.0
     sampling: Literal["gt", "gt_first", "cfg", "text"] = "gt"  # what the U-Net sees (appendix A)
     batch_size: int = Field(64, gt=0)  # U-Net rows per forward
@@ -303,6 +306,22 @@ class Grounding(Section):
                 f"keep_last = {self.keep_last} exceeds timesteps = {self.timesteps}: lower it"
             )
         return self
+
+
+class Method(BaseModel):
+    """A row of the benchmark: a kind of `methods/registry.py` and that kind's settings."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+    kind: str | None = None
+    label: str | None = None  # its name in tables and figures; None: the row's own
+    control: bool = False  # drawn grey, beside those that are compared
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The kind, where one is named, and its settings, unchecked."""
+        named = {} if self.kind is None else {"kind": self.kind}
+        return named | dict(self.model_extra or {})
 
 
 class Evaluation(Section):
@@ -348,7 +367,7 @@ class Config(Section):
     grounding: Grounding
     evaluation: Evaluation
     fidelity: Fidelity
-    biovil: Path | None = None  # checkpoint of BioViL's image branch: a row of the benchmark
+    methods: dict[str, Method] = {}  # rows of the benchmark, in the order of its tables
     retrain: bool = False  # ignore shipped weights and train everything here
     # by rule of the workflow (product, training, notebook, point); left out of dumps and keys
     resources: dict[Literal["product", "training", "notebook", "point"], Resources] = Field(
@@ -363,6 +382,13 @@ class Config(Section):
                     f"training.arms.{name}.encoder = {arm.encoder!r} is not in encoders"
                 )
         return self
+
+    @field_validator("methods")
+    @classmethod
+    def _methods_have_names(cls, methods: dict[str, Method]) -> dict[str, Method]:
+        if wrong := [name for name in methods if not re.fullmatch(r"[\w.+-]+", name)]:
+            raise ValueError(f"row {wrong[0]!r}: name it by letters, digits and . + -; add a label")
+        return methods
 
     @model_validator(mode="after")
     def _adaptation_has_a_start(self) -> Config:
@@ -443,6 +469,8 @@ def load(profile: str, **overrides: Any) -> Config:
     for key, value in overrides.items():
         _set(tree, key.replace("__", ".").split("."), value)
     _leave_other_arms(tree)
+    if any(key.replace("__", ".").startswith("training.arms") for key in overrides):
+        _leave_rows_without_arm(tree)
     try:
         return Config.model_validate({"profile": profile, **tree})
     except ValidationError as error:
@@ -504,6 +532,18 @@ def _leave_other_arms(tree: dict[str, Any]) -> None:
         untuned = [(k, v) for k, v in arms[1:] if isinstance(v, dict) and v.get("untuned")]
         training["arms"] = dict(arms[:1] + untuned)
         training["seeds"] = list(training.get("seeds") or [])[:1]
+        _leave_rows_without_arm(tree)
+
+
+def _leave_rows_without_arm(tree: dict[str, Any]) -> None:
+    """Leave out methods of arms that an override took away; in a file they are errors."""
+    arms, methods = (tree.get("training") or {}).get("arms"), tree.get("methods")
+    if isinstance(arms, dict) and isinstance(methods, dict):
+        tree["methods"] = {
+            name: row
+            for name, row in methods.items()
+            if not isinstance(row, dict) or row.get("arm") in (None, *arms)
+        }
 
 
 def _explain(path: Path, error: ValidationError) -> str:

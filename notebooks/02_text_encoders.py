@@ -182,7 +182,7 @@ pd.DataFrame(
 # middle. (The published BioViL is loaded for its patches only, so this is left out there.)
 
 # %%
-films, baseline = sources.examples(config, "validation"), products.rival(config)
+films, baseline = sources.examples(config, "validation"), products.method(config, "biovil")
 n, ranks = len(films), None
 if not config.encoders["domain"].pretrained:
     joint = biovil.load(products.ensure(config, "encoders/domain"), config.text.max_length)

@@ -55,7 +55,7 @@ plots.use_style()
 # (defined below), because at confidence 0 merging does nothing.
 
 # %%
-table = products.tables(config, "curves.csv", config.training.compared)
+table = products.scores(config, "curves")
 arms, seeds = list(table["arm"].unique()), sorted(table["seed"].unique().tolist())
 plain = table[table["curve"] == "none"]
 first = plain[(plain["arm"] == arms[0]) & (plain["seed"] == seeds[0])].reset_index(drop=True)

@@ -53,10 +53,12 @@ from IPython.display import Markdown, display
 
 from g2g_utils import plots, text
 from g2g_utils.bench import ablations, claims, harder, statistics
+from g2g_utils.data import record
 from g2g_utils.experiment import products
 from g2g_utils.plots import charts, overlays
 
 plots.use_style()
+charts.use_colours(products.compared(config))
 
 # %% [markdown]
 # ## What is compared, and on what
@@ -76,7 +78,8 @@ print(f"{len(pairs)} pairs, {len(patients)} patients")
 print(sorted({str(pair.finding) for pair in pairs}))
 
 # %%
-rows = products.tables(config, "pairs.csv")
+scores = products.scores(config)
+rows = scores[scores["arm"].notna()].astype({"seed": int})
 arms, seeds = config.training.compared, sorted(rows["seed"].unique().tolist())
 trainings = rows.groupby("arm", sort=False)["seed"].nunique().to_dict()
 print(f"{len(rows)} rows = {len(pairs)} pairs × {sum(trainings.values())} trainings: {trainings}")
@@ -111,10 +114,7 @@ print("degenerate cases:", rows["note"].value_counts().to_dict() or "none")
 # from contrastive training of the same text encoder on the same pairs.
 
 # %%
-folder = products.ensure(config, "baselines")
-no_skill, file = statistics.read_rows(folder / "no_skill.csv"), folder / "biovil.csv"
-discriminative = statistics.read_rows(file) if file.is_file() else None
-everything = statistics.methods(rows, no_skill, discriminative)
+everything = statistics.methods(scores)
 everything.groupby("method", sort=False).size().to_dict()
 
 # %% [markdown]
@@ -159,8 +159,7 @@ arm_seeds.pivot(index="seed", columns="method", values="specificity")[list(train
 # of layers can decide a comparison of encoders, every claim about them is also made over all.
 
 # %%
-file = "all_layers.csv" if config.grounding.layers else "pairs.csv"
-whole = statistics.methods(products.tables(config, file), no_skill, discriminative)
+whole = statistics.methods(products.scores(config, "all layers"))
 in_all = whole[whole["method"].isin(list(trainings))]
 charts.readable(statistics.summary(in_all, "method", columns, config.evaluation.bootstrap))
 
@@ -278,7 +277,7 @@ for arm in shuffled:
 # ("doubling mIoU" against BioViL) in the form that earlier work reports.
 
 # %%
-rival, compared_by = "BioViL-like", ["cnr", "threshold_iou", "specificity"]
+rival, compared_by = config.methods["biovil"].label, ["cnr", "threshold_iou", "specificity"]
 f3 = claims_of("F3-generative", "domain-frozen", rival, compared_by)
 f3 += claims_of("F3-generative-all-layers", "domain-frozen", rival, compared_by, **every)
 print(*f3, sep="\n")
@@ -396,8 +395,12 @@ plots.save_figure(config, fig, "07_examples")
 
 # %%
 normals = backgrounds or os.environ.get("G2G_BACKGROUNDS", "")
-hard = harder.methods(config, normals, background_images) if normals else None
-if hard is None:
+hard = None
+if normals:
+    hard_pairs = record.pairs(harder.examples(config, normals, "test", background_images))
+    methods = products.methods(config, harder.regions(config, normals))
+    hard = harder.scores(methods, hard_pairs)
+else:
     print("skipped: no folder of normal radiographs was given. Set the parameter `backgrounds`, or")
     print("run G2G_BACKGROUNDS=FOLDER ./run_all.sh, with films like those that ChestX-ray14 labels")
     print("'No Finding' (of 30 patients or more: splits share none)")
@@ -436,7 +439,8 @@ Markdown(
 )
 
 # %%
-best = no_skill.groupby("method")["cnr"].mean()
+blind = scores["arm"].isna() & ~scores["method"].isin(products.compared(config))
+best = scores[blind].groupby("method")["cnr"].mean()
 arm = table.loc[arms[0]]
 print(f"{arms[0]}: CNR {arm['cnr']}, specificity {arm['specificity']}")
 print(f"strongest row without skill: {best.idxmax()}, CNR {best.max():.3f}")

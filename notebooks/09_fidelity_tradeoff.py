@@ -53,6 +53,7 @@ from g2g_utils.experiment import products
 from g2g_utils.plots import charts, overlays
 
 plots.use_style()
+charts.use_colours(products.compared(config))
 
 # %% [markdown]
 # ## The samples
@@ -181,7 +182,7 @@ charts.readable(pd.DataFrame({"MS-SSIM of neighbours": similar}))
 # the arms differ mean that the seed matters as much as the encoder.
 
 # %%
-evaluated = products.tables(config, "pairs.csv")
+evaluated = products.scores(config)
 grounding = evaluated.groupby(["arm", "seed"])[["cnr", "specificity"]].mean()
 points = table[(table["network"] == networks[0]) & table["method"].isin(arms)].rename(
     columns={"method": "arm"}

@@ -55,6 +55,7 @@ from g2g_utils.methods.g2g import G2G
 from g2g_utils.plots import charts
 
 plots.use_style()
+charts.use_colours(products.compared(config))
 
 # %% [markdown]
 # ## Two metrics, one name
@@ -99,10 +100,7 @@ print(f"boxes cover {np.mean(shares):.0%} on average; an empty mask scores {noth
 # an empty mask scores: to the left of it, saying nothing would have scored better.
 
 # %%
-rows, folder = products.tables(config, "pairs.csv"), products.ensure(config, "baselines")
-file = folder / "biovil.csv"
-discriminative = statistics.read_rows(file) if file.is_file() else None
-everything = statistics.methods(rows, statistics.read_rows(folder / "no_skill.csv"), discriminative)
+everything = statistics.methods(products.scores(config))
 everything = everything[everything["balanced_iou"].notna()]
 columns, resamples = ["balanced_iou", "threshold_iou", "iou"], config.evaluation.bootstrap
 table = statistics.summary(everything, "method", columns, resamples)

@@ -68,18 +68,12 @@ ALL_COLUMNS = {f"{ALL}{name}": COLUMNS[name] for name in list(COLUMNS)[:4]}
 
 def results(settings: config.Config) -> dict[str, Any]:
     """Means and intervals of every arm and no-skill row on the test split."""
-    arms = products.tables(settings, "pairs.csv")
+    scores = products.scores(settings)
+    arms = scores[scores["arm"].notna()]
     if settings.grounding.layers:
-        keys = ["arm", "seed", "image_id", "phrase", "finding"]
-        whole = products.tables(settings, "all_layers.csv").set_index(keys)
-        whole = whole[["cnr", "auc_roc", "pointing", "specificity"]]
-        whole = whole.add_prefix(ALL).reset_index()
-        arms = arms.merge(whole, on=keys, validate="one_to_one")
-    folder = products.ensure(settings, "baselines")
-    no_skill, discriminative = (
-        statistics.read_rows(folder / f"{n}.csv") for n in ("no_skill", "biovil")
-    )
-    everything = statistics.methods(arms, no_skill, discriminative)
+        whole = products.scores(settings, "all layers")[list(COLUMNS)[:4]].add_prefix(ALL)
+        scores = scores.join(whole[scores["arm"].notna()])  # the same rows in the same order
+    everything = statistics.methods(scores)
     n, first = settings.evaluation.bootstrap, arms["arm"].iloc[0]
     names = {"its map of another phrase": f"map of another phrase ({first})"} | {
         arm: f"{arm} ({'control' if settings.training.arms[arm].control else 'arm'})"

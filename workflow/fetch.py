@@ -11,8 +11,9 @@ from functools import partial
 from pathlib import Path
 
 from g2g_utils import config as profiles
-from g2g_utils.data import check, sources
+from g2g_utils.data import check
 from g2g_utils.experiment import costs
+from g2g_utils.methods.registry import File
 from g2g_utils.models import registry
 
 TEXT = ["*.json", "*.txt", "*.safetensors", "*.bin"]  # of a text encoder
@@ -49,19 +50,16 @@ def fetch(source: str, revision: str | None, patterns: list[str]) -> str:
     )
 
 
-def fetch_biovil(checkpoint: Path) -> str:
-    """Bring BioViL's image model to the profile's place for it; return that place."""
+def fetch_file(file: File) -> str:
+    """Bring a method's published file to the profile's place for it; return that place."""
     from huggingface_hub import hf_hub_download
 
-    from g2g_utils.methods.biovil import IMAGE_FILE
-
-    if not checkpoint.is_file():
-        text = registry.REGISTRY["cxr-bert"]  # published in the same repository
+    if not file.path.is_file():
         found = hf_hub_download(
-            text.hub_id, IMAGE_FILE, revision=text.revision, local_dir=checkpoint.parent
+            file.hub_id, file.name, revision=file.revision, local_dir=file.path.parent
         )
-        Path(found).rename(checkpoint)
-    return str(checkpoint)
+        Path(found).rename(file.path)
+    return str(file.path)
 
 
 def models(config: profiles.Config) -> dict[str, Callable[[], str]]:
@@ -70,8 +68,7 @@ def models(config: profiles.Config) -> dict[str, Callable[[], str]]:
         f"{source} ({revision or 'newest'})": partial(fetch, source, revision, patterns)
         for (source, revision), patterns in wanted(config).items()
     }
-    if config.biovil:
-        found["BioViL's image model"] = partial(fetch_biovil, sources.resolve(config.biovil))
+    found |= {file.name: partial(fetch_file, file) for file in costs.method_files(config)}
     return found
 
 

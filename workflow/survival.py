@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PHASES = {  # in the order of the run: name -> words of the process's command line
     "latents": "make_product.py latents",
     "training": "make_product.py ldm/",
-    "evaluation": "make_product.py evaluation/",
+    "evaluation": "make_product.py fidelity/",
     "notebook": "run_notebook.py",
     "summary": "summarise_sweep.py",
 }

@@ -6,8 +6,11 @@ anatomy.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
@@ -16,8 +19,7 @@ from g2g_utils.bench.benchmark import score
 from g2g_utils.config import Config
 from g2g_utils.data import phantoms, record
 from g2g_utils.data.record import Example
-from g2g_utils.experiment import products
-from g2g_utils.methods.g2g import G2G
+from g2g_utils.methods.base import Grounder
 
 PRIOR_IMAGES = 512  # training phantoms whose boxes make the mean-box rows
 
@@ -34,21 +36,19 @@ def examples(config: Config, folder: Path, split: str, count: int) -> list[Examp
     return phantoms.generate(count, config.data.seed, split, **world)
 
 
-def methods(config: Config, folder: Path, images: int) -> pd.DataFrame:
-    """All metrics on the pairs of `images` test phantoms, one row per pair, seed and method.
+def regions(config: Config, folder: Path) -> list[dict[str, Any]]:
+    """Findings and boxes of training phantoms drawn into the radiographs of `folder`."""
+    count = min(PRIOR_IMAGES, config.data.train)
+    trained = record.pairs(examples(config, folder, "train", count))
+    return [{"finding": pair.finding, "boxes": pair.boxes} for pair in trained]
 
-    Methods as in `statistics.methods`: every compared arm and seed, the first arm's map of another
-    phrase, maps without skill (mean boxes of training phantoms with such backgrounds), and the
-    discriminative baseline if the profile trains one.
-    """
-    pairs = record.pairs(examples(config, folder, "test", images))
-    trained = record.pairs(examples(config, folder, "train", min(PRIOR_IMAGES, config.data.train)))
-    regions = [{"finding": pair.finding, "boxes": pair.boxes} for pair in trained]
-    options, tables = products.grounding_options(config), []
-    trainings = [(arm, seed) for arm in config.training.compared for seed in config.seeds(arm)]
-    for arm, seed in tqdm(trainings, desc="real backgrounds"):
-        method = G2G(arm, products.model(config, arm, seed), options)
-        tables.append(score(method, pairs, progress=False).assign(arm=arm, seed=seed))
-    baselines, rival = products.no_skill_methods(config, regions=regions), products.rival(config)
-    found = [score(method, pairs, progress=False) for method in [*baselines, rival] if method]
-    return statistics.methods(pd.concat(tables, ignore_index=True), *found)
+
+def scores(
+    grounders: Iterable[tuple[Grounder, int | None]], pairs: Sequence[Example]
+) -> pd.DataFrame:
+    """All metrics of methods on pairs, one row per pair, seed and method (`statistics.methods`)."""
+    found = [
+        score(method, pairs, progress=False).assign(seed=np.nan if seed is None else seed)
+        for method, seed in tqdm(grounders, desc="real backgrounds")
+    ]
+    return statistics.methods(pd.concat(found, ignore_index=True))

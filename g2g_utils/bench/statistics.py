@@ -220,16 +220,15 @@ def per_class(table: pd.DataFrame, column: str) -> pd.DataFrame:
     return table
 
 
-def methods(rows: pd.DataFrame, *baselines: pd.DataFrame) -> pd.DataFrame:
-    """One long table by `method`: the arms, the first arm's map of another phrase, baselines.
+def methods(table: pd.DataFrame) -> pd.DataFrame:
+    """Scores by `method` with the first method's map of another phrase as a method of its own.
 
-    Args:
-        rows: scores of trained arms (arm, seed, metrics, other_cnr).
+    Its rows stand between the trained methods (with a `seed`) and the others.
     """
-    arms = rows.drop(columns="method", errors="ignore").rename(columns={"arm": "method"})
-    first = arms[arms["method"] == arms["method"].iloc[0]]
+    trained = table["seed"].notna()
+    first = table[table["method"] == table["method"].iloc[0]]
     swapped = other_phrase_rows(first, "its map of another phrase")
-    return pd.concat([arms, swapped, *baselines], ignore_index=True)
+    return pd.concat([table[trained], swapped, table[~trained]], ignore_index=True)
 
 
 def other_phrase_rows(table: pd.DataFrame, name: str) -> pd.DataFrame:

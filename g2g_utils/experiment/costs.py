@@ -15,6 +15,7 @@ from typing import Any
 from g2g_utils.config import Config, Data, Encoder, HeldOut
 from g2g_utils.data import chestxray14, mimic_cxr, ms_cxr, openi, rsna, sources, tables
 from g2g_utils.experiment import plan
+from g2g_utils.methods.registry import File, rows
 from g2g_utils.models import registry
 
 SD15_UNET: dict[str, Any] = {  # sizes of Stable Diffusion 1.5's U-Net, where its config is absent
@@ -203,16 +204,20 @@ def _missing_weights(config: Config) -> Iterator[str]:
             part = ["--include", f"'{Path(file).parent}/*'"] if "/" in file else []
             fix = registry.command(source, revision, *part)
             yield f"weights: no {absent} of {source}: run `{fix}`"
-    if config.biovil and not sources.resolve(config.biovil).is_file():
-        from g2g_utils.methods.biovil import FETCH
+    for published in method_files(config):
+        if not published.path.is_file():
+            yield f"optional: no {published.path}: `{published.command}`"
 
-        yield f"optional: no {config.biovil}: `{FETCH} --local-dir {config.biovil.parent}`"
+
+def method_files(config: Config) -> list[File]:
+    """Published files that the profile's methods read."""
+    return [file for row in rows(config).values() for file in row.kind.files(row.settings)]
 
 
 def used_encoders(config: Config) -> list[Encoder]:
-    """Text encoders that an arm uses, and the one that reads the phrases for BioViL."""
+    """Text encoders of the training arms and of methods that have none."""
     used = {arm.encoder for arm in config.training.arms.values()}
-    used |= {"domain"} if config.biovil else set()
+    used |= {name for row in rows(config).values() for name in row.kind.encoders(row.settings)}
     return [encoder for name, encoder in config.encoders.items() if name in used]
 
 

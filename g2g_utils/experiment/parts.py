@@ -5,7 +5,9 @@ Every function makes the products that it reads if they are missing. Heavy impor
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from g2g_utils import runs
@@ -13,6 +15,7 @@ from g2g_utils.config import Config, ConfigError
 from g2g_utils.experiment.make import ensure
 from g2g_utils.experiment.plan import find
 from g2g_utils.experiment.product import KINDS, present
+from g2g_utils.methods.registry import rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from g2g_utils.data.record import Example
+    from g2g_utils.methods.base import Grounder
     from g2g_utils.models import GroundingModel
 
 REFERENCE = 2000  # training images whose features samples are compared with
@@ -61,11 +65,11 @@ def training_images(config: Config) -> Any:
     return Films(training_texts(config).files, config.image_size)
 
 
-def tensor_images(config: Config, rows: slice = slice(None)) -> Tensor:
+def tensor_images(config: Config, part: slice = slice(None)) -> Tensor:
     """Training images as float tensor [n, 1, S, S] in [0, 1], all in memory."""
     import torch
 
-    return torch.from_numpy(training_images(config)[rows].copy())[:, None].float() / 255
+    return torch.from_numpy(training_images(config)[part].copy())[:, None].float() / 255
 
 
 def evaluation_pairs(config: Config, split: str = "test") -> list[Example]:
@@ -103,6 +107,44 @@ def prior_regions(config: Config) -> list[dict[str, Any]]:
 def grounding_options(config: Config) -> dict[str, Any]:
     """The profile's keywords for `grounding.ground`, without bias merging."""
     return config.grounding.model_dump(exclude={"curve"})
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the profile gives to a method that is built (the protocol `methods.registry.Parts`)."""
+
+    config: Config
+    given_regions: Sequence[dict[str, Any]] | None = None  # default: `prior_regions`
+
+    def model(self, arm: str, seed: int | None) -> GroundingModel:
+        """The diffusion model of a training arm; seed None: the arm's first."""
+        return model(self.config, arm, self.config.seeds(arm)[0] if seed is None else seed)
+
+    def product(self, name: str) -> Path:
+        """Folder of a product."""
+        return ensure(self.config, name)
+
+    def latent_size(self) -> tuple[int, int]:
+        """Channels and side of the profile's latents."""
+        return latent_size(self.config)
+
+    def regions(self) -> Sequence[dict[str, Any]]:
+        """Regions whose boxes make the mean boxes."""
+        return prior_regions(self.config) if self.given_regions is None else self.given_regions
+
+
+def no_skill_methods(config: Config, rules: Sequence[str] | None = None) -> list[Grounder]:
+    """Methods that read no words, by rule (default: those of the profile's table).
+
+    Mean boxes are left out where no boxes are known.
+    """
+    from g2g_utils.bench import sanity
+
+    _, side = latent_size(config)
+    if rules is None:
+        table = [row.settings for row in rows(config).values() if row.kind.name == "no-skill"]
+        rules = [settings.rule for settings in table]
+    return sanity.no_skill_methods(prior_regions(config), config.image_size, (side, side), rules)
 
 
 # ---------------------------------------------------------------- models
@@ -226,7 +268,7 @@ def reference_features(config: Config, network: Any) -> NDArray[np.float64]:
     count = min(REFERENCE, len(training_images(config)))
     batches = (slice(k, min(k + 64, count)) for k in range(0, count, 64))
     return np.concatenate(
-        [fidelity.extract(network, tensor_images(config, rows)) for rows in batches]
+        [fidelity.extract(network, tensor_images(config, part)) for part in batches]
     )
 
 

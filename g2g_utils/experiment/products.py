@@ -12,6 +12,7 @@ from g2g_utils.experiment.parts import (
     grounding_options,
     latent_size,
     model,
+    no_skill_methods,
     prior_regions,
     start_unet,
     text_encoder,
@@ -23,12 +24,12 @@ from g2g_utils.experiment.parts import (
 from g2g_utils.experiment.plan import bundles, find, folder, key, needs, plan
 from g2g_utils.experiment.product import arm_and_seed
 from g2g_utils.experiment.recipes import fine_tune
-from g2g_utils.experiment.scores import NO_SKILL, no_skill_methods, rival, tables
+from g2g_utils.experiment.scores import compared, method, methods, scores
 
 __all__ = [
-    "NO_SKILL",
     "arm_and_seed",
     "bundles",
+    "compared",
     "ensure",
     "evaluation_pairs",
     "feature_networks",
@@ -39,14 +40,15 @@ __all__ = [
     "grounding_options",
     "key",
     "latent_size",
+    "method",
+    "methods",
     "model",
     "needs",
     "no_skill_methods",
     "plan",
     "prior_regions",
-    "rival",
+    "scores",
     "start_unet",
-    "tables",
     "text_encoder",
     "training_images",
     "training_logs",

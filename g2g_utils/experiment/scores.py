@@ -1,186 +1,218 @@
-"""Scores of the test pairs: what the benchmark's tables are read from."""
+"""Scores of the profile's methods on the test pairs: the tables of the benchmark.
+
+One product per row of `methods:` and seed, `scores/<row>-s<seed>`; `scores/<row>` for a method that
+is not trained here.
+"""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from g2g_utils import runs, tagger
-from g2g_utils.config import Config
+from g2g_utils.config import Config, ConfigError
 from g2g_utils.experiment import apart, parts
 from g2g_utils.experiment.make import ensure
-from g2g_utils.experiment.plan import plan
-from g2g_utils.experiment.product import arm_and_seed, product
-from g2g_utils.experiment.recipes import dump, loaded_parts, model_needs
-from g2g_utils.runs import places
+from g2g_utils.experiment.product import product
+from g2g_utils.experiment.recipes import loaded_parts, model_needs
+from g2g_utils.methods.registry import Row, rows
 
-SCORES = 3  # raise when evaluations or baselines score otherwise, or more
-NO_SKILL = ("random", "centre prior", "mean box", "mean box per finding")
-PART = 128  # pairs after which an evaluation keeps what it has
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from g2g_utils.methods.base import Grounder
+
+SCORES = 4  # raise when pairs are scored otherwise, or more
+PART = 128  # pairs after which a product keeps its rows
+FILE = "scores.csv"
+KEPT = ["cnr", "auc_roc", "pointing", "specificity"]  # means that the product's record shows
+
+View = Literal["own", "all layers", "curves"]
 
 
-def _parameters(config: Config, kind: str, name: str) -> dict[str, Any]:
+def _items(config: Config) -> dict[str, tuple[Row, int | None]]:
+    """Row and seed of every item, in the profile's order."""
     return {
-        kind: config.evaluation.model_dump(),
-        "data": config.data.model_dump(),
-        "name": name,
-        "scores": SCORES,
-        "tagger": tagger.name(),
+        name if seed is None else f"{name}-s{seed}": (row, seed)
+        for name, row in rows(config).items()
+        for seed in (config.seeds(row.arm) if row.arm else (None,))
     }
 
 
-def _biovil(config: Config) -> dict[str, Any]:
-    """BioViL's image branch, where the profile names one, and whether it is there."""
-    if config.biovil is None:
+def _item(config: Config, item: str) -> tuple[Row, int | None]:
+    found = _items(config)
+    if item not in found:
+        raise ConfigError(f"unknown product 'scores/{item}': choose one of {', '.join(found)}")
+    return found[item]
+
+
+def _needs(config: Config, item: str) -> list[str]:
+    row, seed = _item(config, item)
+    made = model_needs(config, row.arm, seed) if row.arm and seed is not None else []
+    return [*made, *row.kind.needs(config, row.settings)]
+
+
+def _parameters(config: Config, item: str) -> dict[str, Any]:
+    row, _ = _item(config, item)
+    method = {"kind": row.kind.name, **row.settings.model_dump(mode="json")}
+    own = {"method": method, "name": item, "scores": SCORES, "tagger": tagger.name()}
+    data = {
+        "evaluation": config.evaluation.model_dump(exclude={"bootstrap"}),
+        "data": config.data.model_dump(),
+    }
+    loaded = loaded_parts(config, row.arm) if row.arm else {}
+    return own | data | loaded | dict(row.kind.depends(config, row.settings))
+
+
+def _bundle(config: Config, item: str) -> str:
+    """One job makes all rows of a trained U-Net; one those of methods that are not trained here."""
+    row, seed = _item(config, item)
+    return f"results/{row.arm}-s{seed}" if row.arm else "references"
+
+
+@product("scores", items=_items, needs=_needs, parameters=_parameters, bundle=_bundle)
+def score(config: Config, item: str, folder: Path) -> dict[str, Any]:
+    """Metrics of a method's maps: scores.csv, one row per pair and variant of the map.
+
+    Nothing is written for a method whose files are absent, or that has no map here.
+    """
+    from g2g_utils.bench import benchmark
+
+    row, seed = _item(config, item)
+    if item == next(iter(_items(config))):
+        apart.warn_of_shared(config)
+    found = row.kind.build(parts.Parts(config), row.label, row.settings, seed)
+    if found is None:
         return {}
-    there = (places.ROOT / config.biovil.expanduser()).is_file()
-    texts = {"encoder": dump(config.encoders["domain"]), "text": config.text.max_length}
-    return {"biovil": str(config.biovil), "there": there} | texts
+    many = row.kind.variants(found, row.settings)
+    asked, variants = many or (found, None)
+    pairs = parts.evaluation_pairs(config)
+    others = benchmark.draw_others(pairs, config.image_size)  # the same for all methods
+    count = min(len(pairs), row.kind.pairs(config, row.settings))
 
-
-@product(
-    "evaluation",
-    items=lambda config: [
-        f"{arm}-s{seed}" for arm in config.training.arms for seed in config.seeds(arm)
-    ],
-    needs=lambda config, item: model_needs(config, *arm_and_seed(config, item)),
-    parameters=lambda config, item: {
-        **_parameters(config, "evaluation", f"evaluation/{item}"),
-        "grounding": config.grounding.model_dump(),
-        **loaded_parts(config, arm_and_seed(config, item)[0]),
-    },
-    bundle=lambda config, item: f"results/{item}",
-)
-def evaluation(config: Config, item: str, folder: Path) -> dict[str, Any]:
-    """Scores of an arm's maps on the test pairs, plain and merged."""
-    from g2g_utils.bench import ablations, benchmark
-    from g2g_utils.methods import g2g
-
-    arm, seed = arm_and_seed(config, item)
-    grounded = parts.model(config, arm, seed)
-    pairs, options = parts.evaluation_pairs(config), parts.grounding_options(config)
-    views = {"pairs": options["layers"]}
-    if options["layers"] is not None:  # the paper's map, over all layers, beside the profile's
-        views["all_layers"] = None
-    others = benchmark.draw_others(pairs, config.image_size)
-    method = g2g.G2G(arm, grounded, options | {"layers": None, "keep": "layers"})
-
-    def plain(rows: slice) -> Any:
-        chosen = g2g.views(views)
-        return benchmark.score(method, pairs[rows], others=others[rows], variants=chosen, by="view")
-
-    both = _in_parts(folder / "parts" / "plain", len(pairs), plain)
-    for view, rows in both.groupby("view"):
-        _write_table(folder / f"{view}.csv", rows.drop(columns=["view", "method"]))
-    table = both[both["view"] == "pairs"]
-    if not config.training.arms[arm].control:
-        count = min(len(pairs), config.evaluation.bias_pairs)
-        merged = _in_parts(
-            folder / "parts" / "merged",
-            count,
-            lambda rows: ablations.curves(
-                grounded, pairs[:count][rows], others=others[:count][rows], **options
-            ),
+    def some(part: slice) -> pd.DataFrame:
+        return benchmark.score(
+            asked,
+            pairs[:count][part],
+            others=others[:count][part],
+            variants=variants,
+            size=config.image_size,
+            title=f"{row.label}, pairs from {part.start}",
         )
-        _write_table(folder / "curves.csv", merged.drop(columns="method"))
+
+    table = _in_parts(folder / "parts", count, some).drop(columns="method")
+    if variants is None:
+        table.insert(0, "variant", "own")
+    _write_table(folder / FILE, table)
     shutil.rmtree(folder / "parts")
-    means = table[["cnr", "auc_roc", "pointing", "specificity"]].mean()
-    known = means.dropna()  # specificity is unknown where all pairs have one phrase
+    own = table[table["variant"].isin(["own", getattr(row.settings, "curve", None)])]
+    known = own[KEPT].mean().dropna()  # specificity is unknown where all pairs have one phrase
     return {"metrics": {name: round(float(value), 5) for name, value in known.items()}}
 
 
-def _in_parts(place: Path, count: int, score: Callable[[slice], Any]) -> Any:
-    """A table of `count` pairs, scored and kept part by part: a killed evaluation goes on there."""
+def _in_parts(place: Path, count: int, score: Callable[[slice], pd.DataFrame]) -> pd.DataFrame:
+    """A table of `count` pairs, kept part by part: a killed job goes on after the last part."""
     import pandas as pd
 
     from g2g_utils.bench import statistics
 
-    parts = []
+    found = []
     for start in range(0, count, PART):
         path = place / f"{start:06}.csv"
         if not path.is_file():
             _write_table(path, score(slice(start, start + PART)))
-        parts.append(statistics.read_rows(path))
-    return pd.concat(parts, ignore_index=True)
+        found.append(statistics.read_rows(path))
+    return pd.concat(found, ignore_index=True)
 
 
-@product(
-    "baselines",
-    needs=lambda config, item: ["pairs", "vae", "encoders/domain"],
-    parameters=lambda config, item: {
-        **_parameters(config, "baselines", "baselines"),
-        **_biovil(config),
-    },
-    bundle=lambda config, item: "references",
-)
-def baselines(config: Config, item: str, folder: Path) -> None:
-    """Scores of maps without skill and of the discriminative baseline."""
-    import pandas as pd
-
-    from g2g_utils.bench.benchmark import score
-
-    apart.warn_of_shared(config)
-    pairs = parts.evaluation_pairs(config)
-    tables = [score(method, pairs) for method in no_skill_methods(config)]
-    _write_table(folder / "no_skill.csv", pd.concat(tables, ignore_index=True))
-    baseline = rival(config)
-    if baseline is not None:
-        _write_table(folder / "biovil.csv", score(baseline, pairs, size=config.image_size))
-
-
-def no_skill_methods(
-    config: Config, names: Sequence[str] = NO_SKILL, regions: Sequence[Any] | None = None
-) -> list[Any]:
-    """Baselines that read no words, by name; mean boxes only where there are regions.
-
-    regions: whose boxes make the mean boxes (default: `prior_regions`).
-    """
-    from g2g_utils.bench import sanity
-
-    _, latent = parts.latent_size(config)
-    known = parts.prior_regions(config) if regions is None else regions
-    return sanity.no_skill_methods(known, config.image_size, (latent, latent), names)
-
-
-def rival(config: Config) -> Any:
-    """The discriminative baseline: the miniature BioViL, the published one, or None (it says why).
-
-    The published one needs its image checkpoint, `config.biovil`.
-    """
-    from g2g_utils.data import sources
-    from g2g_utils.methods import biovil
-
-    domain, length, checkpoint = config.encoders["domain"], config.text.max_length, config.biovil
-    name = "BioViL-like"
-    if not domain.pretrained:
-        joint = biovil.load(ensure(config, "encoders/domain"), length)
-        return biovil.miniature(joint, name, config.image_size)
-    if checkpoint is not None and sources.resolve(checkpoint).is_file():
-        place = sources.resolve(checkpoint)
-        return biovil.published(place, domain.pretrained, domain.revision, length).grounder(name)
-    print(f"no BioViL: {checkpoint or 'biovil'} is not there; {biovil.FETCH}")
-    return None
-
-
-def _write_table(path: Path, table: Any) -> None:
+def _write_table(path: Path, table: pd.DataFrame) -> None:
     """A table as CSV, written atomically."""
     with runs.atomic(path) as temporary:
         table.to_csv(temporary, index=False)
 
 
-def tables(config: Config, file: str, arms: list[str] | None = None) -> Any:
-    """All rows of a results file ("pairs.csv" or "curves.csv") over arms and seeds."""
+# ---------------------------------------------------------------- reading
+
+
+def scores(config: Config, view: View = "own") -> pd.DataFrame:
+    """Scores of the profile's methods, in its order; what is missing is made.
+
+    Args:
+        config: the profile.
+        view: "own": each method's map, of all rows without bias merging. "all layers": the same
+            rows, where a method's map is of chosen layers its map over all. "curves": the rows with
+            bias merging; column `curve` tells the plain map ("none") and the merged ones apart.
+
+    Returns:
+        One row per pair, method (column `method`: its label) and seed, with `arm` and the metrics.
+        `arm` and `seed` are empty for methods that are not trained here.
+
+    Raises:
+        ConfigError: the profile lists no such method.
+    """
+    import numpy as np
     import pandas as pd
 
     from g2g_utils.bench import statistics
 
-    parts = []
-    for name in plan(config):
-        kind, _, item = name.partition("/")
-        arm = item.rpartition("-s")[0]
-        if kind == "evaluation" and (arms is None or arm in arms):
-            table = statistics.read_rows(ensure(config, name) / file)
-            parts.append(table.assign(arm=arm, seed=int(item.rpartition("-s")[2])))
-    return pd.concat(parts, ignore_index=True)
+    found = []
+    for item, (row, seed) in _items(config).items():
+        if row.merged != (view == "curves"):
+            continue
+        file = ensure(config, f"scores/{item}") / FILE
+        if file.is_file():
+            table = _viewed(statistics.read_rows(file), view)
+            own = {"method": row.label, "arm": row.arm, "seed": np.nan if seed is None else seed}
+            found.append(table.assign(**own))
+    if not found:
+        raise ConfigError(f"profile {config.profile!r} has no methods to show: see its `methods:`")
+    return pd.concat(found, ignore_index=True)
+
+
+def _viewed(table: pd.DataFrame, view: View) -> pd.DataFrame:
+    """A product's rows of one view."""
+    if view == "curves":
+        return table.rename(columns={"variant": "curve"})
+    wanted = view if view in set(table["variant"]) else "own"
+    return table[table["variant"] == wanted].drop(columns="variant")
+
+
+def method(config: Config, name: str, seed: int | None = None) -> Grounder | None:
+    """The method of a row of the profile's table; None, with a line, where its files are absent.
+
+    Raises:
+        ConfigError: the table has no such row.
+    """
+    known = rows(config)
+    if name not in known:
+        raise ConfigError(f"no method {name!r} in {config.profile}: choose from {', '.join(known)}")
+    row = known[name]
+    return row.kind.build(parts.Parts(config), row.label, row.settings, seed)
+
+
+def methods(
+    config: Config, regions: Sequence[dict[str, Any]] | None = None
+) -> Iterator[tuple[Grounder, int | None]]:
+    """Every method with its seed, one at a time: all rows but merged ones and control arms.
+
+    regions: whose boxes make the mean boxes (default: `prior_regions`).
+    """
+    for row, seed in _items(config).values():
+        if row.merged or (row.arm and config.training.arms[row.arm].control):
+            continue
+        if found := row.kind.build(parts.Parts(config, regions), row.label, row.settings, seed):
+            yield found, seed
+
+
+def compared(config: Config) -> list[str]:
+    """Labels of the methods that are compared, in the profile's order: no controls, no merged."""
+    arms = config.training.arms
+    return [
+        row.label
+        for name, row in rows(config).items()
+        if not row.merged
+        and not config.methods[name].control
+        and not (row.arm and arms[row.arm].control)
+    ]

@@ -27,21 +27,17 @@ from torch.nn import functional as F
 from transformers.utils import cached_file
 
 from g2g_utils import models
-from g2g_utils.config import Config, Section
 from g2g_utils.data.geometry import crop_resize
-from g2g_utils.methods.registry import Kind, Parts, register
+from g2g_utils.methods.registry import BIOVIL_IMAGE, CXR_BERT, KINDS, BioViLRow, File, Parts
 from g2g_utils.methods.two_tower import TwoTower
 from g2g_utils.models import checkpoints, registry
 from g2g_utils.models.image_text import Heads, ImageBranch, load_image_text
 from g2g_utils.models.resnet import ResNet50
-from g2g_utils.runs import places
 from g2g_utils.text import select_tokens, stack, tokenize
 
 RESIZE, CROP, SIGMA, JOINT = 512, 480, 1.5, 128
 HEAD = "cls_projection_head."
 UNUSED = ("encoder.encoder.fc.", "classifier.")  # what a checkpoint may hold beside
-IMAGE_FILE = "biovil_image_resnet50_proj_size_128.pt"
-FETCH = f"hf download {registry.REGISTRY['cxr-bert'].hub_id} {IMAGE_FILE} --revision v1.1"
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,12 +169,11 @@ def published(
 
     Raises `MissingWeights` where a file is absent or damaged or a weight missing or unexpected.
     """
+    fetch = File(checkpoint, CXR_BERT, *BIOVIL_IMAGE).command
     if not checkpoint.is_file():
-        raise models.MissingWeights(
-            f"no BioViL image model at {checkpoint}: `{FETCH} --local-dir {checkpoint.parent}`"
-        )
+        raise models.MissingWeights(f"no BioViL image model at {checkpoint}: `{fetch}`")
     image_model = ImageModel()
-    _fill(image_model, _read(checkpoint, f"{FETCH} --local-dir {checkpoint.parent}"), checkpoint)
+    _fill(image_model, _read(checkpoint, fetch), checkpoint)
     tokenizer, encoder = models.load_text_encoder(text_encoder, revision)
     state = _raw_weights(*registry.resolve(text_encoder, revision))
     part = {name.removeprefix(HEAD): v for name, v in state.items() if name.startswith(HEAD)}
@@ -230,53 +225,15 @@ def _read(file: Path, command: str) -> dict[str, Tensor]:
 # ---------------------------------------------------------------- on the bench
 
 
-class Row(Section):
-    """Settings of a row of kind `biovil`."""
-
-    encoder: str = "domain"  # of `encoders`: trained here, or CXR-BERT
-    image: Path | None = None  # checkpoint of the published image branch
-
-
-def checkpoint(row: Row) -> Path | None:
-    """The published image branch, where a row names one; relative to the repository."""
-    return None if row.image is None else places.ROOT / row.image.expanduser()
-
-
-def _build(parts: Parts, name: str, row: Row, seed: int | None) -> TwoTower | None:
+def build(parts: Parts, name: str, row: BioViLRow, seed: int | None) -> TwoTower | None:
     """The miniature, the published one, or None with a line where its checkpoint is absent."""
-    config, place = parts.config, checkpoint(row)
+    config, place = parts.config, row.checkpoint
     encoder, length = config.encoders[row.encoder], config.text.max_length
     if not encoder.pretrained:
         joint = load(parts.product(f"encoders/{row.encoder}"), length)
         return miniature(joint, name, config.image_size)
     if place is not None and place.is_file():
         return published(place, encoder.pretrained, encoder.revision, length).grounder(name)
-    print(f"no {name}: {row.image or 'its image checkpoint'} is not there; {FETCH}")
+    fix = "`; `".join(file.command for file in KINDS["biovil"].files(row)) or "set `image`"
+    print(f"no {name}: {row.image or 'its image checkpoint'} is not there: `{fix}`")
     return None
-
-
-def _depends(config: Config, row: Row) -> dict[str, Any]:
-    """For the key: the encoder, and whether the checkpoint is there."""
-    place, encoder = checkpoint(row), config.encoders[row.encoder]
-    there = {"image": str(row.image), "there": place is not None and place.is_file()}
-    loaded = encoder.model_dump() if encoder.pretrained else {}
-    return {**there, "encoder": loaded, "text": config.text.max_length}
-
-
-def _needs(config: Config, row: Row) -> list[str]:
-    made = not config.encoders[row.encoder].pretrained
-    return [f"encoders/{row.encoder}"] if made else []
-
-
-register(
-    Kind(
-        name="biovil",
-        settings=Row,
-        build=_build,
-        citation="Boecking et al.: Making the Most of Text Semantics, ECCV 2022",
-        licence="MIT (code and weights of the published one)",
-        cost="no U-Net rows; one forward of the image branch a film",
-        needs=_needs,
-        depends=_depends,
-    )
-)

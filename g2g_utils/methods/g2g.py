@@ -8,18 +8,19 @@ code and weights are MIT. This is the project's own implementation, tested again
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, get_args
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, get_args
 
 from g2g_utils import bbm
 from g2g_utils.attention import Layers
-from g2g_utils.config import Config, Section
 from g2g_utils.grounding import Grounding, Options, ground_batch
 from g2g_utils.masks import gmm_mask
 from g2g_utils.methods.base import HeatMap, Query, films, no_map
-from g2g_utils.methods.registry import Kind, Parts, Variants, register
 from g2g_utils.models.protocol import LatentDiffusion
 from g2g_utils.text import PhraseError, select_tokens, tokenize
+
+if TYPE_CHECKING:
+    from g2g_utils.methods.registry import G2GRow, Parts, Variants
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,35 +129,20 @@ def curves(query: Query, result: HeatMap) -> dict[str, HeatMap]:
     return {name: HeatMap(heat, note=result.note, details=details) for name, heat in maps.items()}
 
 
-class Row(Section):
-    """Settings of a row of kind `g2g`."""
-
-    arm: str
-    curve: bbm.Curve | None = None  # Bimodal Bias Merging; None: the plain activation map
-    layers: str | tuple[str, ...] | None = None  # None: as the profile's `grounding.layers`
-
-
-def _build(parts: Parts, name: str, row: Row, seed: int | None) -> G2G:
+def build(parts: Parts, name: str, row: G2GRow, seed: int | None) -> G2G:
+    """The method of a training arm and seed."""
     options = parts.config.grounding.model_dump() | {"curve": row.curve}
     if row.layers is not None:
         options["layers"] = row.layers
-    first = parts.config.training.seeds[0]
-    return G2G(name, parts.model(row.arm, first if seed is None else seed), options)
+    return G2G(name, parts.model(row.arm, seed), options)
 
 
-def _depends(config: Config, row: Row) -> dict[str, Any]:
-    return {"grounding": config.grounding.model_dump()}
-
-
-register(
-    Kind(
-        name="g2g",
-        settings=Row,
-        build=_build,
-        citation="Nützel, Dombrowski and Kainz: Generate to Ground, MIDL 2025",
-        licence="MIT (authors' code and weights); the project's own code here",
-        cost="T rows a phrase; bias merging adds 2 T rows of text sampling",
-        arm=lambda row: row.arm,
-        depends=_depends,
-    )
-)
+def variants(method: G2G, row: G2GRow) -> tuple[G2G, Variants] | None:
+    """All curves of one capture; of a plain map over some layers also the one over all."""
+    if row.curve is not None:
+        return method, curves
+    layers = method.options["layers"]
+    if layers is None:
+        return None
+    every = replace(method, options={**method.options, "layers": None, "keep": "layers"})
+    return every, views({"own": layers, "all layers": None})

@@ -13,17 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from g2g_utils.config import Config, Section
+from g2g_utils.config import Config
 from g2g_utils.information import Information, Options, measure
 from g2g_utils.methods.base import HeatMap, Query, films, no_map
-from g2g_utils.methods.registry import Kind, Parts, register
+from g2g_utils.methods.registry import InformationRow, Parts
 from g2g_utils.models.protocol import LatentDiffusion
 from g2g_utils.text import PhraseError, select_tokens, tokenize
 
-Cost = Literal["default", "cheap"]
-DRAWS: Mapping[Cost, int] = {"default": 2, "cheap": 1}
+DRAWS: Mapping[str, int] = {"default": 2, "cheap": 1}
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,25 +80,13 @@ class InformationMaps:
         return ""
 
 
-class Row(Section):
-    """Settings of a row of kind `information`."""
-
-    arm: str
-    attention: bool = True  # false: information alone
-    cost: Cost = "default"  # two noise draws per timestep; cheap: one
-    conditions: tuple[str, ...] = Options.conditions  # prompts that phrases are compared with
-    layers: str | tuple[str, ...] | None = (
-        None  # of the attention; None: as the profile's `grounding.layers`
-    )
-
-
-def _options(config: Config, row: Row) -> dict[str, Any]:
+def options(config: Config, row: InformationRow) -> dict[str, Any]:
     """Options of `measure`: T and batch size of the profile's grounding."""
     grounding = config.grounding
     return {
         "timesteps": grounding.timesteps,
         "draws": DRAWS[row.cost],
-        "conditions": row.conditions,
+        "conditions": Options.conditions if row.conditions is None else row.conditions,
         "layers": grounding.layers if row.layers is None else row.layers,
         "filter": "lexical" if grounding.filter == "disease" else grounding.filter,
         "batch_size": grounding.batch_size,
@@ -107,24 +94,7 @@ def _options(config: Config, row: Row) -> dict[str, Any]:
     }
 
 
-def _build(parts: Parts, name: str, row: Row, seed: int | None) -> InformationMaps:
-    model = parts.model(row.arm, parts.config.training.seeds[0] if seed is None else seed)
-    return InformationMaps(name, model, row.attention, _options(parts.config, row))
-
-
-def _depends(config: Config, row: Row) -> dict[str, Any]:
-    return _options(config, row)
-
-
-register(
-    Kind(
-        name="information",
-        settings=Row,
-        build=_build,
-        citation="Kong et al.: Interpretable Diffusion via Information Decomposition, ICLR 2024",
-        licence="the project's own code",
-        cost="2 T rows a phrase and 4 T rows a film (cheap: half of each)",
-        arm=lambda row: row.arm,
-        depends=_depends,
-    )
-)
+def build(parts: Parts, name: str, row: InformationRow, seed: int | None) -> InformationMaps:
+    """The method of a training arm and seed."""
+    found = parts.model(row.arm, seed)
+    return InformationMaps(name, found, row.attention, options(parts.config, row))

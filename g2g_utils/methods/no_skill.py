@@ -9,16 +9,17 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from g2g_utils.config import Config, Section
 from g2g_utils.methods.base import HeatMap, Query, no_map
-from g2g_utils.methods.registry import Kind, Parts, register
 from g2g_utils.metrics import Boxes, Size, rasterise
+
+if TYPE_CHECKING:
+    from g2g_utils.methods.registry import NoSkillRow, Parts
 
 
 def random_map(size: tuple[int, int], seed: int = 0) -> Tensor:
@@ -115,36 +116,12 @@ def rules(
     }
 
 
-Rule = Literal["random", "centre prior", "brightness", "mean box", "mean box per finding"]
-
-
-class Row(Section):
-    """Settings of a row of kind `no-skill`."""
-
-    rule: Rule
-
-
-def _build(parts: Parts, name: str, row: Row, seed: int | None) -> NoSkill:
+def build(parts: Parts, name: str, row: NoSkillRow, seed: int | None) -> NoSkill | None:
+    """The rule of a row; None, with a line, for a mean box where no boxes are known."""
     config, (_, side) = parts.config, parts.latent_size()
     regions = parts.regions() if row.rule.startswith("mean") else ()
-    return NoSkill(
-        name, config.image_size, rules(regions, config.image_size, (side, side))[row.rule]
-    )
-
-
-def _needs(config: Config, row: Row) -> list[str]:
-    made = [] if config.vae.pretrained else ["vae"]  # its latents set the size of the maps
-    return ["pairs", *made]
-
-
-register(
-    Kind(
-        name="no-skill",
-        settings=Row,
-        build=_build,
-        citation="none: what a method must beat",
-        licence="MIT",
-        cost="none",
-        needs=_needs,
-    )
-)
+    known = rules(regions, config.image_size, (side, side))
+    if row.rule not in known:
+        print(f"no {name}: neither training images nor validation pairs have boxes")
+        return None
+    return NoSkill(name, config.image_size, known[row.rule])

@@ -1,7 +1,8 @@
-"""Kinds of methods by name: what each needs, what it costs, how it is built.
+"""Kinds of methods by name: settings, needs, cost, citation, and the file that builds them.
 
-A row of a profile's `methods:` table names a kind and the kind's settings. The row's name is the
-method's name in every table. `check` refuses an unusable row before anything runs.
+A row of a profile's `methods:` table names a kind and the kind's settings; `check` refuses an
+unusable row before anything runs. A method is a file, and a row of `KINDS` that says where it is.
+Nothing heavy is imported here: a method's file is imported when it builds.
 """
 
 from __future__ import annotations
@@ -10,25 +11,33 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import ValidationError
 
-from g2g_utils.config import Config, ConfigError, Section
-from g2g_utils.methods.base import Grounder, HeatMap, Query
-from g2g_utils.models.protocol import LatentDiffusion
+from g2g_utils.config import Config, ConfigError, Curve, Section
+from g2g_utils.runs import places
 
-MODULES = ("g2g", "daam", "information", "biovil", "no_skill")  # each registers its kinds on import
-Variants = Callable[[Query, HeatMap], Mapping[str, HeatMap]]
+if TYPE_CHECKING:
+    from g2g_utils.methods.base import Grounder, HeatMap, Query
+    from g2g_utils.models.protocol import LatentDiffusion
+
+    Variants = Callable[[Query, HeatMap], Mapping[str, HeatMap]]
+
+
+Build = Callable[["Parts", str, Any, int | None], "Grounder | None"]  # parts, label, settings, seed
 
 
 class Parts(Protocol):
     """Parts that an experiment offers to the methods it builds."""
 
-    config: Config
+    @property
+    def config(self) -> Config:
+        """The profile."""
+        ...
 
-    def model(self, arm: str, seed: int) -> LatentDiffusion:
-        """The diffusion model of a training arm."""
+    def model(self, arm: str, seed: int | None) -> LatentDiffusion:
+        """The diffusion model of a training arm; seed None: the arm's first."""
         ...
 
     def product(self, name: str) -> Path:
@@ -45,31 +54,170 @@ class Parts(Protocol):
 
 
 @dataclass(frozen=True)
+class File:
+    """A published file that a method reads and no product makes."""
+
+    path: Path  # where the profile expects it
+    hub_id: str
+    name: str
+    revision: str | None = None
+
+    @property
+    def command(self) -> str:
+        """The command that fetches it."""
+        revision = f" --revision {self.revision}" if self.revision else ""
+        return f"hf download {self.hub_id} {self.name}{revision} --local-dir {self.path.parent}"
+
+
+@dataclass(frozen=True)
 class Kind:
-    """One kind of method."""
+    """One kind of method; functions take the profile and a row's settings."""
 
     name: str
     settings: type[Section]  # of a row; unknown and missing ones are errors
-    build: Callable[
-        [Parts, str, Any, int | None], Grounder | None
-    ]  # parts, row's name, settings, seed
+    build: Build  # None, with a line that says why, where its files are absent
     citation: str
     licence: str
     cost: str  # in U-Net rows a phrase, or in its own words
     arm: Callable[[Any], str | None] = lambda settings: None  # training arm, whose seeds it has
     needs: Callable[[Config, Any], Sequence[str]] = lambda config, settings: ()  # products, no arms
-    variants: Callable[[Config, Any], Variants | None] = lambda config, settings: None
+    encoders: Callable[[Any], Sequence[str]] = lambda settings: ()  # text encoders, but for arms'
+    files: Callable[[Any], Sequence[File]] = lambda settings: ()
     depends: Callable[[Config, Any], Mapping[str, Any]] = lambda config, settings: {}  # for keys
+    pairs: Callable[[Config, Any], int] = lambda config, settings: config.evaluation.pairs  # scored
+    # the method that captures once for several maps, and their reduction; None: one map
+    variants: Callable[[Any, Any], tuple[Grounder, Variants] | None] = lambda method, settings: None
 
 
-KINDS: dict[str, Kind] = {}
+def in_file(module: str, function: str = "build") -> Callable[..., Any]:
+    """A function of a method's file, which is imported when the function is called."""
+
+    def call(*arguments: Any) -> Any:
+        return getattr(import_module(f"g2g_utils.methods.{module}"), function)(*arguments)
+
+    return call
+
+
+# ---------------------------------------------------------------- settings of a row
+
+
+class G2GRow(Section):
+    """Generate to Ground: a training arm's U-Net."""
+
+    arm: str
+    curve: Curve | None = None  # Bimodal Bias Merging; None: the plain activation map
+    layers: str | tuple[str, ...] | None = None  # None: as the profile's `grounding.layers`
+
+
+class BioViLRow(Section):
+    """BioViL: the miniature of an encoder trained here, or the published one."""
+
+    encoder: str = "domain"  # of `encoders`: trained here, or CXR-BERT
+    image: Path | None = None  # checkpoint of the published image branch, from the repository
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """Place of the published image branch."""
+        return None if self.image is None else places.ROOT / self.image.expanduser()
+
+
+class NoSkillRow(Section):
+    """A map by a rule that reads no words."""
+
+    rule: Literal["random", "centre prior", "brightness", "mean box", "mean box per finding"]
+
+
+class InformationRow(Section):
+    """Information maps: the gain of a phrase over conditions."""
+
+    arm: str
+    attention: bool = True  # false: information alone
+    cost: Literal["default", "cheap"] = "default"  # two noise draws a timestep; cheap: one
+    conditions: tuple[str, ...] | None = None  # prompts compared with; None: empty and normal
+    layers: str | tuple[str, ...] | None = None  # of the attention; None: `grounding.layers`
+
+
+# ---------------------------------------------------------------- the kinds
+
+
+BIOVIL_IMAGE = ("biovil_image_resnet50_proj_size_128.pt", "v1.1")  # file, revision
+CXR_BERT = "microsoft/BiomedVLP-CXR-BERT-specialized"  # the repository that has it
+
+
+def _biovil_depends(config: Config, row: BioViLRow) -> dict[str, Any]:
+    """The published encoder, and whether the checkpoint is there."""
+    place, encoder = row.checkpoint, config.encoders[row.encoder]
+    there = place is not None and place.is_file()
+    loaded = encoder.model_dump() if encoder.pretrained else {}
+    return {"there": there, "encoder": loaded, "text": config.text.max_length}
+
+
+def _bias_pairs(config: Config, row: G2GRow) -> int:
+    """Bias merging costs three times as much: a profile may score fewer pairs."""
+    options = config.evaluation
+    return options.pairs if row.curve is None else min(options.pairs, options.bias_pairs)
+
+
+KINDS = {  # a new method adds its row here, with `build=in_file("its_file")`
+    kind.name: kind
+    for kind in (
+        Kind(
+            name="g2g",
+            settings=G2GRow,
+            build=in_file("g2g"),
+            variants=in_file("g2g", "variants"),
+            citation="Nützel, Dombrowski and Kainz: Generate to Ground, MIDL 2025",
+            licence="MIT (authors' code and weights); the project's own code here",
+            cost="T rows a phrase; bias merging adds 2 T rows of text sampling",
+            arm=lambda row: str(row.arm),
+            depends=lambda config, row: {"grounding": config.grounding.model_dump()},
+            pairs=_bias_pairs,
+        ),
+        Kind(
+            name="biovil",
+            settings=BioViLRow,
+            build=in_file("biovil"),
+            citation="Boecking et al.: Making the Most of Text Semantics, ECCV 2022",
+            licence="MIT (code and weights of the published one)",
+            cost="no U-Net rows; one forward of the image branch a film",
+            needs=lambda config, row: [f"encoders/{row.encoder}"],
+            encoders=lambda row: [row.encoder],
+            files=lambda row: (
+                [File(row.checkpoint, CXR_BERT, *BIOVIL_IMAGE)] if row.checkpoint else []
+            ),
+            depends=_biovil_depends,
+        ),
+        Kind(
+            name="no-skill",
+            settings=NoSkillRow,
+            build=in_file("no_skill"),
+            citation="none: what a method must beat",
+            licence="MIT",
+            cost="none",
+            needs=lambda config, row: ["pairs", "vae"],  # the size of latents is that of the maps
+        ),
+        Kind(
+            name="information",
+            settings=InformationRow,
+            build=in_file("information"),
+            citation="Kong et al.: Interpretable Diffusion via Information Decomposition, ICLR 2024",
+            licence="the project's own code",
+            cost="2 T rows a phrase and 4 T rows a film (cheap: half of each)",
+            arm=lambda row: str(row.arm),
+            depends=lambda config, row: {
+                "grounding": config.grounding.model_dump(),
+                "dropped_captions": config.training.dropout > 0,
+            },
+        ),
+    )
+}
 
 
 def register(kind: Kind) -> Kind:
-    """Add a kind to the registry.
+    """Add a kind that is not in the table.
 
     Raises:
-        ValueError: if another kind has this name.
+        ValueError: another kind has this name.
     """
     if kind.name in KINDS:
         raise ValueError(f"two kinds of method are called {kind.name!r}: rename one")
@@ -77,11 +225,7 @@ def register(kind: Kind) -> Kind:
     return kind
 
 
-def kinds() -> dict[str, Kind]:
-    """All kinds by name; imports their modules."""
-    for module in MODULES:
-        import_module(f"g2g_utils.methods.{module}")
-    return KINDS
+# ---------------------------------------------------------------- the profile's table
 
 
 def parse(row: str, settings: Mapping[str, Any]) -> tuple[Kind, Section]:
@@ -91,15 +235,15 @@ def parse(row: str, settings: Mapping[str, Any]) -> tuple[Kind, Section]:
         ConfigError: for an unknown kind, or a missing, unknown or unusable setting; the message
             names the row and the fix.
     """
-    known, given = kinds(), dict(settings)
+    given = dict(settings)
     name = given.pop("kind", None)
-    if name not in known:
+    if name not in KINDS:
         said = "has no kind" if name is None else f"has the unknown kind {name!r}"
-        raise ConfigError(f"methods.{row} {said}: choose one of {', '.join(sorted(known))}")
+        raise ConfigError(f"methods.{row} {said}: choose one of {', '.join(sorted(KINDS))}")
     try:
-        return known[name], known[name].settings.model_validate(given)
+        return KINDS[name], KINDS[name].settings.model_validate(given)
     except ValidationError as error:
-        problems = "; ".join(_problems(error, known[name]))
+        problems = "; ".join(_problems(error, KINDS[name]))
         raise ConfigError(f"methods.{row} ({name}): {problems}") from None
 
 
@@ -116,11 +260,49 @@ def _problems(error: ValidationError, kind: Kind) -> Iterator[str]:
             yield f"{key} = {item['input']!r}: {item['msg'].removeprefix('Value error, ')}"
 
 
-def check(config: Config, table: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuse a `methods:` table with an unusable row, or with a row of an unknown training arm."""
-    for row, settings in table.items():
-        kind, parsed = parse(row, settings)
-        arm = kind.arm(parsed)
-        if arm is not None and arm not in config.training.arms:
-            arms = ", ".join(config.training.arms)
-            raise ConfigError(f"methods.{row}.arm = {arm!r} is no training arm: choose from {arms}")
+@dataclass(frozen=True)
+class Row:
+    """A checked row of a profile's table."""
+
+    name: str  # its key: a slug, part of its products' names
+    label: str  # its name in every table and figure
+    kind: Kind
+    settings: Any
+    arm: str | None
+
+    @property
+    def merged(self) -> bool:
+        """Whether its map is merged with the biases."""
+        return getattr(self.settings, "curve", None) is not None
+
+
+def rows(config: Config) -> dict[str, Row]:
+    """The profile's methods by name, checked.
+
+    Raises:
+        ConfigError: for an unusable row, an unknown training arm or encoder, or two rows with one
+            name in the tables; the message names the row and the fix.
+    """
+    found: dict[str, Row] = {}
+    for name, given in config.methods.items():
+        kind, settings = parse(name, given.settings)
+        row = Row(name, given.label or name, kind, settings, kind.arm(settings))
+        _refuse_unknown(name, "arm", [row.arm] if row.arm else [], config.training.arms)
+        _refuse_unknown(name, "encoder", kind.encoders(settings), config.encoders)
+        if twin := next((other for other in found.values() if other.label == row.label), None):
+            raise ConfigError(
+                f"methods.{name} and methods.{twin.name} are both called {row.label!r}: give one "
+                "of them another label"
+            )
+        found[name] = row
+    return found
+
+
+def _refuse_unknown(
+    row: str, setting: str, named: Sequence[str], known: Mapping[str, object]
+) -> None:
+    for name in named:
+        if name not in known:
+            raise ConfigError(
+                f"methods.{row}.{setting} = {name!r} is not there: choose from {', '.join(known)}"
+            )

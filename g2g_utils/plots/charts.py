@@ -23,15 +23,9 @@ from g2g_utils.bench.statistics import Interval
 Curve = NDArray[np.float64]
 
 # Okabe and Ito's colours: told apart with any colour vision. Everything else is grey.
-COLOURS = {
-    "domain-frozen": "#0072B2",
-    "generic-frozen": "#E69F00",
-    "generic-learnable": "#009E73",
-    "BioViL-like": "#CC79A7",
-    "linear": "#D55E00",
-    "quadratic": "#56B4E9",
-    "mixture": "#0072B2",
-}
+BLUE, ORANGE, SKY = "#0072B2", "#D55E00", "#56B4E9"
+PALETTE = (BLUE, "#E69F00", "#009E73", "#CC79A7", "#F0E442", ORANGE, SKY)
+COLOURS = {"linear": ORANGE, "quadratic": SKY, "mixture": BLUE}  # methods: see `use_colours`
 GREY = "#9a9a9a"
 LABELS = {
     "cnr": "CNR",
@@ -44,6 +38,11 @@ LABELS = {
     "specificity": "specificity",
     "frechet": "Fréchet distance",
 }
+
+
+def use_colours(methods: Sequence[str]) -> None:
+    """Give the compared methods their colours, in their order; all others are grey."""
+    COLOURS.update(zip(methods, PALETTE, strict=False))
 
 
 def colour(name: object) -> str:
@@ -114,7 +113,7 @@ def _bar_panel(ax: Axes, cells: pd.Series, zero: float) -> None:
     for y, (name, cell) in enumerate(cells.items()):
         if not isinstance(cell, Interval) or not np.isfinite(cell.value):
             continue
-        shade = colour(name) if known else COLOURS["domain-frozen"]
+        shade = colour(name) if known else BLUE
         ax.barh(y, cell.value - zero, left=zero, color=shade, alpha=0.55, height=0.66)
         ax.plot([cell.low, cell.high], [y, y], color="0.15", lw=1.4)
     ax.axvline(zero, color="0.3", lw=0.8)
@@ -137,8 +136,8 @@ def forest(claims: Sequence[Claim], title: str = "") -> Figure:
     height = 0.8 + 0.34 * len(claims) + 0.3 * bool(title)
     fig, ax = plt.subplots(figsize=(7.2, height))
     for y, made in enumerate(claims):
-        shade = COLOURS["domain-frozen"] if made.holds else GREY
-        shade = COLOURS["linear"] if made.high < 0 else shade
+        shade = BLUE if made.holds else GREY
+        shade = ORANGE if made.high < 0 else shade
         ax.plot([made.low, made.high], [y, y], color=shade, lw=2)
         fill = shade if made.holds else "white"
         ax.plot(made.estimate, y, "o", mfc=fill, mec=shade, mew=1.5, ms=6)
@@ -192,7 +191,7 @@ def shares(weights: pd.DataFrame, title: str = "") -> Figure:
         1, weights.shape[1], figsize=size, sharex=True, sharey=True, squeeze=False
     )
     for ax, name in zip(axes[0], weights.columns, strict=True):
-        ax.barh(range(len(weights)), weights[name] * 100, color=COLOURS["domain-frozen"], alpha=0.6)
+        ax.barh(range(len(weights)), weights[name] * 100, color=BLUE, alpha=0.6)
         ax.set(title=name, xlabel="share in %")
         ax.grid(axis="x", alpha=0.3)
         ax.tick_params(axis="y", length=0)
@@ -258,7 +257,7 @@ def lines(
 def _band(ax: Axes, cells: pd.Series, name: str) -> None:
     """Draw one line with markers and its interval."""
     x, rows = cells.index.to_numpy(float), np.array([tuple(cell) for cell in cells], float)
-    shade = COLOURS.get(name, COLOURS["domain-frozen"])
+    shade = COLOURS.get(name, BLUE)
     ax.plot(x, rows[:, 0], "o-", color=shade, ms=4, label=name)
     ax.fill_between(x, rows[:, 1], rows[:, 2], color=shade, alpha=0.18, lw=0)
 
@@ -337,7 +336,7 @@ def curve_weights(confidences: Sequence[float] = (), title: str = "") -> Figure:
             ("A", "A∘M", "M"), weights(c), ("-", "--", ":"), strict=True
         ):
             ax.plot(c, weight, style, color="0.15", lw=1.6, label=label)
-        ax.plot(confidences, np.full(len(confidences), -0.03), "|", color=COLOURS["linear"], ms=6)
+        ax.plot(confidences, np.full(len(confidences), -0.03), "|", color=ORANGE, ms=6)
         ax.set(title=name, xlabel="confidence c", ylim=(-0.07, 1.05))
         ax.grid(alpha=0.3)
     axes[0].set_ylabel("weight")
@@ -350,7 +349,7 @@ def empty_overlap(mask: NDArray[np.bool_], box: NDArray[np.bool_], score: float)
     """Draw a mask [H, W] that misses its box, and the balanced IoU of all such misses."""
     fig, (picture, ax) = plt.subplots(1, 2, figsize=(6.6, 2.8), width_ratios=(1, 1.3))
     inside = {"mask": np.asarray(mask), "box": np.asarray(box)}
-    shades = {"mask": COLOURS["linear"], "box": COLOURS["quadratic"]}
+    shades = {"mask": ORANGE, "box": SKY}
     picture.set(xlim=(0, len(box)), ylim=(len(box), 0), aspect="equal", xticks=[], yticks=[])
     picture.spines[:].set_visible(True)
     for name, where in inside.items():
@@ -361,7 +360,7 @@ def empty_overlap(mask: NDArray[np.bool_], box: NDArray[np.bool_], score: float)
     g = np.linspace(0, 0.5, 51)
     for s, style in ((0.0, "-"), (0.05, "--"), (0.15, ":")):
         ax.plot(g, (1 - s - g) / 2, style, color="0.15", label=f"mask {s:.0%}")
-    ax.plot(inside["box"].mean(), score, "o", color=COLOURS["linear"])
+    ax.plot(inside["box"].mean(), score, "o", color=ORANGE)
     ax.set(xlabel="share of the box in the image", ylabel="balanced IoU", ylim=(0, 0.55))
     ax.grid(alpha=0.3)
     ax.legend()
@@ -372,7 +371,7 @@ def empty_overlap(mask: NDArray[np.bool_], box: NDArray[np.bool_], score: float)
 def histogram(values: Sequence[float], xlabel: str, title: str = "", bins: int = 20) -> Figure:
     """Draw the distribution of a number over pairs, with its median."""
     fig, ax = plt.subplots(figsize=(4.6, 2.4))
-    ax.hist(values, bins=bins, color=COLOURS["domain-frozen"], alpha=0.55)
+    ax.hist(values, bins=bins, color=BLUE, alpha=0.55)
     middle = float(np.median(values))
     ax.axvline(middle, color="0.15", lw=1.2)
     ax.text(middle, ax.get_ylim()[1], f" median {middle:.2f}", va="top", fontsize=8)
@@ -386,7 +385,7 @@ def paired_points(
 ) -> Figure:
     """Draw one point per pair: a metric under two settings, and the diagonal of no change."""
     fig, ax = plt.subplots(figsize=(3.4, 3.4))
-    ax.plot(before, after, "o", ms=3.5, color=COLOURS["domain-frozen"], alpha=0.5, mew=0)
+    ax.plot(before, after, "o", ms=3.5, color=BLUE, alpha=0.5, mew=0)
     ends = [float(np.nanmin([*before, *after])), float(np.nanmax([*before, *after]))]
     ax.plot(ends, ends, color="0.3", lw=0.8)
     ax.set(xlabel=labels[0], ylabel=labels[1], aspect="equal")

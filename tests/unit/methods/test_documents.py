@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[3]
 @pytest.fixture
 def darkness(monkeypatch):
     """The method of the page, built from its row as an experiment builds it."""
-    monkeypatch.setattr(registry, "KINDS", dict(registry.kinds()))
+    monkeypatch.setattr(registry, "KINDS", dict(registry.KINDS))
     page = (ROOT / "CONTRIBUTING.md").read_text()
     exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], {"__name__": "example"})
     kind, row = registry.parse("dark", {"kind": "darkness"})
@@ -49,4 +49,4 @@ def test_every_kind_has_its_row():
                 cell.strip() for cell in line.strip("| ").split("|")
             )
             rows[name.strip("`")] = (citation, licence, cost)
-    assert rows == {k.name: (k.citation, k.licence, k.cost) for k in registry.kinds().values()}
+    assert rows == {k.name: (k.citation, k.licence, k.cost) for k in registry.KINDS.values()}

@@ -84,9 +84,9 @@ def test_rows_of_the_table():
     kind, row = registry.parse("information", settings)
     profile = config.load("miniature")
     assert kind.arm(row) == "domain-frozen"
-    options = information.Options(**kind.depends(profile, row))
+    options = information.Options(**method.options(profile, row))
     assert options.draws == 1 and options.rows() <= 3 * profile.grounding.timesteps
     default = registry.parse("information", {"kind": "information", "arm": "domain-frozen"})[1]
-    assert information.Options(**kind.depends(profile, default)).rows() <= 8 * 10
+    assert information.Options(**method.options(profile, default)).rows() <= 8 * 10
     with pytest.raises(config.ConfigError, match="has no setting 'colour'"):
         registry.parse("information", settings | {"colour": "red"})
