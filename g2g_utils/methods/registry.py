@@ -1,6 +1,6 @@
 """Kinds of methods by name: settings, needs, cost, citation, and the file that builds them.
 
-A row of a profile's `methods:` table names a kind and the kind's settings; `check` refuses an
+A row of a profile's `methods:` table names a kind and the kind's settings; `rows` refuses an
 unusable row before anything runs. A method is a file, and a row of `KINDS` that says where it is.
 Nothing heavy is imported here: a method's file is imported when it builds.
 """
@@ -200,7 +200,9 @@ KINDS = {  # a new method adds its row here, with `build=in_file("its_file")`
             name="information",
             settings=InformationRow,
             build=in_file("information"),
-            citation="Kong et al.: Interpretable Diffusion via Information Decomposition, ICLR 2024",
+            citation=(
+                "Kong et al.: Interpretable Diffusion via Information Decomposition, ICLR 2024"
+            ),
             licence="the project's own code",
             cost="2 T rows a phrase and 4 T rows a film (cheap: half of each)",
             arm=lambda row: str(row.arm),

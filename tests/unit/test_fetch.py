@@ -7,6 +7,8 @@ import pytest
 
 from g2g_utils import config
 
+IMAGE = "biovil_image_resnet50_proj_size_128.pt"
+
 
 @pytest.fixture
 def fetch(script):
@@ -50,7 +52,7 @@ def test_biovils_image_model_goes_where_the_profile_looks_for_it(fetch, monkeypa
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
     place = tmp_path / "biovil" / "own.pt"
-    task = fetch.models(config.load("paper", **{"biovil": str(place)}))["BioViL's image model"]
+    task = fetch.models(config.load("paper", **{"methods.biovil.image": str(place)}))[IMAGE]
     assert [task(), task()] == [str(place)] * 2 and place.read_text() == "weights"
     assert asked == [("microsoft/BiomedVLP-CXR-BERT-specialized", "v1.1")]  # once
     assert fetch.models(config.load("smoke")) == {}
@@ -66,7 +68,7 @@ def test_a_missing_model_is_one_line_and_status_1(fetch, monkeypatch, capsys):
         return "/cache/" + source
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    monkeypatch.setattr(fetch, "fetch_biovil", str)
+    monkeypatch.setattr(fetch, "fetch_file", str)
     monkeypatch.setattr(fetch.check, "main", lambda arguments: 0)
     monkeypatch.setattr(sys, "argv", ["fetch.py", "paper"])
     with pytest.raises(SystemExit) as stopped:

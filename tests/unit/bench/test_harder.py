@@ -10,7 +10,8 @@ from PIL import Image
 
 from g2g_utils import config
 from g2g_utils.bench import harder
-from g2g_utils.data import phantoms
+from g2g_utils.data import phantoms, record
+from g2g_utils.experiment import products
 
 
 @pytest.fixture
@@ -49,7 +50,9 @@ def real_normals(folder: Path) -> Path:
 def test_every_method_is_scored_on_the_same_pairs(small, tmp_path, films):
     (tmp_path / "films").mkdir()
     folder = films(tmp_path / "films")
-    table = harder.methods(small, folder, 4)
+    methods = products.methods(small, harder.regions(small, folder))
+    pairs = record.pairs(harder.examples(small, folder, "test", 4))
+    table = harder.scores(methods, pairs)
     sizes = table.groupby("method").size()
     expected = {"domain-frozen", "its map of another phrase", "BioViL-like", "random"}
     assert expected | {"centre prior", "mean box", "mean box per finding"} == set(sizes.index)
@@ -63,4 +66,4 @@ def test_every_method_is_scored_on_the_same_pairs(small, tmp_path, films):
 
 def test_a_folder_that_is_none_is_named(small, tmp_path):
     with pytest.raises(ValueError, match="not a folder of normal radiographs"):
-        harder.methods(small, tmp_path / "absent", 2)
+        harder.regions(small, tmp_path / "absent")

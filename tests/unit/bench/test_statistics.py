@@ -74,13 +74,15 @@ def test_per_class_ends_with_three_named_averages() -> None:
 def test_methods_joins_arms_swapped_map_and_baselines() -> None:
     arms = pd.concat(
         [
-            rows([2.0, 3.0], arm="x", other_cnr=[0.5, 1.0]),
-            rows([1.0, 1.0], arm="y", other_cnr=[0.0, 0.0]),
+            rows([2.0, 3.0], method="x", other_cnr=[0.5, 1.0], seed=0.0),
+            rows([1.0, 1.0], method="y", other_cnr=[0.0, 0.0], seed=0.0),
+            rows([0.7, 0.8], method="BioViL-like", seed=np.nan),
+            rows([0.0, 0.0], method="random", seed=np.nan),
         ]
     )
-    joined = statistics.methods(
-        arms, rows([0.7, 0.8], method="BioViL-like"), rows([0.0, 0.0], method="random")
-    )
+    joined = statistics.methods(arms)
+    order = ["x", "y", "its map of another phrase", "BioViL-like", "random"]
+    assert joined["method"].unique().tolist() == order
     counts = joined.groupby("method").size().to_dict()
     assert counts == {
         "x": 2, "y": 2, "its map of another phrase": 2, "BioViL-like": 2, "random": 2

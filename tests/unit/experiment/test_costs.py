@@ -48,7 +48,7 @@ def test_what_is_missing_is_listed_and_what_is_there_is_not(standins, tmp_path):
     absent = "\n".join(costs.missing(config.load("paper", **{"data.root": str(tmp_path / "no")})))
     for part in ("mimic_cxr: ", "no such folder", "hf download openai/clip", "--include 'unet/*'"):
         assert part in absent
-    world = standins.real_profile(tmp_path, films=4) | {"biovil": None}
+    world = standins.real_profile(tmp_path, films=4) | {"methods.biovil.image": None}
     assert costs.missing(config.load("open", **world)) == []
     standins.mimic_cxr(tmp_path / "mimic")
     present = {"data.root": str(tmp_path / "mimic")}
@@ -103,7 +103,7 @@ def test_absent_reports_of_openi_are_listed(standins, tmp_path):
 
 
 def test_a_config_without_weights_is_listed(standins, tmp_path):
-    world = standins.real_profile(tmp_path, films=4) | {"biovil": None}
+    world = standins.real_profile(tmp_path, films=4) | {"methods.biovil.image": None}
     (tmp_path / "sd" / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     (tmp_path / "clip" / "model.safetensors").rename(tmp_path / "clip" / "training_args.bin")
     clip, unet = costs.missing(config.load("open", **world))

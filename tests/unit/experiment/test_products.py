@@ -75,9 +75,10 @@ def test_controls_have_their_own_seeds_and_no_fidelity():
         "domain-frozen": {"encoder": "domain"},
         "shuffled": {"encoder": "domain", "shuffled": True, "control": True, "seeds": [4]},
     }
-    settings = config.load("smoke", **{"training.arms": arms})
+    table = {"other": {"kind": "g2g", "arm": "shuffled"}}
+    settings = config.load("smoke", **{"training.arms": arms, "methods": table})
     plan = products.plan(settings)
-    assert "evaluation/shuffled-s4" in plan and "ldm/shuffled-s0" not in plan
+    assert "scores/other-s4" in plan and "ldm/shuffled-s0" not in plan
     assert "fidelity/shuffled-s4" not in plan and "fidelity/domain-frozen-s0" in plan
     assert settings.training.compared == ["domain-frozen"]
 
@@ -174,6 +175,53 @@ def test_a_model_makes_what_it_needs(tiny):
     assert model.encode_phrases(["left effusion"]).shape == (1, 77, 32)
 
 
+# -- the profile's table of methods ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"kind": "psychic"}, r"methods\.new has the unknown kind 'psychic': choose one of biovil"),
+        ({}, r"methods\.new has no kind: choose one of"),
+        ({"kind": "g2g"}, r"methods\.new \(g2g\): needs the setting 'arm'"),
+        ({"kind": "no-skill", "rule": "luck"}, r"methods\.new \(no-skill\): rule = 'luck'"),
+        ({"kind": "no-skill", "rule": "random", "x": 1}, r"has no setting 'x'; its settings: rule"),
+        ({"kind": "g2g", "arm": "nope"}, r"methods\.new\.arm = 'nope' is not there: choose from"),
+        ({"kind": "biovil", "encoder": "nope"}, r"methods\.new\.encoder = 'nope' is not there"),
+        (
+            {"kind": "no-skill", "rule": "random", "label": "mean box"},
+            r"methods\.mean-box and methods\.new are both called 'mean box'|methods\.new and",
+        ),
+    ],
+)
+def test_an_unusable_row_is_one_line_before_anything_runs(tiny, row, said):
+    settings = config.load("smoke", **TINY | {"methods.new": row})
+    with pytest.raises(config.ConfigError, match=said) as caught:
+        products.plan(settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_rows_have_usable_names(tmp_path):
+    row = {"kind": "no-skill", "rule": "random"}
+    with pytest.raises(config.ConfigError, match="row 'mean box': name it by letters"):
+        config.load("smoke", **{"methods": {"mean box": row}})
+    text = (config.CONFIGS / "smoke.yaml").read_text()
+    twice = text.replace("  random: {", "  mean-box: {kind: no-skill, rule: random}\n  random: {")
+    (tmp_path / "twice.yaml").write_text(twice)
+    with pytest.raises(config.ConfigError, match="key 'mean-box' occurs twice"):
+        config.load(str(tmp_path / "twice.yaml"))
+
+
+def test_a_plan_imports_nothing_heavy():
+    code = (
+        "import sys; from g2g_utils import config; from g2g_utils.experiment import plan; "
+        "c = config.load('paper'); p = plan.plan(c); plan.key(c, list(p)[-1]); "
+        "print([m for m in ('torch', 'pandas', 'diffusers', 'scipy') if m in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stdout.strip() == "[]", run.stdout + run.stderr
+
+
 # -- real data: what is trained on ------------------------------------------------------------
 
 
@@ -236,7 +284,7 @@ def test_training_on_test_patients_is_refused(real, monkeypatch):
 
 def test_an_evaluation_that_was_stopped_goes_on_where_it_was(real, monkeypatch):
     monkeypatch.setattr(scores, "PART", 2)
-    settings, name = real(), "evaluation/domain-frozen-s4200"
+    settings, name = real(), "scores/domain-frozen-s4200"
     count = len(products.evaluation_pairs(settings))
     scored, score = [], benchmark.score
 
@@ -256,7 +304,7 @@ def test_an_evaluation_that_was_stopped_goes_on_where_it_was(real, monkeypatch):
     monkeypatch.setattr(benchmark, "score", stop_at(count))
     made = products.ensure(settings, name)
     assert len(scored) == count  # none of them twice
-    rows = pd.read_csv(made / "pairs.csv")
+    rows = pd.read_csv(made / "scores.csv")
     method = G2G("arm", products.model(settings), products.grounding_options(settings))
     expected = score(method, products.evaluation_pairs(settings))
     assert list(rows["image_id"]) == list(expected["image_id"])

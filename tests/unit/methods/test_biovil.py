@@ -25,7 +25,7 @@ def standins(script):
 @pytest.fixture(scope="module")
 def files(standins, tmp_path_factory):
     folder = tmp_path_factory.mktemp("biovil")
-    image = standins.biovil_image(folder / biovil.IMAGE_FILE)
+    image = standins.biovil_image(folder / "image.pt")
     return image, standins.cxr_bert(folder / "cxr_bert")
 
 
@@ -117,7 +117,11 @@ def test_a_damaged_checkpoint_is_one_line_with_the_command(files, tmp_path, cont
     with pytest.raises(models.MissingWeights) as caught:
         biovil.published(other, str(files[1]), None, 77)
     said = str(caught.value)
-    assert str(other) in said and f"`{biovil.FETCH}" in said and "\n" not in said
+    assert (
+        str(other) in said
+        and "`hf download microsoft/BiomedVLP-CXR-BERT-specialized biovil_image" in said
+        and "\n" not in said
+    )
     assert "--force-download" in said
 
 
@@ -137,9 +141,9 @@ def test_rows_hold_the_clamped_thresholds_too(baseline):
     assert 0 <= row["absolute_threshold_iou"] <= 1 and np.isfinite(row["cnr"])
 
 
-def test_the_key_of_the_baselines_follows_the_file(files, tmp_path):
+def test_the_key_of_the_scores_follows_the_file(files, tmp_path):
     keys = {
-        products.key(config.load("open", **{"biovil": place}), "baselines")
+        products.key(config.load("open", **{"methods.biovil.image": place}), "scores/biovil")
         for place in (None, str(tmp_path / "none.pt"), str(files[0]))
     }
     assert len(keys) == 3

@@ -2,6 +2,7 @@
 
 import json
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -70,10 +71,13 @@ def test_every_product_of_a_real_profile_is_made(load):
     with pytest.warns(UserWarning, match="validation and test share 4 patients"):
         for name in products.plan(settings):
             assert (products.ensure(settings, name) / "run.json").is_file(), name
-    table = products.tables(settings, "pairs.csv")
-    assert set(table["arm"]) == {"domain-frozen", "generic-frozen", "untuned"} and len(table) == 12
-    boxes = (products.find(settings, "baselines") / "no_skill.csv").read_text()
-    assert "mean box per finding" in boxes
+    table = products.scores(settings)
+    arms = table[table["arm"].notna()]
+    assert set(arms["arm"]) == {"domain-frozen", "generic-frozen", "untuned"} and len(arms) == 12
+    assert "mean box per finding" in set(table["method"])
+    assert "BioViL-like" not in set(table["method"])  # its checkpoint is not there
+    curves = products.scores(settings, "curves").groupby(["arm", "curve"]).size()
+    assert len(curves) == 2 * 4 and set(curves) == {2}
 
 
 def test_fine_tuning_starts_from_the_pretrained_unet(load, world, monkeypatch):
@@ -178,9 +182,9 @@ def test_a_released_unet_is_evaluated_and_nothing_is_trained(load, world, tmp_pa
     assert list(settings.training.arms) == ["domain-frozen", "untuned"]
     plan = products.plan(settings)
     assert not [name for name in plan if name.startswith("ldm/")]
-    assert "evaluation/domain-frozen-s4200" in plan
+    assert "scores/domain-frozen-s4200" in plan
     torch.testing.assert_close(probe(products.model(settings).unet, 32), probe(unet, 32))
-    products.ensure(settings, "evaluation/domain-frozen-s4200")
+    products.ensure(settings, "scores/domain-frozen-s4200")
 
 
 UNTUNED = {"encoder": "generic", "untuned": True, "control": True}
@@ -191,11 +195,11 @@ def test_an_untuned_arm_is_the_pretrained_unet_and_trains_nothing(load, world):
     settings = load(**{"training.arms": arms, "training.seeds": [4200, 1759]})
     plan = products.plan(settings)
     found = [name for name in plan if "untuned" in name]
-    assert found == ["evaluation/untuned-s4200"]  # it has no seeds, and as a control no fidelity
+    assert found == ["scores/untuned-s4200"]  # it has no seeds, and as a control no fidelity
     start = models.load_unet(world["unet.pretrained"])
     assert torch.equal(probe(products.model(settings, "untuned").unet, 32), probe(start, 32))
     products.ensure(settings, found[0])
-    table = products.tables(settings, "pairs.csv", ["untuned"])
+    table = pd.read_csv(products.find(settings, found[0]) / "scores.csv")
     assert len(table) == 4 and table["cnr"].notna().all()
     assert not list(places.build(settings).rglob("ldm*"))
     other = load(**{"training.arms": arms, "unet.pretrained": "elsewhere"})
@@ -235,7 +239,7 @@ def test_keys_follow_adaptation_and_loaded_weights(load):
         "vae.revision": "abc",
     }.items():
         assert products.key(load(**{key: value}), ARM) != base, key
-    name = "evaluation/domain-frozen-s4200"
+    name = "scores/domain-frozen-s4200"
     released = {"adaptation.released": "one"}
     keys = {
         products.key(load(**released, **more), name)
