@@ -15,18 +15,16 @@ tested against vectors of the authors' code.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from g2g_utils import bbm, sampling
 from g2g_utils.attention import Accumulator, Recorder, Seen
-from g2g_utils.config import Config, Section
 from g2g_utils.methods.base import HeatMap, Query, no_map
-from g2g_utils.methods.registry import Kind, Parts, register
+from g2g_utils.methods.registry import DAAMRow, Parts
 from g2g_utils.models.protocol import LatentDiffusion
 from g2g_utils.text import Filter, PhraseError, PhraseTokens, select_tokens, stack, tokenize
 
@@ -208,38 +206,14 @@ class DAAM:
         return HeatMap(bbm.minmax(maps[list(chosen)].mean(0)).cpu(), note=cut)
 
 
-class Row(Section):
-    """Settings of a row of kind `daam`."""
-
-    arm: str
-    normalize: bool = False  # divide each pixel by its attention to all words
-
-
-def _options(config: Config, row: Row) -> Mapping[str, Any]:
-    """Options of `DAAM`: those of the profile's grounding that it knows."""
-    grounding = config.grounding
-    return {
-        "timesteps": grounding.timesteps,
-        "filter": grounding.filter,
-        "normalize": row.normalize,
-        "batch_size": grounding.batch_size,
-    }
-
-
-def _build(parts: Parts, name: str, row: Row, seed: int | None) -> DAAM:
-    model = parts.model(row.arm, parts.config.training.seeds[0] if seed is None else seed)
-    return DAAM(name, model, **_options(parts.config, row))
-
-
-register(
-    Kind(
-        name="daam",
-        settings=Row,
-        build=_build,
-        citation="Tang et al.: What the DAAM, ACL 2023",
-        licence="MIT (authors' code); the project's own code here",
-        cost="T rows a phrase",
-        arm=lambda row: row.arm,
-        depends=_options,
+def build(parts: Parts, name: str, row: DAAMRow, seed: int | None) -> DAAM:
+    """The method of a training arm and seed, with the profile's options that it knows."""
+    grounding = parts.config.grounding
+    return DAAM(
+        name,
+        parts.model(row.arm, seed),
+        timesteps=grounding.timesteps,
+        filter=grounding.filter,
+        normalize=row.normalize,
+        batch_size=grounding.batch_size,
     )
-)

@@ -127,6 +127,13 @@ class NoSkillRow(Section):
     rule: Literal["random", "centre prior", "brightness", "mean box", "mean box per finding"]
 
 
+class DAAMRow(Section):
+    """DAAM's word heat maps of a training arm's U-Net."""
+
+    arm: str
+    normalize: bool = False  # divide each pixel by its attention to all words
+
+
 class InformationRow(Section):
     """Information maps: the gain of a phrase over conditions."""
 
@@ -172,6 +179,16 @@ KINDS = {  # a new method adds its row here, with `build=in_file("its_file")`
             arm=lambda row: str(row.arm),
             depends=lambda config, row: {"grounding": config.grounding.model_dump()},
             pairs=_bias_pairs,
+        ),
+        Kind(
+            name="daam",
+            settings=DAAMRow,
+            build=in_file("daam"),
+            citation="Tang et al.: What the DAAM, ACL 2023",
+            licence="MIT (authors' code); the project's own code here",
+            cost="T rows a phrase",
+            arm=lambda row: str(row.arm),
+            depends=lambda config, row: {"grounding": config.grounding.model_dump()},
         ),
         Kind(
             name="biovil",

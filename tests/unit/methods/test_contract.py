@@ -139,12 +139,12 @@ def test_an_empty_phrase_is_a_note(method, queries, answers, empty):
 
 
 def test_every_kind_is_tested():
-    assert set(CASES) == set(registry.kinds())
+    assert set(CASES) == set(registry.KINDS)
 
 
 @pytest.mark.parametrize("kind", CASES)
 def test_a_kind_says_where_it_comes_from_and_what_it_costs(kind):
-    found = registry.kinds()[kind]
+    found = registry.KINDS[kind]
     assert found.licence and found.cost
     assert re.search(r"\b(19|20)\d\d\b", found.citation) or found.citation.startswith("none")
 
