@@ -65,8 +65,10 @@ def score(
         keeps its row, with NaN and the reason.
 
     Raises:
-        ValueError: the numbers of other phrases and of pairs differ.
+        ValueError: there are no pairs, or the numbers of other phrases and of pairs differ.
     """
+    if not len(pairs):
+        raise ValueError(f"no image-phrase pairs for {method.name}: give it at least one")
     drawn: Others = draw_others(pairs, method.image_size) if others is True else list(others or [])
     if drawn and len(drawn) != len(pairs):
         raise ValueError(f"{len(drawn)} other phrases for {len(pairs)} pairs")

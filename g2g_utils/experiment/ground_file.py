@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from g2g_utils.grounding import Grounding
     from g2g_utils.models import GroundingModel
 
+LONGEST_STEM = 200  # bytes; file systems allow 255 in a name
 FILM_SIDE = 512  # pixels of the film under exported maps
 CANDIDATES = 64  # pairs among which another phrase is drawn
 DISCLAIMER = "for research, not a medical device"
@@ -67,10 +68,16 @@ def ground_file(
     result = _ground(model, example, options)
     source = {"file": image.name, "sha256": runs.file_digest(image)}
     parameters = {"phrase": example.phrase, "model": model.name, **options}
-    name = f"{image.stem}-{runs.digest([source, parameters, _weights(config, model)], 8)}"
+    digest = runs.digest([source, parameters, _weights(config, model)], 8)
+    name = f"{short_name(image.stem)}-{digest}"
     folder = (out or places.build(config) / "grounded") / name
     report = {**_report(result, image), "image": source, "parameters": parameters}
     return write_files(config, folder, example, result, report, film=film_of(image))
+
+
+def short_name(stem: str) -> str:
+    """A file's name cut to what fits into a folder's name with more behind it."""
+    return stem.encode()[:LONGEST_STEM].decode(errors="ignore")
 
 
 def check_arm(config: Config, arm: str | None) -> None:

@@ -27,8 +27,16 @@ def build(config: Profile) -> Path:
     """Folder of everything that a run makes, ignored by git.
 
     It lies in the folder that the environment variable G2G_BUILD names, else in build/.
+
+    Raises:
+        ValueError: its path has braces, in which Snakemake would look for wildcards.
     """
-    return Path(os.environ.get("G2G_BUILD", ROOT / "build")) / config.profile
+    folder = Path(os.environ.get("G2G_BUILD", ROOT / "build")) / config.profile
+    if "{" in str(folder) or "}" in str(folder):
+        raise ValueError(
+            f"{folder}: braces in the path of the build folder; set G2G_BUILD to another"
+        )
+    return folder
 
 
 def weights(config: Profile) -> Path:

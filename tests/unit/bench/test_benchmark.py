@@ -173,3 +173,11 @@ def test_given_maps_go_through_the_same_door(images):
     assert table.cnr[0] == pytest.approx(metrics.evaluate(heat, BOXES[0], 32)["cnr"])
     unknown = bench.score(Given("mine", 32, {}), pairs, progress=False)
     assert np.isnan(unknown.cnr[0]) and unknown.note[0] == "no map of it"
+
+
+def test_an_empty_list_of_pairs_is_refused():
+    class Nothing:
+        name, image_size = "nothing", 8
+
+    with pytest.raises(ValueError, match="no image-phrase pairs for nothing"):
+        benchmark.score(Nothing(), [])

@@ -228,3 +228,10 @@ def test_real_films(config, quick, tmp_path):
         assert all(one.is_file() for one in written)
         heatmap = np.load(written[1])["heatmap"]
         assert heatmap.min() == 0 and heatmap.max() == 1
+
+
+@pytest.mark.parametrize("stem", ["a" * 240, "é" * 120, "film"])
+def test_long_names_leave_room_for_more(stem):
+    short = ground_file.short_name(stem)
+    assert stem.startswith(short) and len(f".{short}-12345678.tmp".encode()) < 255
+    assert short == stem or len(short.encode()) >= 199
