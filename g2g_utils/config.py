@@ -34,12 +34,12 @@ Curve = Literal["linear", "quadratic", "mixture"]  # of Bimodal Bias Merging (eq
 
 
 class ConfigError(ValueError):
-    """A profile, key or value that cannot be used; the message names it and the fix."""
+    """A profile, key or value that cannot be used. The message names it and the fix."""
 
 
 @dataclass(frozen=True)
 class World:
-    """Settings of the phantoms; every field is an argument of `data.phantoms.generate`."""
+    """Settings of the phantoms. Every field is an argument of `data.phantoms.generate`."""
 
     size: int = 64  # side of the square image, pixels (>= 32)
     zoom: tuple[float, float] = (0.7, 1.2)  # thorax size / image size
@@ -75,7 +75,7 @@ class World:
 
 
 class Section(BaseModel):
-    """A frozen part of the configuration; unknown keys are errors."""
+    """A frozen part of the configuration. Unknown keys are errors."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
@@ -83,11 +83,11 @@ class Section(BaseModel):
 
 
 class HeldOut(Section):
-    """Where the image-phrase pairs of validation or test come from, if not from the phantoms."""
+    """Source of the image-phrase pairs of validation or test, other than phantoms."""
 
     source: Literal["ms_cxr", "chestxray14", "rsna", "mimic_cxr", "openi", "folder"]
     root: Path  # folder of the data set, or its table
-    images: Path | None = None  # folder of its images, where they lie elsewhere
+    images: Path | None = None  # folder of its images, if they lie elsewhere
     patients: tuple[float, float] = (0.0, 1.0)  # share of the patients, [from, to) of a fixed order
     subset: Literal["train", "validation", "test"] | None = None  # of the source's own splits
 
@@ -102,7 +102,7 @@ class HeldOut(Section):
 
 
 class Data(Section):
-    """Where image-text pairs come from and how many are used."""
+    """Source and number of image-text pairs."""
 
     source: Literal["phantoms", "mimic_cxr", "openi", "folder"]
     root: Path | None = None  # folder of a downloaded data set (paper, open)
@@ -111,8 +111,8 @@ class Data(Section):
     test: int = Field(gt=0)  # images for every reported number
     seed: int = 0
     world: dict[str, Any] = {}  # fields of `World` that differ from its defaults
-    images: Path | None = None  # folder of the training images, where they lie outside root
-    reports: Path | None = None  # mimic_cxr: folder or zip of the reports, where outside root
+    images: Path | None = None  # folder of the training images, if outside root
+    reports: Path | None = None  # mimic_cxr: folder or zip of the reports, if outside root
     validation_from: HeldOut | None = None  # None: from the training source
     test_from: HeldOut | None = None
 
@@ -151,7 +151,7 @@ class Vae(Section):
 
 
 class Text(Section):
-    """What the U-Net sees of a phrase."""
+    """Form in which the U-Net gets a phrase."""
 
     max_length: int = Field(77, gt=2)  # tokens, start and end among them
     zero_padding: bool = False  # zero the states at padding positions (miniature arms: all alike)
@@ -208,18 +208,18 @@ class Unet(Section):
 
     @property
     def schedule_revision(self) -> str | None:
-        """Commit of the noise schedule: its own, else the U-Net's where one repository has both."""
+        """Commit of the noise schedule: its own, or else the U-Net's if one repository has both."""
         same = self.scheduler == self.pretrained
         return self.scheduler_revision or (self.revision if same else None)
 
     @property
     def levels_with_attention(self) -> tuple[bool, ...]:
-        """Whether a level has cross-attention, finest first."""
+        """For each level, finest first: True if it has cross-attention."""
         return self.attention_levels or (True,) * (len(self.channels) - 1) + (False,)
 
 
 class Arm(Section):
-    """One line of the encoder comparison: which text encoder, frozen or learnable."""
+    """One arm of the encoder comparison: a text encoder, frozen or learnable."""
 
     encoder: str
     learnable: bool = False
@@ -227,7 +227,7 @@ class Arm(Section):
     control: bool = False  # grounding of activation maps is evaluated, nothing else
     seeds: tuple[int, ...] | None = None  # None: those of all arms
     lora_rank: int | None = Field(None, ge=0)  # None: as in `adaptation`; 0: all weights
-    untuned: bool = False  # control: the pretrained U-Net as it is, without any training here
+    untuned: bool = False  # control: the pretrained U-Net, without any training here
 
 
 class Training(Section):
@@ -250,7 +250,7 @@ class Training(Section):
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     checkpoint_every: int = Field(500, gt=0)
     log_every: int = Field(10, gt=0)
-    live_steps: int = Field(100, gt=0)  # of the fine-tuning that notebook 03 runs before your eyes
+    live_steps: int = Field(100, gt=0)  # of the fine-tuning that notebook 03 runs live
 
     @field_validator("seeds")
     @classmethod
@@ -268,12 +268,12 @@ class Training(Section):
 
     @property
     def compared(self) -> list[str]:
-        """Names of the arms that are compared in everything: all but the controls."""
+        """Names of the arms in every comparison: all but the controls."""
         return [name for name, arm in self.arms.items() if not arm.control]
 
 
 class Adaptation(Section):
-    """How a pretrained U-Net becomes the evaluated one; without `unet.pretrained` an error.
+    """Adaptation of a pretrained U-Net to the task. An error without `unet.pretrained`.
 
     Released weights belong to one text encoder: only the first arm and seed are then evaluated.
     """
@@ -325,7 +325,7 @@ class Method(BaseModel):
 
 
 class Evaluation(Section):
-    """How results over a data set are summarised."""
+    """Summary of results over a data set."""
 
     pairs: int = Field(gt=0)  # test image-phrase pairs evaluated
     validation_pairs: int = Field(gt=0)
@@ -344,16 +344,16 @@ class Fidelity(Section):
 
 
 class Resources(Section):
-    """What one job of a rule may take on a cluster; no effect on any result."""
+    """Resources of one job of a rule on a cluster. They change no result."""
 
     gpu: int = Field(0, ge=0)
     mem_mb: int = Field(3000, gt=0)  # MiB
     runtime: int = Field(720, gt=0)  # minutes
-    processes: int = Field(1, gt=0)  # of one training, one a GPU where there are any
+    processes: int = Field(1, gt=0)  # processes per training; one per GPU
 
 
 class Config(Section):
-    """Everything a run depends on. `load` makes it; nothing changes it afterwards."""
+    """All settings of a run. `load` makes it; nothing changes it afterwards."""
 
     profile: str
     image_size: int = Field(gt=0)
@@ -419,7 +419,7 @@ class Config(Section):
         return self
 
     def loaded_unet(self, arm: str) -> tuple[str, str | None] | None:
-        """Source and revision of the U-Net that an arm loads as it is; None: it is trained here."""
+        """Source and revision of the U-Net that an arm loads unchanged, or None."""
         if self.training.arms[arm].untuned:
             return str(self.unet.pretrained), self.unet.revision
         if self.unet.pretrained and self.adaptation.released:
@@ -427,13 +427,13 @@ class Config(Section):
         return None
 
     def seeds(self, arm: str) -> tuple[int, ...]:
-        """Seeds that an arm is trained with; the first stands for an arm that is loaded."""
+        """Seeds of the trainings of an arm. A loaded arm has the first alone."""
         own = self.training.arms[arm].seeds
         found = self.training.seeds if own is None else own
         return found if self.loaded_unet(arm) is None else found[:1]
 
     def job(self, rule: str) -> Resources:
-        """What a job of this rule of the workflow may take."""
+        """Resources of a job of this rule of the workflow."""
         given = (section for name, section in self.resources.items() if name == rule)
         return next(given, Resources.model_validate({}))
 
@@ -453,8 +453,13 @@ def profiles() -> list[str]:
 def load(profile: str, **overrides: Any) -> Config:
     """Read `configs/<profile>.yaml` (or any YAML file), apply overrides, validate and freeze.
 
-    Overrides are dotted (`**{"grounding.timesteps": 10}`) or written with a double underscore
-    (`grounding__timesteps=10`). Unknown profiles, keys and unusable values raise `ConfigError`.
+    Args:
+        profile: name of a profile, or path of a YAML file.
+        overrides: dotted (`**{"grounding.timesteps": 10}`) or with a double underscore
+            (`grounding__timesteps=10`).
+
+    Raises:
+        ConfigError: unknown profiles and keys, and unusable values; one line each.
     """
     path = CONFIGS / f"{profile}.yaml"
     if profile.endswith((".yaml", ".yml")):
@@ -478,14 +483,14 @@ def load(profile: str, **overrides: Any) -> Config:
 
 
 def tree(profile: str, overrides: dict[str, Any]) -> dict[str, Any]:
-    """The profile with overrides as plain data, which `load` takes as a file."""
+    """The profile with overrides as plain data, in the form of a profile file."""
     config = load(profile, **overrides)
     resources = {rule: section.model_dump() for rule, section in config.resources.items()}
     return config.model_dump(mode="json", exclude={"profile"}) | {"resources": resources}
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which a key that stands twice is an error."""
+    """YAML in which a repeated key is an error."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         """The mapping of a node."""
@@ -497,7 +502,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def value(name: str, text: str) -> Any:
-    """A text as YAML; `name` says whose it is where it is none."""
+    """Read a text as YAML. `name` names it in the error."""
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
@@ -525,7 +530,7 @@ def _set(tree: dict[str, Any], parts: list[str], value: Any) -> None:
 
 
 def _leave_other_arms(tree: dict[str, Any]) -> None:
-    """With released weights keep the first arm and seed, and what is untuned: the rest has none."""
+    """With released weights keep the first arm and seed, and untuned arms: no others have any."""
     training, adaptation = tree.get("training") or {}, tree.get("adaptation") or {}
     if isinstance(adaptation, dict) and adaptation.get("released"):
         arms = list((training.get("arms") or {}).items())
@@ -547,7 +552,7 @@ def _leave_rows_without_arm(tree: dict[str, Any]) -> None:
 
 
 def _explain(path: Path, error: ValidationError) -> str:
-    """One line an error: key, value, what is wrong, what exists."""
+    """One line per error: key, value, problem, known keys."""
     lines = []
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"])

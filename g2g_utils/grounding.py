@@ -423,7 +423,7 @@ def spread(
     seeds: Sequence[int] = range(5),
     **options: Unpack[GroundOptions],
 ) -> Spread:
-    """How much a heat map depends on the sampling noise.
+    """Spread of a heat map over sampling seeds.
 
     Args:
         model, image, phrase: as in `ground`.
