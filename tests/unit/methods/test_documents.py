@@ -6,8 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 
-from g2g_utils import bench
+from g2g_utils import bench, config
 from g2g_utils.data import phantoms, record
 from g2g_utils.methods import registry
 from g2g_utils.methods.base import Query
@@ -39,6 +40,13 @@ def test_the_example_is_scored_like_every_method(darkness):
     table = bench.score(darkness, pairs, progress=False)
     assert set(table["method"]) == {"dark"} and len(table) == len(pairs)
     assert {"cnr", "specificity", "balanced_iou"} <= set(table)
+
+
+def test_the_table_of_the_page_is_usable():
+    page = (ROOT / "docs" / "methods.md").read_text()
+    table = yaml.safe_load(re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1])["methods"]
+    found = registry.rows(config.load("miniature", methods=table))
+    assert [row.label for row in found.values()][-2:] == ["BioViL-like", "mean box"]
 
 
 def test_every_kind_has_its_row():
