@@ -249,50 +249,36 @@ def readable(file: Path) -> bool:
         return False
 
 
-class _explained:
-    """Context manager that turns a failed download, missing or damaged file into `MissingWeights`.
+@contextmanager
+def _explained(
+    source: str | Path, files: str, revision: str | None = None, config: str = "config.json"
+) -> Iterator[None]:
+    """Turn a failed download and a missing or damaged file into one sentence, `MissingWeights`.
 
     The weights lie beside `config`.
     """
-
-    def __init__(
-        self, source: object, files: str, revision: str | None = None, config: str = "config.json"
-    ) -> None:
-        self.source, self.files, self.revision = str(source), files, revision
-        self.config = config
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, UNREADABLE) and not isinstance(error, MissingWeights):
-            if damaged := self.damaged():
-                again = f"--force-download --include '{Path(self.config).with_name(damaged.name)}'"
-                command = registry.command(self.source, self.revision, again)
-                raise MissingWeights(
-                    f"{damaged} is damaged: fetch it again, `{command}`"
-                ) from error
-            reason = (str(error).splitlines() or [""])[0]
-            raise MissingWeights(
-                f"no usable weights at {self.source}: {reason} - expected are {self.files}; "
-                f"{self.fix()}"
-            ) from error
-
-    def damaged(self) -> Path | None:
-        """The first existing file of weights that cannot be read, or None."""
-        config = registry.find(self.source, self.config, self.revision)
-        files = registry.weights(config.parent) if config else []
-        return next((file for file in files if not readable(file)), None)
-
-    def fix(self) -> str:
-        """The remedy in words: fetch a hub id, or look at a folder."""
-        if Path(self.source).is_absolute() or Path(self.source).exists():
-            return "name another folder in the profile, or a hub id to fetch"
-        command = registry.command(self.source, self.revision)
-        return (
-            f"on a machine with internet run `{command}` and try again "
-            "(HF_HUB_OFFLINE=1 then works without), or name a local folder in the profile"
-        )
+    try:
+        yield
+    except MissingWeights:
+        raise
+    except UNREADABLE as error:
+        place = registry.find(str(source), config, revision)
+        weights = registry.weights(place.parent) if place else []
+        if damaged := next((file for file in weights if not readable(file)), None):
+            again = f"--force-download --include '{Path(config).with_name(damaged.name)}'"
+            command = registry.command(str(source), revision, again)
+            raise MissingWeights(f"{damaged} is damaged: fetch it again, `{command}`") from error
+        fix = "name another folder in the profile, or a hub id to fetch"
+        if not registry.is_folder(str(source)):
+            fix = (
+                f"on a machine with internet run `{registry.command(str(source), revision)}` and "
+                "try again (HF_HUB_OFFLINE=1 then works without), or name a local folder in the "
+                "profile"
+            )
+        reason = (str(error).splitlines() or [""])[0]
+        raise MissingWeights(
+            f"no usable weights at {source}: {reason} - expected are {files}; {fix}"
+        ) from error
 
 
 def build_scheduler(config: configuration.Unet) -> DDIMScheduler:

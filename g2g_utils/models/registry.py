@@ -91,11 +91,15 @@ def weights(folder: Path) -> list[Path]:
     return [path for path in files if path.suffix == ".safetensors"] or files
 
 
+def is_folder(source: str) -> bool:
+    """True for a place on this machine, False for a hub id."""
+    return Path(source).is_absolute() or Path(source).exists()
+
+
 def command(source: str, revision: str | None = None, *options: str) -> str:
     """Command that fetches a hub id; HUB_ID stands for the unknown one of a folder."""
-    local = Path(source).is_absolute() or Path(source).exists()
     pinned = ["--revision", revision] if revision else []
-    target = ["HUB_ID", "--local-dir", source] if local else [source, *pinned]
+    target = ["HUB_ID", "--local-dir", source] if is_folder(source) else [source, *pinned]
     return " ".join(["hf", "download", *target, *options])
 
 
