@@ -70,7 +70,7 @@ def _losses(
     noised = scheduler.add_noise(latents, noise, timesteps)
     velocity = scheduler.config.prediction_type == "v_prediction"
     target = scheduler.get_velocity(latents, noise, timesteps) if velocity else noise
-    predicted = unet(noised, timesteps, encoder_hidden_states=states).sample
+    predicted: Tensor = unet(noised, timesteps, encoder_hidden_states=states).sample
     return (predicted - target).square().mean((1, 2, 3))
 
 

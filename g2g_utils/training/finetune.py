@@ -88,7 +88,7 @@ def batch_indices(step: int, batch_size: int, n: int, seed: int) -> Tensor:
     positions = torch.arange(step * batch_size, (step + 1) * batch_size)
     orders = {
         epoch: torch.randperm(n, generator=seeded(seed, 1, epoch))
-        for epoch in (positions // n).unique().tolist()
+        for epoch in set((positions // n).tolist())
     }
     return torch.stack([orders[int(p) // n][int(p) % n] for p in positions])
 
@@ -119,7 +119,8 @@ def share(indices: Tensor, accelerator: Accelerator) -> Tensor:
         raise ValueError(
             f"batch size {len(indices)} cannot be shared by {processes} processes: use a multiple"
         )
-    return indices.chunk(processes)[accelerator.process_index]
+    part: Tensor = indices.chunk(processes)[accelerator.process_index]
+    return part
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,8 @@ class Denoising(nn.Module):
         """Prediction [b, c, h, w] for noised latents under token ids [b, n]."""
         with torch.set_grad_enabled(self.learnable and torch.is_grad_enabled()):
             states = self.text.states(ids, mask)
-        return self.unet(latents, timesteps, encoder_hidden_states=states).sample
+        predicted: Tensor = self.unet(latents, timesteps, encoder_hidden_states=states).sample
+        return predicted
 
 
 def denoising_loss(
@@ -202,7 +204,8 @@ class Wordless(nn.Module):
     def forward(self, latents: Tensor, timesteps: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """Prediction [b, c, h, w] for noised latents. Token ids and mask are ignored."""
         states = latents.new_zeros(len(latents), 1, self.unet.config.cross_attention_dim)
-        return self.unet(latents, timesteps, encoder_hidden_states=states).sample
+        predicted: Tensor = self.unet(latents, timesteps, encoder_hidden_states=states).sample
+        return predicted
 
 
 def _batch(

@@ -244,7 +244,8 @@ def read_checkpoint(folder: Path) -> dict[str, Any] | None:
     if not _sound(path):
         warnings.warn(f"{path}: damaged; training starts again", stacklevel=2)
         return None
-    return torch.load(path, map_location="cpu", weights_only=True)
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
 
 
 def _sound(path: Path) -> bool:
@@ -272,8 +273,8 @@ def _truncate_log(path: Path, step: int) -> None:
 def _step_of(line: str) -> float:
     """Step number of a log line. A torn line counts as later than all others."""
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
         return math.inf
 
 
