@@ -111,7 +111,7 @@ def grounding_options(config: Config) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Parts:
-    """What the profile gives to a method that is built (the protocol `methods.registry.Parts`)."""
+    """Parts of the profile for the methods it builds (the protocol `methods.registry.Parts`)."""
 
     config: Config
     given_regions: Sequence[dict[str, Any]] | None = None  # default: `prior_regions`

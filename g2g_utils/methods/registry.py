@@ -291,7 +291,7 @@ class Row:
 
     @property
     def merged(self) -> bool:
-        """Whether its map is merged with the biases."""
+        """True if its map is merged with the biases."""
         return getattr(self.settings, "curve", None) is not None
 
 

@@ -25,7 +25,7 @@ OTHER_BLOCKS = ("SimpleCross", "KCrossAttn", "KAttention", "ResnetDownsample", "
 
 
 def unet_problems(unet: Mapping[str, Any]) -> Iterator[str]:
-    """What a U-Net's config asks for and does not get, each with its setting."""
+    """Requests of a U-Net's config that cannot be met, each with its setting."""
     kind = unet.get("_class_name", STANDARD)
     if kind != STANDARD:
         yield f"_class_name = {kind!r}: only {STANDARD} is grounded"
@@ -56,7 +56,7 @@ def _any(setting: Any) -> bool:
 
 
 def vae_problems(vae: Mapping[str, Any]) -> Iterator[str]:
-    """What makes a VAE's latents other than scaled and shifted by one number each."""
+    """Reasons why a VAE's latents are not scaled and shifted by one number each."""
     kind = vae.get("_class_name", "AutoencoderKL")
     if kind != "AutoencoderKL":
         yield f"_class_name = {kind!r}: only AutoencoderKL is used"
