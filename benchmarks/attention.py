@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import store_everything
 import torch
@@ -204,10 +204,12 @@ def capture(model: models.GroundingModel, rows: int, budget: float, warm: bool) 
     }
 
 
-def grounder(model: models.GroundingModel, timesteps: int, **options: Any) -> Callable[[], Any]:
+def grounder(
+    model: models.GroundingModel, timesteps: int, **options: Unpack[grounding.GroundOptions]
+) -> Callable[[], grounding.Grounding]:
     """A call that grounds the phrase, all T timesteps kept."""
     image, tokens = image_of(model), list(TOKENS)
-    shared: dict[str, Any] = {"timesteps": timesteps, "keep_last": timesteps} | options
+    shared: grounding.GroundOptions = {"timesteps": timesteps, "keep_last": timesteps, **options}
     return lambda: grounding.ground(model, image, PHRASE, tokens=tokens, **shared)
 
 

@@ -335,7 +335,7 @@ def text_bias(
         )
         return replace(found, native={name: maps.cpu() for name, maps in found.items()})
 
-    padding = (model.max_length, getattr(model, "zero_padding", False))
+    padding = (model.max_length, model.zero_padding)
     key = (_fingerprint(model), padding, words.text, tuple(chosen), timesteps, text_guidance, seed)
     return cache.get(key, sample)
 

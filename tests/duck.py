@@ -20,7 +20,7 @@ class Model:
 
     name = "duck"
 
-    image_size, max_length, latent_shape = 32, 12, (4, 16, 16)
+    image_size, max_length, latent_shape, zero_padding = 32, 12, (4, 16, 16), False
     device, dtype = torch.device("cpu"), torch.float32
 
     def __init__(self):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from g2g_utils import config, plots, runs
+from g2g_utils.data.geometry import Box
 from g2g_utils.experiment import products
 from g2g_utils.explorer import render
 from g2g_utils.explorer.session import Panel, Session, View
@@ -140,7 +141,7 @@ def _curve_argument(session: Session, now: State) -> str:
     return f'    curve="{now.curve}", text_guidance={session.config.grounding.text_guidance},\n'
 
 
-def _ground_call(session: Session, now: State, panel: Panel, boxes: Sequence[Any]) -> str:
+def _ground_call(session: Session, now: State, panel: Panel, boxes: Sequence[Box]) -> str:
     options, chosen = session.config.grounding, panel.selection
     known = f"    boxes={[tuple(map(float, b)) for b in boxes]},\n" if boxes else ""
     return (

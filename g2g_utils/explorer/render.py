@@ -22,6 +22,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from g2g_utils import metrics
+from g2g_utils.data.geometry import Box
 from g2g_utils.explorer import maps, state
 from g2g_utils.explorer.session import Panel, View
 
@@ -196,7 +197,7 @@ def marked(picture: RGB, view: View) -> RGB:
     return np.asarray(image)
 
 
-def draw_boxes(draw: ImageDraw.ImageDraw, boxes: Sequence[Any], scale: float, width: int) -> None:
+def draw_boxes(draw: ImageDraw.ImageDraw, boxes: Sequence[Box], scale: float, width: int) -> None:
     """Draw boxes [x, y, w, h] with a dark halo, so that they show on any colour."""
     for x, y, w, h in boxes:
         ends = [x * scale, y * scale, (x + w) * scale - 1, (y + h) * scale - 1]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,7 @@ from g2g_utils import bbm, metrics, tagger
 from g2g_utils.cache import Cache
 from g2g_utils.config import Config
 from g2g_utils.data import sources
-from g2g_utils.data.geometry import crop_resize
+from g2g_utils.data.geometry import Box, crop_resize
 from g2g_utils.data.images import read_image
 from g2g_utils.data.record import Example, Region
 from g2g_utils.experiment import products
@@ -31,6 +31,7 @@ from g2g_utils.explorer.maps import Capture, Progress, Selection
 from g2g_utils.explorer.state import Chip, State
 from g2g_utils.masks import gmm_mask
 from g2g_utils.methods import no_skill
+from g2g_utils.models.components import GroundingModel
 
 MODELS = 2  # models in memory at a time
 UPLOADS = 8  # uploaded pictures remembered
@@ -97,7 +98,7 @@ class View:
     state: State
     picture: Picture
     panels: tuple[Panel, ...]
-    boxes: tuple[Any, ...]
+    boxes: tuple[Box, ...]
     no_skill: dict[str, float | str]
     difference: Tensor | None = None  # H W in [-1, 1], where it is shown
     difference_label: str = ""
@@ -130,12 +131,12 @@ class Session:
         self.device = device  # None: what suits the profile
         self.captures = Cache(memory)
         self.models = available_models(config)
-        self._loaded: OrderedDict[str, Any] = OrderedDict()
+        self._loaded: OrderedDict[str, GroundingModel] = OrderedDict()
         examples = sources.examples(config, "test")
         self.pictures = {p.key: p for p in pictures(examples, config.image_size)}
-        self._panels: OrderedDict[Any, Panel] = OrderedDict()
+        self._panels: OrderedDict[Hashable, Panel] = OrderedDict()
         self.note = tagger.NOTE if tagger.name() == tagger.STOP_WORDS else ""
-        self._scores: dict[Any, dict[str, float | str]] = {}
+        self._scores: dict[tuple[Box, ...], dict[str, float | str]] = {}
 
     # -- starting points and actions: state -> state --------------------------------------------
 
@@ -193,7 +194,7 @@ class Session:
 
     # -- expensive things, made once --------------------------------------------------------------
 
-    def model(self, key: str, progress: Progress | None = None) -> Any:
+    def model(self, key: str, progress: Progress | None = None) -> GroundingModel:
         """A model by its key ARM-sSEED. At most two stay in memory."""
         if key not in self._loaded:
             if progress:
@@ -269,7 +270,7 @@ class Session:
         difference, label = self._difference(now, panels)
         return replace(shown, difference=difference, difference_label=label)
 
-    def panel(self, now: State, boxes: Sequence[Any], progress: Progress | None = None) -> Panel:
+    def panel(self, now: State, boxes: Sequence[Box], progress: Progress | None = None) -> Panel:
         """Heat map, mask and numbers of one model and phrase. The last two are remembered."""
         key = (replace(state.undrawn(now), compare="nothing"), tuple(boxes))
         if key not in self._panels:
@@ -279,7 +280,7 @@ class Session:
         self._panels.move_to_end(key)
         return self._panels[key]
 
-    def _make_panel(self, now: State, boxes: Sequence[Any], progress: Progress | None) -> Panel:
+    def _make_panel(self, now: State, boxes: Sequence[Box], progress: Progress | None) -> Panel:
         capture = self.capture(now, progress)
         chosen = state.select(now, capture, now.columns, self.config.grounding)
         raw = maps.activation(capture, chosen)
@@ -330,11 +331,11 @@ class Session:
         default = state.select(plain, main.capture, None, self.config.grounding)
         return own - bbm.minmax(maps.activation(main.capture, default)), "selection − default"
 
-    def _skill(self, boxes: Sequence[Any]) -> dict[str, float | str]:
+    def _skill(self, boxes: Sequence[Box]) -> dict[str, float | str]:
         """Scores of the no-skill map against these boxes."""
         if not boxes:
             return {}
-        key = tuple(map(tuple, boxes))
+        key = tuple(boxes)
         if key not in self._scores:
             side = self.config.image_size
             self._scores[key] = metrics.evaluate(self.mean_box, boxes, side)

@@ -43,6 +43,10 @@ class LatentDiffusion(Protocol):
         """Number of tokens n to which phrases are padded and truncated."""
 
     @property
+    def zero_padding(self) -> bool:
+        """Whether the text states at padding positions are zero."""
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of one latent."""
 
