@@ -7,13 +7,13 @@ import os
 import sys
 from pathlib import Path
 
-import records
+import damage
 from snakemake.cli import main
 
 if __name__ == "__main__":
     try:
         main()
     except SystemExit as end:
-        if end.code and (line := records.full_disk(Path(os.environ["G2G_BUILD"]))):
+        if end.code and (line := damage.full_disk(Path(os.environ["G2G_BUILD"]))):
             print(line, file=sys.stderr)
         raise

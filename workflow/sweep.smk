@@ -11,8 +11,8 @@ ROOT = Path(workflow.basedir).parent
 sys.path[:0] = [str(ROOT), str(ROOT / "workflow")]
 
 import launch
-import records
-import sources
+import damage
+import fingerprints
 import sweeps
 from g2g_utils import config as profiles
 from g2g_utils.experiment import products
@@ -27,7 +27,7 @@ SETTINGS = profiles.load(PROFILE)
 BUILD = places.build(SETTINGS).resolve() / "sweeps"
 HERE = BUILD / SWEEP.name
 POINTS = {point.id: point for point in SWEEP.points}
-CODE = sources.fingerprint(SWEEP.notebook, "")
+CODE = fingerprints.fingerprint(SWEEP.notebook, "")
 SUMMARY = ("summary.csv", "summary.png", "summary.run.json")
 PYTHON = sys.executable
 
@@ -97,20 +97,20 @@ def parameters_of(wildcards):
 def key_of_point(point):
     """What decides whether a point runs again: the notebook's code and the point's settings."""
     given = settings(json.dumps(point.settings)).model_dump()
-    return records.key(runs.digest([CODE, given]), [HERE / point.id / "run.json"])
+    return damage.key(runs.digest([CODE, given]), [HERE / point.id / "run.json"])
 
 
 def lost():
     """Records that a crash or a full disk left without what they name, and why."""
     executed = [*(HERE / id / "run.json" for id in POINTS), HERE / "summary.run.json"]
-    found = {record: records.damage(record) for record in filter(Path.exists, executed)}
+    found = {record: damage.found(record) for record in filter(Path.exists, executed)}
     for record in filter(Path.exists, made(MADE)):
         found[record] = "" if runs.leads_to_product(record) else "its product is gone or damaged"
     return {record: why for record, why in found.items() if why}
 
 
 if workflow.is_main_process:
-    records.forget(lost())
+    damage.forget(lost())
 
 
 def any_of(names):
@@ -140,7 +140,7 @@ rule product:
         BUILD / "products" / "{product}.json",
     params:
         name=lambda wc: MADE[wc.product][0],
-        key=lambda wc: records.key(wc.product, made([wc.product])),
+        key=lambda wc: damage.key(wc.product, made([wc.product])),
         overrides=overrides_of,
         python=launch.prefix(PYTHON, SETTINGS.job("product")),
     log:
@@ -164,7 +164,7 @@ rule training:
         BUILD / "products" / "{product}.json",
     params:
         name=lambda wc: MADE[wc.product][0],
-        key=lambda wc: records.key(wc.product, made([wc.product])),
+        key=lambda wc: damage.key(wc.product, made([wc.product])),
         overrides=overrides_of,
         python=launch.prefix(PYTHON, SETTINGS.job("training")),
     log:
@@ -212,7 +212,7 @@ rule summary:
     output:
         [HERE / name for name in SUMMARY],
     params:
-        points=records.key(list(POINTS), [HERE / "summary.run.json"]),
+        points=damage.key(list(POINTS), [HERE / "summary.run.json"]),
         figure=SWEEP.figure,
     message:
         "summary"

@@ -12,7 +12,7 @@ ROOM = 2**20  # bytes; with less a disk counts as full
 SHOWN: set[Path] = set()  # records that a dry run would make again
 
 
-def damage(record: Path) -> str:
+def found(record: Path) -> str:
     """Fault of a run's record or of an output that it names; empty if there is none."""
     try:
         for name, digest in runs.read_json(record)["outputs"].items():
