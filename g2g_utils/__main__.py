@@ -51,6 +51,9 @@ def _parser() -> argparse.ArgumentParser:
     ground.add_argument("image", type=Path)
     ground.add_argument("phrase")
     ground.add_argument("--arm", help="which fine-tuned model (default: the first)")
+    text = "the paper's attention (default), the phrase's information, or both multiplied"
+    choices = ("attention", "information", "both")
+    ground.add_argument("--method", choices=choices, default="attention", help=text)
     ground.add_argument("--seed", type=int, default=0, help="seed of the sampling noise")
     ground.add_argument("--out", type=Path, help="folder (default: build/<profile>/grounded)")
     ground.set_defaults(run=_ground)
@@ -97,6 +100,7 @@ def _ground(config: configuration.Config, options: argparse.Namespace) -> int:
         written = ground_file.ground_file(
             config, options.image, options.phrase,
             arm=options.arm, seed=options.seed, out=options.out,
+            method=options.method,
         )  # fmt: skip
     finally:
         gc.enable()

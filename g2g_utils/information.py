@@ -115,6 +115,11 @@ class Information:
         return tuple(self.gains.double().sum((-2, -1)).tolist())
 
     @property
+    def total(self) -> float:
+        """Mean of the totals: the evidence that calibrated best (docs/miniature_log.md)."""
+        return sum(self.totals) / len(self.totals)
+
+    @property
     def attention(self) -> Tensor:
         """Activation map of the same forwards [H, W], min-max scaled."""
         return bbm.minmax(self.token_maps[list(self.tokens)].mean(0))

@@ -7,8 +7,9 @@ folder and hold no header field of the image.
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from g2g_utils.grounding import Grounding
     from g2g_utils.models import GroundingModel
 
+Method = Literal["attention", "information", "both"]
 LONGEST_STEM = 200  # bytes; file systems allow 255 in a name
 FILM_SIDE = 512  # pixels of the film under exported maps
 CANDIDATES = 64  # pairs among which another phrase is drawn
@@ -41,6 +43,7 @@ def ground_file(
     arm: str | None = None,
     seed: int = 0,
     out: Path | None = None,
+    method: Method = "attention",
 ) -> list[Path]:
     """Ground a phrase in an image file with the profile's defaults.
 
@@ -51,27 +54,34 @@ def ground_file(
         arm: fine-tuned model (default: the first).
         seed: of the sampling noise.
         out: folder for results (default: build/<profile>/grounded).
+        method: the paper's attention, merged with its biases as the profile says; the information
+            of the phrase; or both multiplied (never merged).
 
     Returns:
         Paths of the files written.
 
     Raises:
-        ValueError: a bad phrase, image or arm; one line.
+        ValueError: a bad phrase, image, arm or method; one line.
     """
     image = Path(image)
     example = example_of_file(config, image, phrase)
     check_arm(config, arm)
     if out is not None and out.exists() and not out.is_dir():
         raise ValueError(f"{out} is no folder: name one for the results")
-    model = _model(config, arm)
-    options = options_of(config) | {"curve": config.grounding.curve, "seed": seed}
-    result = _ground(model, example, options)
+    if method not in get_args(Method):
+        raise ValueError(f"method {method!r}: choose one of {', '.join(get_args(Method))}")
+    model, plain = _model(config, arm), method == "attention"
+    curve = config.grounding.curve if plain else None
+    options = options_of(config) | {"curve": curve, "seed": seed}
+    result, told = _ground(model, example, options), dict[str, Any]()
+    if not plain:
+        result, told = informed(config, model, example, result, method, seed)
     source = {"file": image.name, "sha256": runs.file_digest(image)}
-    parameters = {"phrase": example.phrase, "model": model.name, **options}
+    parameters = {"phrase": example.phrase, "model": model.name, "method": method, **options}
     digest = runs.digest([source, parameters, _weights(config, model)], 8)
     name = f"{short_name(image.stem)}-{digest}"
     folder = (out or places.build(config) / "grounded") / name
-    report = {**_report(result, image), "image": source, "parameters": parameters}
+    report = {**_report(result, image), **told, "image": source, "parameters": parameters}
     return write_files(config, folder, example, result, report, film=film_of(image))
 
 
@@ -209,6 +219,38 @@ def _ground(model: GroundingModel, example: Example, options: dict[str, Any]) ->
             file=sys.stderr,
         )
     return grounding.ground(model, example.array(), example.phrase, **options)
+
+
+def informed(
+    config: Config,
+    model: GroundingModel,
+    example: Example,
+    result: Grounding,
+    method: Method,
+    seed: int,
+) -> tuple[Grounding, dict[str, Any]]:
+    """The grounding with the information's heat map and mask, and the phrase's total gain.
+
+    The total is a difference of squared errors over the film, for each condition it was compared
+    with. It is no probability.
+    """
+    from g2g_utils import information
+    from g2g_utils.masks import gmm_mask
+
+    told = information.measure(
+        model,
+        example.array(),
+        [example.phrase],
+        timesteps=config.grounding.timesteps,
+        seed=seed,
+        layers=config.grounding.layers,
+        filter=_filter(config),
+        batch_size=config.grounding.batch_size,
+        dropped_captions=config.training.dropout > 0,
+    )[0]
+    heat = told.product() if method == "both" else told.heatmap()
+    gains = dict(zip(told.conditions, (round(total, 4) for total in told.totals), strict=True))
+    return replace(result, heatmap=heat, mask=gmm_mask(heat)), {"total_gain_over": gains}
 
 
 def _report(result: Grounding, image: Path) -> dict[str, Any]:

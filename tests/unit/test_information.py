@@ -143,6 +143,7 @@ def test_difference_is_not_negative_and_heat_maps_are_scaled(model, image):
     assert (found.differences >= 0).all()
     for heat in (found.heatmap(), found.product(), found.attention):
         assert heat.min() == 0 and heat.max() == 1
+    assert found.total == pytest.approx(float(found.gain.sum()), rel=1e-4)
     assert found.totals == pytest.approx(found.gains.sum((1, 2)).tolist(), rel=1e-4)
 
 

@@ -235,3 +235,18 @@ def test_long_names_leave_room_for_more(stem):
     short = ground_file.short_name(stem)
     assert stem.startswith(short) and len(f".{short}-12345678.tmp".encode()) < 255
     assert short == stem or len(short.encode()) >= 199
+
+
+def test_other_methods_write_their_own_maps_and_the_total_gain(config, quick, tmp_path):
+    image, maps, folders = film(tmp_path / "f.png"), {}, set()
+    for method in ("attention", "information", "both"):
+        written = ground_file.ground_file(config, image, PHRASE, method=method)
+        maps[method] = np.load(written[1])["heatmap"]
+        said = json.loads(written[2].read_text())
+        folders.add(written[0].parent)
+        assert said["parameters"]["method"] == method
+        assert len(said.get("total_gain_over", [])) == (0 if method == "attention" else 2)
+    assert len(folders) == 3
+    assert not np.allclose(maps["information"], maps["both"])
+    with pytest.raises(ValueError, match="method 'magic': choose one of attention, information"):
+        ground_file.ground_file(config, image, PHRASE, method="magic")
