@@ -222,14 +222,16 @@ def against_plain(arm: str, curve: str, column: str, sign: int = 1) -> claims.Cl
 
 
 # %%
-claims = [against_plain(arm, curve, "cnr") for arm in arms for curve in ("mixture", "quadratic")]
-claims += [against_plain(arm, "quadratic", "balanced_iou") for arm in arms]
-claims += [against_plain(arm, "linear", "balanced_iou", -1) for arm in arms]
-print(*claims, sep="\n")
+all_claims = [
+    against_plain(arm, curve, "cnr") for arm in arms for curve in ("mixture", "quadratic")
+]
+all_claims += [against_plain(arm, "quadratic", "balanced_iou") for arm in arms]
+all_claims += [against_plain(arm, "linear", "balanced_iou", -1) for arm in arms]
+print(*all_claims, sep="\n")
 
 # %%
-held = sum(made.holds for made in claims)
-fig = charts.forest(claims, f"{held} of {len(claims)} differences lie above zero")
+held = sum(made.holds for made in all_claims)
+fig = charts.forest(all_claims, f"{held} of {len(all_claims)} differences lie above zero")
 plots.save_figure(config, fig, "06_claims")
 
 # %% [markdown]
@@ -277,7 +279,7 @@ plots.save_figure(config, fig, "06_text_guidance")
 # Written by the run:
 
 # %%
-Markdown(claims.verdicts(claims))
+Markdown(claims.verdicts(all_claims))
 
 # %% [markdown]
 # A claim that is not shown is not thereby false: the interval may be wide. And BBM can only be as

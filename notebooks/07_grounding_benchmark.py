@@ -300,9 +300,9 @@ f0 += claims_of("F0-other-phrase-all-layers", "domain-frozen", swapped, ["cnr"],
 print(*f0, sep="\n")
 
 # %%
-claims = f1 + f1_all + f3 + f0
-beside = [made for made in claims if any(arm in made.claim for arm in controls)]
-groups = {"07_claims": [made for made in claims if made not in beside], "07_controls": beside}
+all_claims = f1 + f1_all + f3 + f0
+beside = [made for made in all_claims if any(arm in made.claim for arm in controls)]
+groups = {"07_claims": [made for made in all_claims if made not in beside], "07_controls": beside}
 for name, some in groups.items():
     if some:
         held = sum(made.holds for made in some)
@@ -431,7 +431,7 @@ if hard is not None:
 
 # %%
 main = [made for made in f1 + f3 + f0 if made not in beside and "all layers" not in made.claim]
-more = [made for made in claims if made not in main]
+more = [made for made in all_claims if made not in main]
 folded = f"{len(more)} more, over all layers and beside the controls"
 Markdown(
     f"{claims.verdicts(main)}\n\n<details><summary>{folded}</summary>\n\n"

@@ -124,12 +124,12 @@ def compared(id, table, by, better, worse, slack=0.0) -> claims.Claim:
 
 
 # %%
-claims, tested = [], of_seeds(ablations.filters, test)
+all_claims, tested = [], of_seeds(ablations.filters, test)
 for better, worse in (("lexical", "disease"), ("disease", "all"), ("lexical", "all")):
     name = f"F5-{better}-{worse}"
-    claims.append(compared(f"{name}-not-worse", tested, "filter", better, worse, margin))
-    claims.append(compared(name, tested, "filter", better, worse))
-print(*claims, sep="\n")
+    all_claims.append(compared(f"{name}-not-worse", tested, "filter", better, worse, margin))
+    all_claims.append(compared(name, tested, "filter", better, worse))
+print(*all_claims, sep="\n")
 
 # %% [markdown]
 # ## How many timesteps?
@@ -144,9 +144,9 @@ charts.readable(by_count)
 
 # %%
 tested = of_seeds(ablations.step_counts, test, [enough, max(counts)])
-claims.append(compared("F6-steps-suffice", tested, "timesteps", enough, max(counts), margin))
-print(claims[-1])
-title = f"Curves: validation. Test: {claims[-1]}"
+all_claims.append(compared("F6-steps-suffice", tested, "timesteps", enough, max(counts), margin))
+print(all_claims[-1])
+title = f"Curves: validation. Test: {all_claims[-1]}"
 fig = charts.lines({arm: by_count}, columns, "number T of timesteps", title, log=True)
 plots.save_figure(config, fig, "08_timesteps")
 
@@ -171,8 +171,8 @@ plots.save_figure(config, fig, "08_last_k")
 
 # %%
 halves = of_seeds(ablations.step_halves, test)
-claims.append(compared("F6-cleaner-steps", halves, "timesteps", "cleaner half", "noisier half"))
-print(claims[-1])
+all_claims.append(compared("F6-cleaner-steps", halves, "timesteps", "cleaner half", "noisier half"))
+print(all_claims[-1])
 charts.readable(statistics.summary(halves, "timesteps", columns, resamples))
 
 # %% [markdown]
@@ -252,8 +252,8 @@ of_arms[["cnr", "specificity"]].round(2)
 
 # %%
 confirmed = of_seeds(ablations.resolutions, test)
-claims.append(compared("F6-layers", confirmed, "layers", chosen, "all"))
-print(claims[-1])
+all_claims.append(compared("F6-layers", confirmed, "layers", chosen, "all"))
+print(all_claims[-1])
 charts.readable(statistics.summary(confirmed, "layers", columns, resamples))
 
 # %% [markdown]
@@ -265,7 +265,7 @@ means = by_count["cnr"].map(lambda cell: cell.value)
 least = min(count for count in counts if means[count] >= means.max() - margin)
 print(f"tokens: {best}; T of {counts}: best {means.idxmax()}, within {margin} from {least}; "
       f"last k: {best_k} of {total}; layers: {chosen}")  # fmt: skip
-Markdown(claims.verdicts(claims))
+Markdown(claims.verdicts(all_claims))
 
 # %% [markdown]
 # A claim "chosen > all" is trivially not shown where *all* is what was chosen. The benchmark runs

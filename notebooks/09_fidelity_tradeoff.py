@@ -222,19 +222,19 @@ order = [
     ("generic-frozen", "generic-learnable"),
     ("domain-frozen", "generic-learnable"),
 ]
-claims = [gap(a, b, n) for n in networks for a, b in order if {a, b} <= set(arms)]
-print(*claims, sep="\n")
+all_claims = [gap(a, b, n) for n in networks for a, b in order if {a, b} <= set(arms)]
+print(*all_claims, sep="\n")
 
 # %% [markdown]
 # ## What we learned
 # Written by the run:
 
 # %%
-held = sum(made.holds for made in claims)
-verdict = "is reproduced" if held == len(claims) else "is **not** reproduced as a whole"
+held = sum(made.holds for made in all_claims)
+verdict = "is reproduced" if held == len(all_claims) else "is **not** reproduced as a whole"
 Markdown(
-    f"The reversed order {verdict}: {held} of {len(claims)} differences lie above zero.\n\n"
-    + claims.verdicts(claims)
+    f"The reversed order {verdict}: {held} of {len(all_claims)} differences lie above zero.\n\n"
+    + claims.verdicts(all_claims)
 )
 
 # %% [markdown]
