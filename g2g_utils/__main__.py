@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = None
     try:
         config = configuration.load(options.profile, **_overrides(options.set))
-        return options.run(config, options)
+        return int(options.run(config, options))
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

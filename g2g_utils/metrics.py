@@ -22,7 +22,7 @@ from g2g_utils.bbm import minmax
 from g2g_utils.masks import gmm_mask
 
 Size = int | tuple[int, int]
-Boxes = Sequence[Sequence[float]] | NDArray[np.floating] | Tensor
+Boxes = Sequence[Sequence[float]] | NDArray[np.floating[Any]] | Tensor
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5)
 METRICS = (
     "cnr",
@@ -85,7 +85,8 @@ def _draw(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     left, top, wide, high = boxes.T[..., None]  # n 1
     columns = (x >= left) & (x < left + wide)  # n W
     rows = (y >= top) & (y < top + high)  # n H
-    return (rows[:, :, None] & columns[:, None, :]).any(0)
+    inside: Tensor = rows[:, :, None] & columns[:, None, :]
+    return inside.any(0)
 
 
 # -- scores -----------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from g2g_utils.data.geometry import crop_resize
 from g2g_utils.data.images import read_image
@@ -36,7 +37,7 @@ class Films:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, rows: Any) -> np.ndarray:
+    def __getitem__(self, rows: Any) -> NDArray[Any]:
         wanted = np.arange(len(self))[rows]
         if wanted.ndim == 0:
             return self._read(int(wanted))
@@ -46,10 +47,10 @@ class Films:
                 out[k] = image
         return out
 
-    def _read(self, row: int) -> np.ndarray:
+    def _read(self, row: int) -> NDArray[Any]:
         return to_bytes(crop_resize(read_image(self.paths[row]), self.size))
 
 
-def to_bytes(images: np.ndarray) -> np.ndarray:
+def to_bytes(images: NDArray[Any]) -> NDArray[Any]:
     """Convert images in [0, 1] to uint8."""
     return np.round(images * 255).astype(np.uint8)

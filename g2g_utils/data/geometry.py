@@ -9,8 +9,10 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 Box = tuple[float, float, float, float]
@@ -25,7 +27,7 @@ def _square(height: int, width: int) -> tuple[int, int, int]:
     return (width - side) // 2, (height - side) // 2, side
 
 
-def crop_resize(image: np.ndarray, size: int) -> np.ndarray:
+def crop_resize(image: NDArray[Any], size: int) -> NDArray[Any]:
     """Crop the centred square and resize it: [H, W] to [size, size], antialiased bilinear.
 
     Keeps float32 and the range. An image that is size × size already is returned unchanged.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ class ImageError(ValueError):
 # ---------------------------------------------------------------- files
 
 
-def read_image(path: str | os.PathLike[str]) -> np.ndarray:
+def read_image(path: str | os.PathLike[str]) -> NDArray[Any]:
     """Read an image file as float32 [H, W] in [0, 1], upright, white = 1.
 
     The one decoder of every way in. PNG, JPEG, TIFF and other formats of Pillow (1-bit, grey,
@@ -135,7 +136,7 @@ def _broken(path: Path, error: Exception) -> ImageError:
     return ImageError(path, f"{problem} ({error})", "download or export it again")
 
 
-def _read_pillow(path: Path) -> np.ndarray:
+def _read_pillow(path: Path) -> NDArray[Any]:
     try:
         with _open_pillow(path) as image:
             if (frames := getattr(image, "n_frames", 1)) > 1:
@@ -189,7 +190,7 @@ def _wide(image: Image.Image) -> bool:
     return many and any(";16" in raw for raw in _raw_modes(image))
 
 
-def _read_wide(path: Path) -> np.ndarray:
+def _read_wide(path: Path) -> NDArray[Any]:
     """A file of 16 bits a channel in colour or with transparency."""
     with _open_pillow(path) as image:
         raw = sorted(_raw_modes(image))[0]
@@ -210,7 +211,7 @@ def _read_wide(path: Path) -> np.ndarray:
     return _flat(values[..., :3]) if raw.startswith("RGBa") else _flat(values)
 
 
-def _decoded(path: Path, names: Mapping[str, str]) -> np.ndarray:
+def _decoded(path: Path, names: Mapping[str, str]) -> NDArray[Any]:
     """Bytes [H, W, C] of a file whose raw modes are renamed before it is decoded."""
     with _open_pillow(path) as image:
         tiles = []
@@ -227,7 +228,7 @@ def _decoded(path: Path, names: Mapping[str, str]) -> np.ndarray:
         return np.asarray(ImageOps.exif_transpose(image))
 
 
-def _flat(values: np.ndarray) -> np.ndarray:
+def _flat(values: NDArray[Any]) -> NDArray[Any]:
     """Integers [H, W, 1 to 4] (grey or RGB, then perhaps transparency) over black, in [0, 1]."""
     colours = 1 if values.shape[-1] < 3 else 3
     scaled = _scale_integers(values[..., :colours].astype(np.float32))
@@ -237,7 +238,7 @@ def _flat(values: np.ndarray) -> np.ndarray:
     return grey * _scale_integers(values[..., colours].astype(np.float32))
 
 
-def _grey(image: Image.Image) -> np.ndarray:
+def _grey(image: Image.Image) -> NDArray[Any]:
     """Any Pillow mode of 8 bits, or of one channel, as float [H, W] in [0, 1]."""
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.float32)
@@ -277,7 +278,7 @@ def _is_odd_tiff(path: Path) -> bool:
         return False  # said later
 
 
-def _read_tiff(path: Path) -> np.ndarray:
+def _read_tiff(path: Path) -> NDArray[Any]:
     import tifffile
 
     try:
@@ -300,7 +301,7 @@ def _read_tiff(path: Path) -> np.ndarray:
     return _upright(np.asarray(grey, np.float32), turned)
 
 
-def _upright(image: np.ndarray, orientation: int) -> np.ndarray:
+def _upright(image: NDArray[Any], orientation: int) -> NDArray[Any]:
     """An image turned as its orientation tag says (1 to 8)."""
     image = image.T if orientation >= 5 else image
     if orientation in (3, 4, 7, 8):
@@ -308,7 +309,7 @@ def _upright(image: np.ndarray, orientation: int) -> np.ndarray:
     return image[:, ::-1] if orientation in (2, 3, 6, 7) else image
 
 
-def _scale_integers(values: np.ndarray) -> np.ndarray:
+def _scale_integers(values: NDArray[Any]) -> NDArray[Any]:
     """Integers, as floats, by the smallest depth that holds them; signed ones min–max scaled."""
     if values.min() < 0:
         return _stretch(values)
@@ -320,7 +321,7 @@ def _ceiling(peak: float) -> float:
     return next((2.0**bits - 1 for bits in BIT_DEPTHS if peak < 2**bits), peak)
 
 
-def _stretch(values: np.ndarray) -> np.ndarray:
+def _stretch(values: NDArray[Any]) -> NDArray[Any]:
     """Values in [0, 1] unchanged, others min–max scaled. A constant becomes 0.
 
     Values with NaN or infinity stay unchanged too; they are refused later.
@@ -359,7 +360,7 @@ def _no_pixels(path: Path, dataset: Any) -> ImageError:
     return ImageError(path, f"DICOM file without pixel data ({kind})", fix)
 
 
-def _dicom_pixels(path: Path, dataset: Any) -> np.ndarray:
+def _dicom_pixels(path: Path, dataset: Any) -> NDArray[Any]:
     """Stored values of the first frame, [H, W] or [H, W, 3] (RGB)."""
     if "PixelData" not in dataset:
         raise _no_pixels(path, dataset)
@@ -396,7 +397,7 @@ def _name_encoding(dataset: Any) -> None:
     dataset.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian if implicit else plain
 
 
-def _stored_values(dataset: Any) -> np.ndarray:
+def _stored_values(dataset: Any) -> NDArray[Any]:
     """Stored values of the first frame, also from the upper bits of their words."""
     from pydicom.pixels import pixel_array
 
@@ -409,7 +410,7 @@ def _stored_values(dataset: Any) -> np.ndarray:
     return values
 
 
-def _read_dicom(path: Path) -> np.ndarray:
+def _read_dicom(path: Path) -> NDArray[Any]:
     dataset = _open_dicom(path)
     stored = _dicom_pixels(path, dataset)
     photometric = str(dataset.get("PhotometricInterpretation", "MONOCHROME2"))
@@ -436,7 +437,7 @@ def _pixel_size(dataset: Any) -> tuple[float, float]:
     return 1, 1
 
 
-def _through_palette(stored: np.ndarray, dataset: Any) -> np.ndarray:
+def _through_palette(stored: NDArray[Any], dataset: Any) -> NDArray[Any]:
     """RGB of indices into the header's palette, scaled by its own maximum."""
     from pydicom.pixels import apply_color_lut
 
@@ -448,7 +449,7 @@ def _through_palette(stored: np.ndarray, dataset: Any) -> np.ndarray:
     return colour / np.float32(_ceiling(max(peak, float(colour.max()))))
 
 
-def _modality(stored: np.ndarray, dataset: Any) -> np.ndarray:
+def _modality(stored: NDArray[Any], dataset: Any) -> NDArray[Any]:
     """Stored values through the header's modality LUT, or its slope and intercept.
 
     An absent or empty one of the two, and a slope of 0, is the identity's.
@@ -464,7 +465,7 @@ def _modality(stored: np.ndarray, dataset: Any) -> np.ndarray:
     return stored.astype(np.float64) * slope + intercept
 
 
-def _through_lut(values: np.ndarray, item: Any) -> np.ndarray:
+def _through_lut(values: NDArray[Any], item: Any) -> NDArray[Any]:
     """Values through one LUT, clipped at its ends; its numbers are as they are stored.
 
     The descriptor's first input is signed or not as the values are, whatever its VR says.
@@ -478,7 +479,7 @@ def _through_lut(values: np.ndarray, item: Any) -> np.ndarray:
     return table[place].astype(np.float32)
 
 
-def _lut_table(item: Any) -> np.ndarray:
+def _lut_table(item: Any) -> NDArray[Any]:
     """Entries of a LUT, one in a byte or in a word."""
     count, _, bits = (int(number) for number in item.LUTDescriptor)
     count, data = count % 65536 or 65536, item["LUTData"].value
@@ -498,7 +499,7 @@ def _has_window(dataset: Any) -> bool:
     return center is not None and width is not None and float(np.ravel(width)[0]) > 0
 
 
-def _windowed(values: np.ndarray, stored: np.ndarray, dataset: Any) -> np.ndarray:
+def _windowed(values: NDArray[Any], stored: NDArray[Any], dataset: Any) -> NDArray[Any]:
     """Modality values through the header's VOI LUT or first window, else min–max, to [0, 1]."""
     from pydicom.pixels import apply_windowing
 
@@ -518,14 +519,14 @@ def _windowed(values: np.ndarray, stored: np.ndarray, dataset: Any) -> np.ndarra
     return _min_max(values.astype(np.float32), stored, dataset)
 
 
-def _min_max(values: np.ndarray, stored: np.ndarray, dataset: Any) -> np.ndarray:
+def _min_max(values: NDArray[Any], stored: NDArray[Any], dataset: Any) -> NDArray[Any]:
     """Min–max over the pixels that are not padding; padding is clipped into the range."""
     real = values[~_padded(stored, dataset)]
     low, high = (float(real.min()), float(real.max())) if real.size else (0.0, 0.0)
     return np.clip((values - low) / (high - low), 0, 1) if high > low else np.zeros_like(values)
 
 
-def _padded(stored: np.ndarray, dataset: Any) -> np.ndarray:
+def _padded(stored: NDArray[Any], dataset: Any) -> NDArray[Any]:
     """Mask of the pixels that the header calls padding: a value or a range, signed as they are."""
     ends = [dataset.get("PixelPaddingValue"), dataset.get("PixelPaddingRangeLimit")]
     if not isinstance(ends[0], int):

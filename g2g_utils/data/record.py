@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from g2g_utils.config import FINDINGS
 from g2g_utils.data.geometry import Box, crop_resize, transform_boxes
@@ -28,7 +30,7 @@ class Region:
     finding: str
     side: str | None
     boxes: tuple[Box, ...]
-    mask: np.ndarray | None = None
+    mask: NDArray[Any] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +41,7 @@ class Example:
     image, or of the file's own frame for a path. `framed` maps both to a square.
     """
 
-    image: np.ndarray | Path
+    image: NDArray[Any] | Path
     phrase: str
     finding: str | None
     boxes: tuple[Box, ...]
@@ -47,13 +49,13 @@ class Example:
     subject_id: str
     split: str
     regions: tuple[Region, ...] = ()
-    mask: np.ndarray | None = None
+    mask: NDArray[Any] | None = None
 
-    def array(self) -> np.ndarray:
+    def array(self) -> NDArray[Any]:
         """The whole image, float32 [H, W] in [0, 1]. A file is read (ImageError if it is bad)."""
         return read_image(self.image) if isinstance(self.image, Path) else self.image
 
-    def load(self, size: int | None = None) -> np.ndarray:
+    def load(self, size: int | None = None) -> NDArray[Any]:
         """The image as float32 [size, size] in [0, 1] (shorter side to size, centre crop)."""
         image = self.array()
         return image if size is None else crop_resize(image, size)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from g2g_utils import runs
 from g2g_utils.config import Config, ConfigError
@@ -108,7 +109,7 @@ def example_of_file(config: Config, image: Path, phrase: str) -> Example:
     return Example(pixels, phrase, None, (), Path(image).stem, Path(image).stem, "test")
 
 
-def film_of(image: Path) -> np.ndarray:
+def film_of(image: Path) -> NDArray[Any]:
     """The model's crop of a file, [s, s], with up to FILM_SIDE of the file's own pixels."""
     pixels = read_image(image)
     return crop_resize(pixels, min(FILM_SIDE, *pixels.shape))
@@ -291,7 +292,7 @@ def write_files(
     example: Example,
     result: Grounding,
     report: dict[str, Any],
-    film: np.ndarray | None = None,
+    film: NDArray[Any] | None = None,
 ) -> list[Path]:
     """Write overlay.png, maps.npz and grounding.json into a folder; return their paths.
 
@@ -328,7 +329,11 @@ def arrays(result: Grounding) -> dict[str, Any]:
 
 
 def draw(
-    config: Config, path: Path, example: Example, result: Grounding, film: np.ndarray | None = None
+    config: Config,
+    path: Path,
+    example: Example,
+    result: Grounding,
+    film: NDArray[Any] | None = None,
 ) -> None:
     """Draw the image, the heat map and the mask of a grounding as a PNG file."""
     from matplotlib import rc_context

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from g2g_utils.config import World
 from g2g_utils.data.geometry import Box
@@ -22,7 +23,7 @@ from g2g_utils.data.record import FINDINGS, Example, Region
 
 __all__ = ["SPLITS", "Example", "Region", "World", "generate"]
 
-Array = np.ndarray
+Array = NDArray[Any]
 BATCH = 64
 OPAQUE = ("Atelectasis", "Consolidation", "Lung Opacity", "Pneumonia", "Edema")
 

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
 from g2g_utils.data.geometry import crop_resize
@@ -53,11 +55,11 @@ def files(source: Source) -> dict[str, tuple[Path, ...]]:
 class Background:
     """A normal image and the place of its chest: image = body · scale + shift, in half sides."""
 
-    image: np.ndarray  # float32 [size, size] in [0, 1], lungs near LUNG, mediastinum near BRIGHT
+    image: NDArray[Any]  # float32 [size, size] in [0, 1], lungs near LUNG, mediastinum near BRIGHT
     scale: tuple[float, float]  # u, v
     shift: tuple[float, float]
 
-    def sample(self, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    def sample(self, u: NDArray[Any], v: NDArray[Any]) -> NDArray[Any]:
         """The image at body coordinates [H, W]; black beyond its edge."""
         half = self.image.shape[0] / 2
         column = (u * self.scale[0] + self.shift[0] + 1) * half - 0.5
@@ -65,7 +67,7 @@ class Background:
         return map_coordinates(self.image, [row, column], order=1, output=np.float32)
 
 
-def _lungs(u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _lungs(u: NDArray[Any], v: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Masks of an average build: the lungs, and the tissue between and around them."""
     side, rise = (np.abs(u) - 0.445) / 0.38, (v + 0.2) / 0.62
     radius = np.sqrt(side**2 + rise**2)

@@ -6,8 +6,11 @@ captions about them. Nothing in it names chests, sides or zones.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from matplotlib.colors import XKCD_COLORS, to_rgb
+from numpy.typing import NDArray
 from spacy.lang.en.stop_words import STOP_WORDS
 
 SHAPES = ("disc", "square", "triangle", "ring", "cross", "diamond", "bar", "star")
@@ -40,7 +43,7 @@ TEMPLATES = (
 )
 
 
-def generate(n: int, seed: int, size: int = 32) -> tuple[np.ndarray, list[str]]:
+def generate(n: int, seed: int, size: int = 32) -> tuple[NDArray[Any], list[str]]:
     """Generate `n` colour images float32 [n, 3, size, size] in [0, 1] and their captions."""
     rng = np.random.default_rng([seed, 77])
     yy, xx = np.mgrid[0:size, 0:size] / size
@@ -51,7 +54,7 @@ def generate(n: int, seed: int, size: int = 32) -> tuple[np.ndarray, list[str]]:
     return images, captions
 
 
-def _draw(rng: np.random.Generator, yy: np.ndarray, xx: np.ndarray) -> tuple[np.ndarray, str]:
+def _draw(rng: np.random.Generator, yy: NDArray[Any], xx: NDArray[Any]) -> tuple[NDArray[Any], str]:
     """Draw one image [3, size, size] with one or two kinds of glyph, and its caption."""
     ground = _colour(rng)
     image = np.broadcast_to(np.array(COLOURS[ground])[:, None, None] * 0.6, (3, *yy.shape)).copy()
@@ -91,8 +94,8 @@ def _describe(
 
 
 def _mask(
-    shape: str, texture: str, r: float, rng: np.random.Generator, yy: np.ndarray, xx: np.ndarray
-) -> np.ndarray:
+    shape: str, texture: str, r: float, rng: np.random.Generator, yy: NDArray[Any], xx: NDArray[Any]
+) -> NDArray[Any]:
     """Boolean mask [size, size] of one glyph of radius `r` at a random place."""
     y, x = yy - rng.uniform(r, 1 - r), xx - rng.uniform(r, 1 - r)
     a, b, d = np.abs(x), np.abs(y), np.hypot(x, y)

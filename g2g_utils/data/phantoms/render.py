@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d
 
 from g2g_utils.data.phantoms.scene import DEVICE_KINDS, LEFT, RIGHT, SIGN, Part, Scene
 
-Array = np.ndarray
+Array = NDArray[Any]
 Masks = dict[tuple[int, int, int], Array]
 """{(image, region, part): bool [H, W]}"""
 

@@ -12,12 +12,13 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from g2g_utils.config import World
 from g2g_utils.data.phantoms.backgrounds import Background
 from g2g_utils.data.phantoms.wording import Facts
 
-Array = np.ndarray
+Array = NDArray[Any]
 RIGHT, LEFT = 0, 1  # the patient's lungs; u is negative in the right one
 SIGN = (-1.0, 1.0)
 SIDES = ("right", "left")
