@@ -43,7 +43,8 @@ Generate to Ground: phrase grounding in chest X-rays from the cross-attention of
   ./run_all.sh survival [--kills N] [--seed S]   kill the smoke run N times, compare its results
   ./run_all.sh ground IMAGE "PHRASE" [OPTIONS]   where in IMAGE is PHRASE? (PNG, JPEG, DICOM)
   ./run_all.sh explore [PROFILE] [VOILA OPTIONS] tokens, layers and timesteps in the browser
-  ./run_all.sh test [--update]                   all checks; --update renews reference outputs
+  ./run_all.sh test [--fast | --update]          all checks; --fast: those of the sources and the
+                                   quick tests; --update renews the notebooks' reference outputs
   ./run_all.sh publish                           put the executed miniature notebooks into notebooks/
   ./run_all.sh setup                             only make or check the environment
   ./run_all.sh --help
@@ -250,7 +251,8 @@ explore)
     exec "$PYTHON" "$ROOT/workflow/explore.py" "$@"
     ;;
 test)
-    [[ $# -eq 0 || "$*" == --update ]] || fail "unknown option '$*' of test: --update"
+    [[ $# -eq 0 || "$*" == --update || "$*" == --fast ]] ||
+        fail "unknown option '$*' of test: --fast or --update"
     prepare
     exec "$PYTHON" "$ROOT/tools/check.py" "$@"
     ;;

@@ -1,8 +1,8 @@
-"""All checks, two at a time: what `./run_all.sh test [--update]` runs.
+"""All checks, two at a time: what `./run_all.sh test [--fast | --update]` runs.
 
 One lane runs the notebooks under smoke, compares them with their references and tests the explorer;
-the other checks the sources, which takes about as long. Every step runs, whatever failed before;
-logs lie in build/test.
+the other checks the sources, which takes about as long. `--fast`: sources and quick tests alone.
+Every step runs, whatever failed before; logs lie in build/test.
 """
 
 import os
@@ -15,6 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
 
+import psutil
+
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = Path(os.environ.get("G2G_BUILD", ROOT / "build"))
 LOGS = BUILD / "test"
@@ -22,6 +24,7 @@ PY = [sys.executable, "-m"]
 PYTEST = [*PY, "pytest", "-q", "-p", "no:cacheprovider"]
 REFERENCE = "tests/notebooks/reference"
 NBVAL = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=600"]
+TYPES = [*PY, "mypy"]
 
 SOURCES = {
     "format": [*PY, "ruff", "format", "--check", "."],
@@ -36,9 +39,10 @@ NOTEBOOKS = {
     "smoke": ["./run_all.sh", "smoke"],
     "references": [*PYTEST, *NBVAL, REFERENCE],
     "references bite": [*PYTEST, "tests/notebooks/test_references.py"],
-    "types": [*PY, "mypy"],
+    "types": TYPES,
     "browser": [*PYTEST, "tests/browser"],
 }
+QUICK = ["-m", "not slow", "tests/unit", "tests/notebooks/test_files.py"]
 UPDATE = {"update references": [sys.executable, "tools/notebooks.py", "reference"]}
 
 counts: Counter[str] = Counter()
@@ -87,17 +91,33 @@ def lane(steps: dict[str, list[str]]) -> None:
         step(name, command)
 
 
+def processes(spare: int = 0) -> list[str]:
+    """Options that share tests among the cores but `spare`, with 2 GB of free memory each."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    number = min(8, (cores or 1) - spare, psutil.virtual_memory().available // 2**31)
+    return ["-n", str(number)] if number > 1 else []
+
+
+def lanes(options: list[str]) -> list[dict[str, list[str]]]:
+    """Steps of the two lanes under the command's options."""
+    if "--fast" in options:
+        plain = {name: SOURCES[name] for name in ("format", "lint", "imports")}
+        return [{"quick tests": [*PYTEST, *processes(), *QUICK]}, plain | {"types": TYPES}]
+    sources = SOURCES | {"unit": [*SOURCES["unit"], *processes(spare=1)]}
+    if "--update" in options:
+        return [{"smoke": NOTEBOOKS["smoke"], **UPDATE, **NOTEBOOKS}, sources]
+    return [NOTEBOOKS, sources]
+
+
 def main() -> None:
     """Run both lanes; exit 1 if any step failed."""
     LOGS.mkdir(parents=True, exist_ok=True)
     os.environ["PYTHONPATH"] = str(ROOT)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ["HF_HUB_OFFLINE"] = "1"
-    start, notebooks = time.time(), dict(NOTEBOOKS)
-    if "--update" in sys.argv[1:]:
-        notebooks = {"smoke": NOTEBOOKS["smoke"], **UPDATE, **notebooks}
+    start = time.time()
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lane, [notebooks, SOURCES]))
+        list(pool.map(lane, lanes(sys.argv[1:])))
     if failed:
         print(f"failed: {', '.join(failed)}; logs in {LOGS}")
     print(f"checks took {time.time() - start:.0f} s")

@@ -46,6 +46,7 @@ def real_normals(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("films", [stand_ins, real_normals])
 def test_every_method_is_scored_on_the_same_pairs(small, tmp_path, films):
     (tmp_path / "films").mkdir()

@@ -171,6 +171,7 @@ def test_unknown_arm_stops_before_anything_heavy(config, nothing_heavy, tmp_path
         ground_file.ground_file(config, film(tmp_path / "film.png"), PHRASE, arm="best")
 
 
+@pytest.mark.slow
 def test_command_line_says_one_line(config, tmp_path):
     command = [sys.executable, "-m", "g2g_utils", "ground", "--profile", "smoke"]
     for words in (["gone.png", PHRASE], [str(film(tmp_path / "f.png")), "in the"]):

@@ -76,6 +76,7 @@ def test_a_run_past_the_workflow_is_refused_too(tmp_path):
     assert privacy.refused(notebook(str(own))) and privacy.refused(notebook("no such profile"))
 
 
+@pytest.mark.slow
 def test_the_hook_refuses_such_a_file_wherever_it_lies(root, tmp_path):
     """What pre-commit calls; exit status 1 and the file's name."""
     for name, profile in (("good.ipynb", "open"), ("bad.ipynb", "paper")):

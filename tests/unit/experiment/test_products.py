@@ -132,6 +132,7 @@ def test_shipped_weights_are_used_unless_retraining(tiny, monkeypatch, tmp_path)
     assert products.find(tiny.model_copy(update={"retrain": True}), "vae") is None
 
 
+@pytest.mark.slow
 def test_two_processes_make_one_product(tiny, tmp_path):
     settings = [item for key, value in TINY.items() for item in ("--set", f"{key}={value}")]
     command = [sys.executable, "-m", "g2g_utils", "make", "vae", "--profile", "smoke", *settings]

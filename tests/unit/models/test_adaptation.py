@@ -65,6 +65,7 @@ def trained(settings, monkeypatch, arm="domain-frozen"):
     return seen["output"], products.model(settings, arm)
 
 
+@pytest.mark.slow
 def test_every_product_of_a_real_profile_is_made(load):
     """From files to tables: latents, all arms, baselines, evaluation, fidelity."""
     settings = load()
