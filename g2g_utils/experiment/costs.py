@@ -128,7 +128,7 @@ def missing(config: Config) -> list[str]:
 
 
 def unsupported(config: Config) -> list[str]:
-    """What the profile's U-Nets and VAE want in vain, from their config.json where it is there."""
+    """Settings of the profile's U-Nets and VAE that cannot work, from their config.json."""
     from g2g_utils.models.checkpoints import stored_config
     from g2g_utils.models.supported import problems
 
