@@ -17,6 +17,8 @@ from g2g_utils.training import fit
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 SCRIPT = Path(__file__).with_name("distributed.py")
 
+pytestmark = pytest.mark.slow
+
 
 def two(out: Path, batch: int) -> list[dict]:
     """What each of two processes found; `torchrun` starts them, as `accelerate launch` does."""
@@ -48,7 +50,6 @@ def runs(tmp_path_factory, script):
     }
 
 
-@pytest.mark.slow
 def test_make_fine_tunes_in_two_processes(script, tmp_path):
     """`make` under a launcher: what it needs is asked for first, then both work on one product."""
     standins = script("tests/standins.py")
@@ -81,7 +82,6 @@ def difference(a: dict, b: dict) -> float:
     return (gap / sum(float(value.double().square().sum()) for value in a.values())) ** 0.5
 
 
-@pytest.mark.slow
 def test_processes_see_different_samples_which_make_up_the_batch(runs):
     (whole,), both = runs["one"], runs["two"]
     for step, batch in enumerate(whole["seen"]):
@@ -90,7 +90,6 @@ def test_processes_see_different_samples_which_make_up_the_batch(runs):
     assert sorted(id for batch in whole["seen"] for id in batch) == list(range(12))  # an epoch
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("way", ["two", "accumulated"])
 def test_gradients_equal_those_of_the_whole_batch(runs, way):
     (whole,) = runs["one"]
