@@ -224,6 +224,7 @@ through, resumed = (places.build(config) / "live" / n for n in ("through", "resu
 for place in (through, resumed):
     shutil.rmtree(place, ignore_errors=True)
 products.fine_tune(small, arm, seed, through, steps=resume_steps)
+resumed.mkdir()
 shutil.copy(through / "checkpoint.pt", resumed)
 products.fine_tune(small, arm, seed, resumed, steps=resume_steps)
 
@@ -294,8 +295,8 @@ print(
 
 # %%
 for unet in unets:
-    own, other = (losses[unet][caption] for caption in diagnostics.CAPTIONS)
-    penalty = statistics.paired(other, own, groups=losses.index, n=config.evaluation.bootstrap)
+    own, another = (losses[unet][caption] for caption in diagnostics.CAPTIONS)
+    penalty = statistics.paired(another, own, groups=losses.index, n=config.evaluation.bootstrap)
     print(f"{unet}: reads the text: {penalty.low > 0}; another image's caption costs {penalty}")
 print("resumed equals uninterrupted:", all(torch.equal(one[key], other[key]) for key in one))
 print(f"dropout acts: {abs(share - config.training.dropout) < 0.05}, {share:.3f}")
