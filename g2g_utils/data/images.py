@@ -290,8 +290,10 @@ def _read_tiff(path: Path) -> NDArray[Any]:
     except Exception as error:  # tifffile raises many kinds for damaged files
         reason = " ".join(str(error).split())
         raise ImageError(path, f"unreadable TIFF ({reason})", "save it as a PNG") from error
-    values = np.moveaxis(stored, axes.index("S"), -1) if "S" in axes else stored[..., None]
-    if photometric not in (0, 1, 2) or values.ndim != 3:
+    whole = stored.ndim == len(axes)
+    several = whole and "S" in axes
+    values = np.moveaxis(stored, axes.index("S"), -1) if several else stored[..., None]
+    if photometric not in (0, 1, 2) or values.ndim != 3 or not whole:
         problem = f"TIFF of an unknown kind ({axes}, photometric {photometric})"
         raise ImageError(path, problem, "save it as a PNG")
     colours = 3 if photometric == 2 else 1

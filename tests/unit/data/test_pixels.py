@@ -346,3 +346,10 @@ def test_a_scan_of_two_densities_is_said(tmp_path, caplog):
     assert not caplog.text
     read_image(tmp_path / "b.png")
     assert "b.png: its pixels are" in caplog.text
+
+
+@pytest.mark.parametrize("path", sorted(CASES.glob("fuzz_*")), ids=lambda path: path.name)
+def test_files_that_mutations_found_are_refused_in_one_line(path):
+    with pytest.raises(ImageError) as caught:
+        read_image(path)
+    assert path.name in str(caught.value) and "\n" not in str(caught.value)
