@@ -45,12 +45,13 @@ class Images:
         try:
             path = next((p for p in candidates if p.is_file()), candidates[0])
             self.size(path)
-        except OSError as error:  # a name that is too long, say
-            fix = "write the name of an image file in this column"
-            raise row.error(str(error.strerror), fix, column, "image") from None
         except ImageError as error:
             fix = f"image names are relative to {self.folders[0]}"
             raise row.error(str(error), fix, column, "image") from error
+        except (OSError, ValueError) as error:  # a name that is too long, or holds a NUL
+            fix = "write the name of an image file in this column"
+            problem = str(getattr(error, "strerror", None) or error)
+            raise row.error(problem, fix, column, "image") from None
         return path
 
     def rescale(self, box: Box, declared: tuple[float, float], path: Path, row: Row) -> Box:

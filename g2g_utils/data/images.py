@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from g2g_utils.data.plain import printable
+
 log = logging.getLogger(__name__)
 
 SMALLEST_SIDE = 8  # pixels: nothing can be seen in less
@@ -41,7 +43,7 @@ class ImageError(ValueError):
     """An image file that cannot be used: one line with the file, the problem and the fix."""
 
     def __init__(self, path: Path, problem: str, fix: str) -> None:
-        super().__init__(f"{path}: {problem}; {fix}")
+        super().__init__(printable(f"{path}: {problem}; {fix}"))
 
 
 # ---------------------------------------------------------------- files

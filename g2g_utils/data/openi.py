@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,7 +93,7 @@ def _path(folders: list[Path], filename: str) -> Path:
     """Path of an image: Kaggle's name `1_IM-0001-4001.dcm.png` or NLM's `CXR1_1_IM-….png`."""
     stem = filename.removesuffix(".png").removesuffix(".dcm")
     names = (filename, f"CXR{stem}.png", f"{stem}.png", f"{stem}.dcm")
-    found = (f / name for f in folders for name in names if (f / name).is_file())
+    found = (f / name for f in folders for name in names if os.path.isfile(f / name))
     return next(found, folders[0] / filename)
 
 
@@ -119,7 +120,7 @@ def load(
             reason = reason or "no report"
         elif not phrase:
             reason = reason or "unusable report"
-        elif not path.is_file():
+        elif not os.path.isfile(path):
             reason = reason or "no image file"
         if reason:
             dropped.append(Dropped(name, uid, "train", reason))

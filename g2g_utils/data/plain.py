@@ -65,6 +65,11 @@ def normalise(typed: str) -> Plain:
     return Plain("".join(text), tuple(spans))
 
 
+def printable(message: str) -> str:
+    """A message on one line: control characters and line ends that it quotes are spaces."""
+    return "".join(c if c.isprintable() else " " for c in message)
+
+
 def is_empty(typed: str) -> bool:
     """True if a cell has no letter or digit, or is a spreadsheet's word for empty."""
     return EMPTY.fullmatch(plain(typed)) is not None

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TextIO
 
 from g2g_utils.data.geometry import Box
-from g2g_utils.data.plain import is_empty, plain
+from g2g_utils.data.plain import is_empty, plain, printable
 
 BOX_COLUMNS = ("x", "y", "w", "h")
 SLACK = 1.0  # pixels a box may stick out by: annotation tools round
@@ -45,7 +45,7 @@ class TableError(ValueError):
     ) -> None:
         where = [str(path), place, f"column {column!r}" if column else ""]
         self.kind = kind
-        super().__init__(f"{', '.join(filter(None, where))}: {problem}; {fix}")
+        super().__init__(printable(f"{', '.join(filter(None, where))}: {problem}; {fix}"))
 
 
 @contextmanager

@@ -193,3 +193,11 @@ def test_odd_but_usable_input_works(act, root, standins, caplog):
         assert act(root, standins)
     said = "has the classes Pleural Effusion and Edema" in caplog.text
     assert said == (act is two_classes)
+
+
+@pytest.mark.parametrize("name", ["a\0.png", "a" * 300 + ".png", "a\nb.png", "a\x0cb.png"])
+def test_odd_names_of_images_are_one_line(root, name):
+    (root / "pairs.csv").write_text(f'image,phrase\n"{name}",left effusion\n')
+    with pytest.raises(ValueError, match="line 2") as caught:
+        folder.load(root / "pairs.csv")
+    assert len(str(caught.value).splitlines()) == 1
