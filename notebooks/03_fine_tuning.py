@@ -223,7 +223,6 @@ small = load(profile, **{"training.checkpoint_every": half, "training.warmup": 1
 through, resumed = (places.build(config) / "live" / n for n in ("through", "resumed"))
 for place in (through, resumed):
     shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True)
 products.fine_tune(small, arm, seed, through, steps=resume_steps)
 resumed.mkdir()
 shutil.copy(through / "checkpoint.pt", resumed)
