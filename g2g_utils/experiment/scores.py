@@ -147,7 +147,8 @@ def scores(config: Config, view: View = "own") -> pd.DataFrame:
 
     Returns:
         One row per pair, method (column `method`: its label) and seed, with `arm` and the metrics.
-        `arm` and `seed` are empty for methods that are not trained here.
+        `arm` is the training arm whose own map it is, empty for every other method; `seed` is empty
+        for methods that are not trained here.
 
     Raises:
         ConfigError: the profile lists no such method.
@@ -164,7 +165,8 @@ def scores(config: Config, view: View = "own") -> pd.DataFrame:
         file = ensure(config, f"scores/{item}") / FILE
         if file.is_file():
             table = _viewed(statistics.read_rows(file), view)
-            own = {"method": row.label, "arm": row.arm, "seed": np.nan if seed is None else seed}
+            arm = row.arm if row.kind.name == "g2g" else None
+            own = {"method": row.label, "arm": arm, "seed": np.nan if seed is None else seed}
             found.append(table.assign(**own))
     if not found:
         raise ConfigError(f"profile {config.profile!r} has no methods to show: see its `methods:`")
