@@ -256,7 +256,7 @@ def _check_mimic(
     twice = [f"p{p} is in {' and '.join(sorted(s))}" for p, s in by_patient.items() if len(s) > 1]
     report.none("mimic_cxr", "patients in two splits", twice)
     excluded = sources.excluded_subjects(config)
-    kept, _, _ = mimic_cxr.select(root, "train", excluded)
+    kept, _, _ = mimic_cxr.select(root, "train", excluded, official, films)
     report.count("mimic_cxr", "frontal training images", len(kept))
     _check_mimic_files(report, config, root, images or root, kept, sample)
     return {subject for _, subject, _, _ in kept}

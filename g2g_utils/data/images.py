@@ -79,7 +79,10 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         header = _open_dicom(path, pixels=False)
         if "Rows" not in header or "Columns" not in header:
             raise _no_pixels(path, header)
-        height, width = int(header.Rows), int(header.Columns)
+        try:
+            height, width = int(header.Rows), int(header.Columns)
+        except Exception as error:  # pydicom reads elements when they are asked for
+            raise ImageError(path, f"damaged DICOM file ({error})", "export it again") from error
     elif _is_odd_tiff(path):
         height, width = _read_tiff(path).shape
     else:
@@ -359,7 +362,10 @@ def _open_dicom(path: Path, pixels: bool = True) -> Any:
 
 
 def _no_pixels(path: Path, dataset: Any) -> ImageError:
-    kind = getattr(dataset.get("SOPClassUID"), "name", "unknown kind")
+    try:
+        kind = getattr(dataset.get("SOPClassUID"), "name", "unknown kind")
+    except Exception:  # pydicom reads elements when they are asked for
+        kind = "unknown kind"
     fix = "give the file of the image itself"
     return ImageError(path, f"DICOM file without pixel data ({kind})", fix)
 
@@ -417,8 +423,8 @@ def _stored_values(dataset: Any) -> NDArray[Any]:
 def _read_dicom(path: Path) -> NDArray[Any]:
     dataset = _open_dicom(path)
     stored = _dicom_pixels(path, dataset)
-    photometric = str(dataset.get("PhotometricInterpretation", "MONOCHROME2"))
     try:
+        photometric = str(dataset.get("PhotometricInterpretation", "MONOCHROME2"))
         _warn_stretched(path, *_pixel_size(dataset))
         if photometric == "PALETTE COLOR":
             return _through_palette(stored, dataset) @ LUMINANCE

@@ -6,7 +6,7 @@ import os
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
@@ -102,18 +102,25 @@ def _number(row: Row, column: str) -> str:
 
 
 def select(
-    root: Path, split: str, excluded: frozenset[str]
+    root: Path,
+    split: str,
+    excluded: frozenset[str],
+    official: Mapping[str, str] | None = None,
+    films: Iterable[Row4] | None = None,
 ) -> tuple[list[Row4], list[Dropped], int]:
     """Choose the frontal images of a split, without the excluded subjects.
+
+    Args:
+        official: what `splits` gave, if it was read already; films: what `metadata` gave.
 
     Returns:
         The images, those dropped with the reason, and the number of images of other splits.
     """
-    official = splits(root)
+    official = splits(root) if official is None else official
     kept: list[Row4] = []
     dropped: list[Dropped] = []
     others = 0
-    for image in metadata(root):
+    for image in metadata(root) if films is None else films:
         dicom, subject, _, view = image
         if dicom not in official:
             dropped.append(Dropped(dicom, subject, "", "not in the split table"))

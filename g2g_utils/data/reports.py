@@ -18,14 +18,14 @@ USUAL = (
     r"|reason for (?:the )?(?:exam(?:ination)?|study)|comparisons?|techniques?|exam(?:ination)?s?"
     r"|recommendations?|notifications?|procedure|summary|interpretation|impr?|pfi)"
 )
-_OPEN = r"[ \t>*#=|~-]*(?:\(?\d{1,2}[.)][ \t]*|[IVX]{1,4}\.[ \t]+)?[\[({<\"]*[ \t]*"
-_CLOSE = r"[ \t]*[\])}>\"]*[ \t]*"
+_OPEN = r"[ \t>*#=|~-]*+(?:\(?\d{1,2}[.)][ \t]*+|[IVX]{1,4}\.[ \t]++)?+[\[({<\"]*+[ \t]*+"
+_CLOSE = r"[ \t]*+[\])}>\"]*+[ \t]*+"
 HEADING = re.compile(
-    r"^[ \t]*(?P<capitals>[A-Z][A-Z0-9 ()/,&.'_-]{2,70}?)[ \t]*:(?=\s|$)"
+    r"^[ \t]*+(?P<capitals>[A-Z][A-Z0-9 ()/,&.'_-]{2,70}?)[ \t]*:(?=\s|$)"
     rf"|^{_OPEN}(?=[A-Z])(?P<usual>{USUAL}){_CLOSE}(?:\([A-Z]+\)[ \t]*)?[:;]+{_CLOSE}(?:-+(?=\s))?"
     rf"|^{_OPEN}(?P<small>{USUAL}){_CLOSE}[:;]+{_CLOSE}"
     rf"|^{_OPEN}(?P<bare>{USUAL}){_CLOSE}[.*#=~-]*[ \t]*(?:$(?:\s*\n[ \t]*[:;])?|\Z)"
-    rf"|^[ \t]*[\[({{<](?P<boxed>{USUAL})[\])}}>](?=[ \t])"
+    rf"|^[ \t]*+[\[({{<](?P<boxed>{USUAL})[\])}}>](?=[ \t])"
     rf"|^{_OPEN}(?=[A-Z])(?P<dashed>{USUAL}){_CLOSE}(?:-+(?=\s)|[=>|]+)"
     rf"|^{_OPEN}(?=[A-Z][A-Z])(?P<stopped>{USUAL})(?:\.(?=[ \t])|(?=[ \t]+(?:[A-Z][a-z]|\d)))"
     rf"|(?<=\s)(?=[A-Z][A-Z])(?P<inline>{USUAL})[ \t]*:"
@@ -39,6 +39,8 @@ HEADING = re.compile(
 The usual ones come in any case, with dashes, brackets and stops, on a line of their own without a
 colon, and inside of a line. `LONE` ones must stand where a sentence may begin.
 """
+STARTS = re.compile(r"^|(?<=\s)(?=[A-Z])", re.MULTILINE)
+"""Places where a heading may begin; asking for one at each is ten times as fast as a search."""
 LONE = ("small", "bare", "stopped", "inline", "told")
 SHOUTED = ("inline",)  # of which capitals are proof enough
 HOW = {"capitals": "heading", "usual": "heading", "small": "heading",
@@ -69,7 +71,9 @@ POINTERS = re.compile(
 )
 STAMP = re.compile(r"\b\d{1,2}:\d{2}\s*([AP]\.?M\b\.?)?|\bX{3,}\b")
 """A time of day, or a redacted word. Neither is a text by itself."""
-BANNER = re.compile(r"^\W*(final|preliminary|wet read|addendum)?\W*(report|final)\W*$", re.I)
+BANNER = re.compile(
+    r"^\W*+(?:(?:final|preliminary|wet read|addendum)\W++)?(report|final)\W*+$", re.I
+)
 
 
 class Phrase(NamedTuple):
@@ -138,8 +142,13 @@ def _begins(before: str) -> bool:
 
 def headings(report: str) -> list[re.Match[str]]:
     """Headings of a report that was `read`, in order."""
-    found = []
-    for mark in HEADING.finditer(report):
+    found: list[re.Match[str]] = []
+    for place in STARTS.finditer(report):
+        if found and place.start() < found[-1].end():
+            continue
+        mark = HEADING.match(report, place.start())
+        if mark is None:
+            continue
         way = mark.lastgroup or ""
         before = re.sub(r"\n[ \t]+(?=\n)", "\n", report[max(0, mark.start() - 200) : mark.start()])
         if way in LONE and way not in SHOUTED and not _begins(before):

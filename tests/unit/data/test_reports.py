@@ -2,6 +2,7 @@
 
 import os
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -264,3 +265,10 @@ def test_real_openi_reports_give_their_impressions(shared):
 @pytest.mark.parametrize("heading", ["IMPRESSION: ", "**Impression**\n", "Findings - ", ""])
 def test_a_cell_that_repeats_its_heading(heading):
     assert without_heading(heading + "LUNGS: Clear.") == "LUNGS: Clear."
+
+
+@pytest.mark.parametrize("part", [" ", "A ", "\t \n", "(", "- ", "x: ", "IMPRESSION ", "**", "<b "])
+def test_no_report_takes_long(part):
+    start = time.perf_counter()
+    phrase(part * 9000)
+    assert time.perf_counter() - start < 5
