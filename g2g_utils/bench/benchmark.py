@@ -17,7 +17,8 @@ from tqdm.auto import tqdm
 
 from g2g_utils import bbm, metrics
 from g2g_utils.data.record import Example
-from g2g_utils.methods.base import Grounder, HeatMap, Query
+from g2g_utils.methods.base import Grounder, HeatMap, Query, no_map
+from g2g_utils.text import PhraseError
 
 FILMS = 16  # images handed to a method at once, unless it names its own number
 OTHERS_SEED = 0  # draws the other phrases of every table, whatever the sampling seed
@@ -172,9 +173,19 @@ def _grounded(
         queries.append(Query(image, pair.phrase, pair.finding))
         if other is not None:
             queries.append(Query(image, other.phrase, other.finding))
-    answers = iter(zip(queries, method.ground(queries), strict=True))
+    answers = iter(zip(queries, _ground(method, queries), strict=True))
     for pair, (_, other) in zip(framed, asked, strict=True):
         yield next(answers), next(answers) if other is not None else None, pair
+
+
+def _ground(method: Grounder, queries: Sequence[Query]) -> list[HeatMap]:
+    """A method's answers; where it raises for a phrase, each query alone and that one noted."""
+    try:
+        return method.ground(queries)
+    except PhraseError as error:
+        if len(queries) == 1:
+            return [no_map(error)]
+        return [found for query in queries for found in _ground(method, [query])]
 
 
 def _variants(answer: Answer, variants: Variants | None) -> Mapping[Any, HeatMap]:
@@ -215,13 +226,15 @@ def _every_variant(rows: list[Row], by: str) -> list[Row]:
 
 def _measured(maps: list[HeatMap], boxes: Any, frame: int, measure: Measure) -> list[Row]:
     """Metrics and note of the maps of one pair; NaN for an absent map."""
-    if not all(found.exists for found in maps):
-        nothing = dict.fromkeys(QUICK if measure == "quick" else metrics.METRICS, np.nan)
-        return [nothing | {"note": found.note} for found in maps]
+    nothing = dict.fromkeys(QUICK if measure == "quick" else metrics.METRICS, np.nan)
+    there = [found for found in maps if found.exists]
     if measure == "quick":
-        scored = quick_scores([found.values for found in maps], boxes, frame)
-        return [row | {"note": m.note} for row, m in zip(scored, maps, strict=True)]
-    return [_every_metric(found, boxes, frame) for found in maps]
+        quick = quick_scores([found.values for found in there], boxes, frame) if there else []
+        rows = [row | {"note": m.note} for row, m in zip(quick, there, strict=True)]
+    else:
+        rows = [_every_metric(found, boxes, frame) for found in there]
+    scored = iter(rows)
+    return [next(scored) if m.exists else nothing | {"note": m.note or "no map"} for m in maps]
 
 
 def _every_metric(found: HeatMap, boxes: Any, frame: int) -> Row:
@@ -250,7 +263,8 @@ def _add_specificity(
 ) -> None:
     """Add `other_phrase`, `other_cnr` and `specificity` to the rows of a pair."""
     boxes = np.reshape(pair.boxes, (-1, 4)) * (frame / side)
-    maps = _variants(other, variants) if other is not None and other[1].exists else {}
+    maps = _variants(other, variants) if other is not None else {}
+    maps = {name: found for name, found in maps.items() if found.exists}
     scores = quick_scores([m.values for m in maps.values()], boxes, frame) if maps else []
     known = dict(zip(maps, (row["cnr"] for row in scores), strict=True))
     for row in rows:

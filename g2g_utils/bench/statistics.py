@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from g2g_utils.data.record import Example
+from g2g_utils.methods.registry import OTHER_PHRASE
 
 Numbers = NDArray[np.float64]
 Codes = NDArray[np.int64]
@@ -227,7 +228,7 @@ def methods(table: pd.DataFrame) -> pd.DataFrame:
     """
     trained = table["seed"].notna()
     first = table[table["method"] == table["method"].iloc[0]]
-    swapped = other_phrase_rows(first, "its map of another phrase")
+    swapped = other_phrase_rows(first, OTHER_PHRASE)
     return pd.concat([table[trained], swapped, table[~trained]], ignore_index=True)
 
 

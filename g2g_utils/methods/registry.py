@@ -7,13 +7,14 @@ Nothing heavy is imported here: a method's file is imported when it builds.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
-from pydantic import ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from g2g_utils.config import Config, ConfigError, Curve, Section
 from g2g_utils.runs import places
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     Variants = Callable[[Query, HeatMap], Mapping[str, HeatMap]]
 
 
+OTHER_PHRASE = "its map of another phrase"  # a row of the tables that no method has
 Build = Callable[["Parts", str, Any, int | None], "Grounder | None"]  # parts, label, settings, seed
 
 
@@ -101,12 +103,25 @@ def in_file(module: str, function: str = "build") -> Callable[..., Any]:
 # ---------------------------------------------------------------- settings of a row
 
 
+def _some_layers(layers: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+    """Refuse an empty choice, and names that no U-Net has."""
+    names = (layers,) if isinstance(layers, str) else layers
+    if names is not None and not names:
+        raise ValueError("name some, or leave it out for those of the profile")
+    if wrong := [name for name in names or () if not name.startswith(("down", "mid", "up"))]:
+        raise ValueError(f"{wrong[0]!r} is no layer: names begin with down, mid or up")
+    return layers
+
+
+Layers = Annotated[str | tuple[str, ...] | None, AfterValidator(_some_layers)]
+
+
 class G2GRow(Section):
     """Generate to Ground: a training arm's U-Net."""
 
     arm: str
     curve: Curve | None = None  # Bimodal Bias Merging; None: the plain activation map
-    layers: str | tuple[str, ...] | None = None  # None: as the profile's `grounding.layers`
+    layers: Layers = None  # None: as the profile's `grounding.layers`
 
 
 class BioViLRow(Section):
@@ -140,8 +155,8 @@ class InformationRow(Section):
     arm: str
     attention: bool = True  # false: information alone
     cost: Literal["default", "cheap"] = "default"  # two noise draws a timestep; cheap: one
-    conditions: tuple[str, ...] | None = None  # prompts compared with; None: empty and normal
-    layers: str | tuple[str, ...] | None = None  # of the attention; None: `grounding.layers`
+    conditions: tuple[str, ...] | None = Field(None, min_length=1)  # None: empty and normal
+    layers: Layers = None  # of the attention; None: `grounding.layers`
 
 
 # ---------------------------------------------------------------- the kinds
@@ -306,8 +321,15 @@ def rows(config: Config) -> dict[str, Row]:
     for name, given in config.methods.items():
         kind, settings = parse(name, given.settings)
         row = Row(name, given.label or name, kind, settings, kind.arm(settings))
+        if seeded := re.fullmatch(r"(.+)-s\d+", name):
+            raise ConfigError(
+                f"methods.{name} is called as a seed's product of {seeded[1]!r}: give it a name "
+                "that does not end with -s and a number"
+            )
         _refuse_unknown(name, "arm", [row.arm] if row.arm else [], config.training.arms)
         _refuse_unknown(name, "encoder", kind.encoders(settings), config.encoders)
+        if row.label == OTHER_PHRASE:
+            raise ConfigError(f"methods.{name}.label = {row.label!r} is the name of another row")
         if twin := next((other for other in found.values() if other.label == row.label), None):
             raise ConfigError(
                 f"methods.{name} and methods.{twin.name} are both called {row.label!r}: give one "

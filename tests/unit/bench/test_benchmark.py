@@ -11,7 +11,8 @@ from g2g_utils.attention import find_layers
 from g2g_utils.bench import ablations, benchmark
 from g2g_utils.data.record import Example
 from g2g_utils.methods import g2g, no_skill
-from g2g_utils.methods.base import Given
+from g2g_utils.methods.base import Given, HeatMap
+from g2g_utils.text import PhraseError
 from tests.duck import BOXES, FAST, PHRASES, Model, examples
 
 
@@ -181,3 +182,41 @@ def test_an_empty_list_of_pairs_is_refused():
 
     with pytest.raises(ValueError, match="no image-phrase pairs for nothing"):
         benchmark.score(Nothing(), [])
+
+
+class Strict:
+    """A method that raises for a phrase instead of answering with a note."""
+
+    name, image_size = "strict", 32
+
+    def ground(self, queries):
+        if any("in the" == query.phrase for query in queries):
+            raise PhraseError("no content words")
+        return [HeatMap(torch.rand(8, 8)) for _ in queries]
+
+
+def test_a_method_that_raises_for_one_phrase_keeps_the_other_rows(images):
+    pairs = examples(images)
+    pairs[0] = replace(pairs[0], phrase="in the")
+    table = bench.score(Strict(), pairs, progress=False)
+    assert table.cnr.isna().tolist() == [True, False, False]
+    assert table.note[0] == "no content words"
+
+
+def test_a_variant_without_a_map_leaves_the_others_alone(images):
+    heat = torch.rand(8, 8, generator=torch.Generator().manual_seed(0))
+
+    def variants(query, found):
+        return {"sound": found, "broken": HeatMap(torch.full((8, 8), torch.nan), note="no layer")}
+
+    for measure in ("all", "quick"):
+        table = bench.score(
+            Given("mine", 32, dict.fromkeys(PHRASES, heat)),
+            examples(images),
+            variants=variants,
+            measure=measure,
+            progress=False,
+        )
+        broken = table[table["variant"] == "broken"]
+        assert broken.cnr.isna().all() and (broken.note == "no layer").all()
+        assert table[table["variant"] == "sound"].specificity.notna().all()

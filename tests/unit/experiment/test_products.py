@@ -179,6 +179,18 @@ def test_a_model_makes_what_it_needs(tiny):
 @pytest.mark.parametrize(
     ("row", "said"),
     [
+        (
+            {"kind": "g2g", "arm": "domain-frozen", "layers": ["nope"]},
+            r"methods\.new \(g2g\): layers = .*'nope' is no layer",
+        ),
+        (
+            {"kind": "information", "arm": "domain-frozen", "conditions": []},
+            r"methods\.new \(information\): conditions",
+        ),
+        (
+            {"kind": "no-skill", "rule": "random", "label": "its map of another phrase"},
+            "is the name of another row",
+        ),
         ({"kind": "psychic"}, r"methods\.new has the unknown kind 'psychic': choose one of biovil"),
         ({}, r"methods\.new has no kind: choose one of"),
         ({"kind": "g2g"}, r"methods\.new \(g2g\): needs the setting 'arm'"),
