@@ -57,6 +57,7 @@ from g2g_utils.data import record
 from g2g_utils.experiment import products
 from g2g_utils.plots import charts, overlays
 
+# %%
 plots.use_style()
 charts.use_colours(products.compared(config))
 

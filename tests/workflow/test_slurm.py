@@ -35,6 +35,10 @@ def plan(config):
     return {"ldm/a-s0": []}
 
 
+def bundles(config):
+    return {}
+
+
 def needs(config, name):
     return []
 

@@ -24,6 +24,10 @@ def plan(config):
     return {"latents": [], "ldm/a-s0": ["latents"]}
 
 
+def bundles(config):
+    return {}
+
+
 def needs(config, name):
     return plan(config)[name]
 

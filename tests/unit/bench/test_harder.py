@@ -55,7 +55,7 @@ def test_every_method_is_scored_on_the_same_pairs(small, tmp_path, films):
     pairs = record.pairs(harder.examples(small, folder, "test", 4))
     table = harder.scores(methods, pairs)
     sizes = table.groupby("method").size()
-    expected = {"domain-frozen", "its map of another phrase", "BioViL-like", "random"}
+    expected = {"domain-frozen", "its map of another phrase", "BioViL-like", "DAAM", "random"}
     assert expected | {"centre prior", "mean box", "mean box per finding"} == set(sizes.index)
     assert sizes.nunique() == 1 and sizes.iloc[0] > 0
     assert table["cnr"].notna().all()
