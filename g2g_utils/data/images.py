@@ -266,7 +266,7 @@ def _grey(image: Image.Image) -> NDArray[Any]:
 def _is_odd_tiff(path: Path) -> bool:
     """True for a TIFF that Pillow does not know or reads wrongly.
 
-    Of 16 bits these are planes of colour, signs and turned images.
+    Signed ones; of 16 bits planes of colour and turned images; of 8 bits turned grey ones.
     """
     with path.open("rb") as file:
         if file.read(4) not in TIFF_MAGIC:
@@ -274,9 +274,10 @@ def _is_odd_tiff(path: Path) -> bool:
     try:
         with Image.open(path) as image:
             tags = getattr(image, "tag_v2", {})
-            odd = tags.get(PLANAR) == 2 or max(tags.get(FORMAT, (1,))) == SIGNED
-            odd = odd or tags.get(ORIENTATION, 1) != 1
-            return odd and max(tags.get(BITS, (8,))) > 8
+            turned, bits = tags.get(ORIENTATION, 1) != 1, max(tags.get(BITS, (8,)))
+            signed = max(tags.get(FORMAT, (1,))) == SIGNED
+            grey = image.mode == "L" and turned and bits == 8
+            return signed or grey or (bits > 8 and (turned or tags.get(PLANAR) == 2))
     except UnidentifiedImageError:
         return True
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):

@@ -22,7 +22,7 @@ LINE_ENDS = "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
 ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 FORMULA = re.compile(r"""\s*=\s*"(.*)"\s*""", re.DOTALL)
 EMPTY = re.compile(
-    r"[\W_]*(?:-?nan|n[/.]?a\.?|none|null|nil|nat|undefined|blank|-?1\.#(?:ind|qnan))?[\W_]*"
+    r"[\W_]*+(?:nan|n[/.]?a\.?|none|null|nil|nat|undefined|blank|1\.#(?:ind|qnan))?[\W_]*+"
     r"|\W*#(?:n/?a|value|ref|name|div/0|num|null|spill|calc|getting_data)[!?]*\W*",
     re.IGNORECASE,
 )

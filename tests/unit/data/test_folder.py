@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from g2g_utils.data.folder import FolderError, load
+from g2g_utils.data.plain import is_empty
 
 
 @pytest.fixture
@@ -223,3 +224,9 @@ def test_the_frame_of_a_box_may_be_named(tmp_path):
     (film(tmp_path) / "t.csv").write_text(header + "a.png,effusion,10,20,30,40,256,256\n")
     (example,) = load(tmp_path / "t.csv")
     assert example.boxes == ((40, 80, 120, 160),)
+
+
+def test_a_cell_of_many_dashes_is_read_at_once():
+    assert not is_empty("-" * 100_000 + "nan" + "-" * 100_000 + "x")  # minutes, if it backtracks
+    assert all(map(is_empty, ("-nan", "--", " N/A ", "-1.#IND", "#N/A", "n.a.")))
+    assert not any(map(is_empty, ("nan edema", "none of the above", "0")))

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+import tifffile
 from PIL import Image
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless, SecondaryCaptureImageStorage
@@ -324,3 +325,29 @@ def test_every_real_image_loads_and_crops():
             cropped = crop_resize(image, size)
             assert cropped.shape == (size, size) and 0 <= cropped.min() <= cropped.max() <= 1
             assert cropped.std() > 0.05, file
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_turned_grey_tiff_of_8_bits_is_turned_back(tmp_path, orientation):
+    grey = np.linspace(0, 255, 768).round().astype(np.uint8).reshape(24, 32)
+    tag = [(274, "H", 1, orientation, True)]
+    tifffile.imwrite(tmp_path / "turned.tif", grey, extratags=tag)
+    expected = {
+        1: grey,
+        2: grey[:, ::-1],
+        3: grey[::-1, ::-1],
+        4: grey[::-1],
+        5: grey.T,
+        6: np.rot90(grey, -1),
+        7: grey[::-1, ::-1].T,
+        8: np.rot90(grey, 1),
+    }[orientation]
+    assert np.allclose(read_image(tmp_path / "turned.tif"), expected / 255, atol=1e-6)
+    assert image_size(tmp_path / "turned.tif") == expected.shape
+
+
+def test_signed_bytes_of_a_tiff_keep_their_order(tmp_path):
+    signed = np.array([[-128, -1], [0, 127]], np.int8).repeat(8, 0).repeat(8, 1)
+    tifffile.imwrite(tmp_path / "signed.tif", signed)
+    found = read_image(tmp_path / "signed.tif")
+    assert np.allclose(np.unique(found), np.array([0, 127, 128, 255]) / 255, atol=1e-3)
