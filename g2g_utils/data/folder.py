@@ -16,7 +16,7 @@ from typing import Any
 
 from g2g_utils.data.files import Images, collect, report_two_classes
 from g2g_utils.data.geometry import Box
-from g2g_utils.data.plain import is_empty
+from g2g_utils.data.plain import is_empty, plain
 from g2g_utils.data.record import FINDINGS, Example, merge_rows
 from g2g_utils.data.tables import BOX_COLUMNS, Row, TableError, read
 
@@ -25,10 +25,18 @@ log = logging.getLogger(__name__)
 REQUIRED = ("image", "phrase")
 FRAME = ("image_width", "image_height")
 OPTIONAL = ("finding", "subject", *BOX_COLUMNS, *FRAME)
-CORNERS = tuple(
-    "x0 y0 x1 y1 x2 y2 xmin ymin xmax ymax x_min y_min x_max y_max left top right bottom "
-    "bbox box boxes".split()
+BOXLIKE = re.compile(  # a column's name, letters and digits alone: boxes in another form
+    r"[xy](?:\d|tl|br|min|max|start|end|c|center|centre)|(?:start|end|min|max)[xy]"
+    r"|left|top|right|bottom|.*(?:bbox|boundingbox).*|box|boxes"
 )
+MEANT = {  # a column's name, letters alone -> the column that it seems to be
+    "label": "finding",
+    "class": "finding",
+    "category": "finding",
+    "subjectid": "subject",
+    "patient": "subject",
+    "patientid": "subject",
+}
 FEWEST, CORNER = 8, 0.55
 """So many boxes tell of their frame: corners, or a smaller one, in the upper left of the films."""
 CLASSES = {finding.lower(): finding for finding in FINDINGS}
@@ -97,9 +105,16 @@ def _check_names(path: Path, header: Iterable[str]) -> None:
         name = column.lower()
         if name in OPTIONAL and column not in OPTIONAL:
             raise TableError(path, "unknown column", f"write {name!r}", column=column, **place)
-        if name in CORNERS and "x" not in header:
+        bare = re.sub(r"[^a-z0-9]", "", plain(name))
+        if bare in BOX_COLUMNS and column not in BOX_COLUMNS:
+            raise TableError(path, "unknown column", f"write {bare!r}", column=column, **place)
+        if BOXLIKE.fullmatch(bare) and "x" not in header:
             fix = "boxes are x, y, w, h: the upper left corner, width and height"
-            raise TableError(path, "corners of boxes are not read", fix, column=column, **place)
+            problem = "boxes in this form (corners, centres) are not read"
+            raise TableError(path, problem, fix, column=column, **place)
+        if (meant := MEANT.get(bare)) and meant not in header:
+            fix = f"write {meant!r} if it is that"
+            log.warning("%s: column %r is ignored: %s", path, column, fix)
 
 
 def _checked(path: Path) -> Iterator[Row]:

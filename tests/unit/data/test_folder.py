@@ -98,7 +98,13 @@ BOX = "image,phrase,finding,x,y,w,h\na.png,ok,,1,1,5,5\na.png,p,"
         ("image,phrase\npairs.csv,x\n", 2, "image", "not an image", "PNG"),
         ("image,phrase,X,Y,W,H\na.png,x,1,1,5,5\n", 1, "X", "unknown column", "write 'x'"),
         ("image,phrase,Finding\na.png,x,Edema\n", 1, "Finding", "unknown column", "'finding'"),
-        ("image,phrase,x1,y1,x2,y2\na.png,x,1,1,5,5\n", 1, "x1", "corners", "x, y, w, h"),
+        (
+            "image,phrase,x1,y1,x2,y2\na.png,x,1,1,5,5\n",
+            1,
+            "x1",
+            "boxes in this form",
+            "x, y, w, h",
+        ),
         ('image,phrase\na.png,"left\na.png,right\n', 2, None, "not a CSV", "each closed"),
         ('image,phrase\na.png,"left" lung\n', 2, None, "not a CSV", "quotes"),
         (f"image,phrase\n{'long ' * 90},x\n", 2, "image", "too long", "name of an image file"),
@@ -192,7 +198,7 @@ def test_boxes_that_are_no_pixels(tmp_path, box, parts):
 @pytest.mark.parametrize("names", ["x_min,y_min,x_max,y_max", "left,top,right,bottom"])
 def test_columns_of_corners_are_refused(tmp_path, names):
     (film(tmp_path) / "t.csv").write_text(f"image,phrase,{names}\na.png,effusion,1,2,3,4\n")
-    with pytest.raises(FolderError, match="corners of boxes are not read"):
+    with pytest.raises(FolderError, match="boxes in this form"):
         load(tmp_path / "t.csv")
 
 
@@ -230,3 +236,29 @@ def test_a_cell_of_many_dashes_is_read_at_once():
     assert not is_empty("-" * 100_000 + "nan" + "-" * 100_000 + "x")  # minutes, if it backtracks
     assert all(map(is_empty, ("-nan", "--", " N/A ", "-1.#IND", "#N/A", "n.a.")))
     assert not any(map(is_empty, ("nan edema", "none of the above", "0")))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "bbox_x,bbox_y,bbox_w,bbox_h",
+        "X Min,Y Min,X Max,Y Max",
+        "xtl,ytl,xbr,ybr",
+        "startX,startY,endX,endY",
+        "x_center,y_center,width,height",
+        "bounding_box,a,b,c",
+    ],
+)
+def test_boxes_under_other_names_are_refused(tmp_path, names):
+    (tmp_path / "pairs.csv").write_text(f"image,phrase,{names}\na.png,edema,1,1,5,5\n")
+    with pytest.raises(FolderError, match=r"boxes in this form.*x, y, w, h"):
+        load(tmp_path / "pairs.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("label", "finding"), ("Patient ID", "subject"), ("subject_id", "subject")]
+)
+def test_columns_that_seem_to_be_known_ones_are_named(tmp_path, caplog, name, meant):
+    (tmp_path / "pairs.csv").write_text(f"image,phrase,{name}\na.png,edema,1\n")
+    load(tmp_path / "pairs.csv", problems=[])
+    assert f"column {name!r} is ignored: write {meant!r}" in caplog.text
