@@ -57,7 +57,25 @@ def _parser() -> argparse.ArgumentParser:
     ground.add_argument("--seed", type=int, default=0, help="seed of the sampling noise")
     ground.add_argument("--out", type=Path, help="folder (default: build/<profile>/grounded)")
     ground.set_defaults(run=_ground)
+    _add_prepare(commands)
     return parser
+
+
+def _add_prepare(commands: Any) -> None:
+    text = "make a pack of small films from your downloads"
+    prepare = commands.add_parser("prepare", help=text)
+    prepare.add_argument("what", choices=["radiographs"])
+    prepare.add_argument("--nih", type=Path, required=True, help="folder of ChestX-ray14")
+    prepare.add_argument("--rsna", type=Path, help="folder of the RSNA challenge's labels")
+    prepare.add_argument("--chestxdet", type=Path, help="folder of ChestX-Det's JSON files")
+    text = "as shipped; patients with a box and as many normal films (default); or all"
+    prepare.add_argument("--films", choices=["same", "boxed", "all"], default="boxed", help=text)
+    prepare.add_argument("--size", type=int, default=128, help="side in pixels")
+    text = "folder of the pack (default: data/radiographs-own)"
+    prepare.add_argument(
+        "--out", type=Path, default=places.ROOT / "data/radiographs-own", help=text
+    )
+    prepare.set_defaults(run=_prepare, profile="miniature", set=[])
 
 
 def _overrides(items: list[str]) -> dict[str, Any]:
@@ -67,6 +85,18 @@ def _overrides(items: list[str]) -> dict[str, Any]:
         if not equals:
             raise configuration.ConfigError(f"--set {key!r}: write KEY=VALUE")
     return {key: configuration.value(f"--set {key}", text) for key, _, text in pairs}
+
+
+def _prepare(config: configuration.Config, options: argparse.Namespace) -> int:
+    from g2g_utils.data.prepare import prepare
+
+    pack = prepare(
+        options.nih, options.out,
+        rsna_folder=options.rsna, chestxdet=options.chestxdet,
+        films=options.films, size=options.size,
+    )  # fmt: skip
+    print(f"{pack}: now `data.source: radiographs` with `data.root: {pack}` reads it")
+    return 0
 
 
 def _make(config: configuration.Config, options: argparse.Namespace) -> int:

@@ -85,7 +85,7 @@ class Section(BaseModel):
 class HeldOut(Section):
     """Source of the image-phrase pairs of validation or test, other than phantoms."""
 
-    source: Literal["ms_cxr", "chestxray14", "rsna", "mimic_cxr", "openi", "folder"]
+    source: Literal["ms_cxr", "chestxray14", "rsna", "mimic_cxr", "openi", "folder", "radiographs"]
     root: Path  # folder of the data set, or its table
     images: Path | None = None  # folder of its images, if they lie elsewhere
     patients: tuple[float, float] = (0.0, 1.0)  # share of the patients, [from, to) of a fixed order
@@ -104,7 +104,7 @@ class HeldOut(Section):
 class Data(Section):
     """Source and number of image-text pairs."""
 
-    source: Literal["phantoms", "mimic_cxr", "openi", "folder"]
+    source: Literal["phantoms", "mimic_cxr", "openi", "folder", "radiographs"]
     root: Path | None = None  # folder of a downloaded data set (paper, open)
     train: int = Field(gt=0)  # images used for fine-tuning
     validation: int = Field(gt=0)  # images for every choice

@@ -172,6 +172,30 @@ def chestxray14(root: Path, side: int = 64) -> Path:
     return root
 
 
+def radiographs(root: Path, side: int = 32) -> Path:
+    """A pack of small films: two boxed patients, one normal one."""
+    films = [
+        ["a_0.png", "nih:1", "PA", "Effusion|Mass"],
+        ["a_1.png", "nih:1", "AP", "Cardiomegaly"],
+        ["b_0.png", "nih:2", "PA", "Infiltration"],
+        ["c_0.png", "nih:3", "PA", "No Finding"],
+    ]
+    table(root / "images.csv", ["image", "subject_id", "view", "labels"], films)
+    boxes = [
+        ["a_0.png", "Effusion", 2, 20, 8, 8],
+        ["a_0.png", "Effusion", 22, 20, 8, 8],
+        ["a_0.png", "Mass", 22, 4, 6, 6],
+        ["a_0.png", "Fracture", 2, 4, 4, 4],
+        ["a_1.png", "Cardiomegaly", 18, 14, 12, 12],
+        ["b_0.png", "Infiltration", 2, 4, 8, 8],
+        ["b_0.png", "Lung Opacity", 3, 6, 8, 8],
+    ]
+    table(root / "boxes.csv", ["image", "label", "x", "y", "w", "h"], boxes)
+    for name, *_ in films:
+        film(root / "images" / name, side, side)
+    return root
+
+
 def dicom(path: Path, side: int = 32, **header) -> Path:
     """A small uncompressed DICOM with a patient's name in its header."""
     import pydicom

@@ -22,9 +22,19 @@ from tqdm.auto import tqdm
 
 from g2g_utils import config as configuration
 from g2g_utils.config import Config, HeldOut
-from g2g_utils.data import chestxray14, mimic_cxr, ms_cxr, openi, reports, rsna, sources
+from g2g_utils.data import (
+    chestxray14,
+    mimic_cxr,
+    ms_cxr,
+    openi,
+    radiographs,
+    reports,
+    rsna,
+    sources,
+)
 from g2g_utils.data.files import two_classes
 from g2g_utils.data.images import ImageError, read_image
+from g2g_utils.data.order import position
 from g2g_utils.data.plain import plain
 from g2g_utils.data.record import Example
 from g2g_utils.data.tables import Row, TableError, matching, read
@@ -119,7 +129,7 @@ def sampled(names: Iterable[Any], sample: int | None) -> list[Any]:
     distinct = list(dict.fromkeys(names))
     if sample is None or len(distinct) <= sample:
         return distinct
-    return sorted(distinct, key=lambda name: sources.position(str(name)))[:sample]
+    return sorted(distinct, key=lambda name: position(str(name)))[:sample]
 
 
 def check_images(report: Report, source: str, paths: Iterable[Path], sample: int | None) -> None:
@@ -162,6 +172,8 @@ def _boxed_rows(held: HeldOut, root: Path) -> tuple[Iterator[Row], tuple[str, ..
         return ms_cxr.rows(root), ("dicom_id", "label_text", "category_name")
     if held.source == "chestxray14":
         return chestxray14.rows(root), ("Image Index", "Finding Label")
+    if held.source == "radiographs":
+        return read(root / radiographs.BOXES, radiographs.COLUMNS), ("image", "label")
     if held.source == "rsna":
         return (row for row in rsna.rows(root) if row["Target"] == "1"), ("patientId",)
     return read(sources.table(root), ("image", "phrase")), ("image", "phrase", "finding")
@@ -288,6 +300,19 @@ def _check_mimic_files(
     report.count("mimic_cxr", "of them without usable text", empty)
 
 
+# ---------------------------------------------------------------- small real films
+
+
+def _check_pack(report: Report, root: Path, sample: int | None) -> set[str]:
+    """Check a pack of small films: tables, boxes, files and the patients of its splits."""
+    _check_boxed(report, HeldOut(source="radiographs", root=root), sample)
+    of = radiographs.split_of_patients(root)
+    for split in sources.SPLITS:
+        patients = sum(1 for other in of.values() if other == split)
+        report.count("radiographs", f"patients in {split}", patients)
+    return {patient for patient, split in of.items() if split == "train"}
+
+
 # ---------------------------------------------------------------- the whole
 
 
@@ -299,13 +324,15 @@ def _training(report: Report, config: Config, sample: int | None) -> set[str]:
     images = sources.resolve(data.images) if data.images else None
     if data.source == "mimic_cxr":
         return _check_mimic(report, config, root, images, sample)
+    if data.source == "radiographs":
+        return _check_pack(report, root, sample)
     if data.source == "openi":
         found = _check_openi(report, root, images, sample)
     else:
         held = HeldOut(source="folder", root=data.root, images=data.images)
         found = {example.subject_id for example in _check_boxed(report, held, sample)}
     low, high = sources.own_share(config, "train")
-    return {subject for subject in found if low <= sources.position(subject) < high}
+    return {subject for subject in found if low <= position(subject) < high}
 
 
 def _evaluation(
@@ -315,7 +342,8 @@ def _evaluation(
     if held.source in ("mimic_cxr", "openi"):
         message = f"{held.source} has no boxes: it can be trained on, not evaluated on"
         raise configuration.ConfigError(message)
-    whole = held.model_copy(update={"subset": None}) if held.source == "ms_cxr" else held
+    own = held.source in ("ms_cxr", "radiographs")  # splits of their own
+    whole = held.model_copy(update={"subset": None}) if own else held
     key = (whole.source, whole.root, whole.images, whole.subset)
     if key not in known:
         known[key] = _check_boxed(report, whole, sample)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +16,11 @@ from g2g_utils.data import (
     ms_cxr,
     openi,
     phantoms,
+    radiographs,
     rsna,
     tables,
 )
+from g2g_utils.data.order import position
 from g2g_utils.data.record import Example
 from g2g_utils.runs import places
 
@@ -82,11 +83,6 @@ def resolve(path: Path) -> Path:
 # ---------------------------------------------------------------- which patients and images
 
 
-def position(name: str) -> float:
-    """A fixed place in [0, 1) of a patient or image, the same in every run and on every machine."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
-
-
 def share(found: Iterable[Example], patients: tuple[float, float]) -> list[Example]:
     """Examples of the patients whose place lies in [from, to)."""
     low, high = patients
@@ -125,9 +121,12 @@ def boxed(
     """Image–phrase pairs with boxes, from a source that has them."""
     if source == "ms_cxr":
         return ms_cxr.load(root, images or root, subset, problems)
+    if source == "radiographs":
+        found = radiographs.pairs(root, problems)
+        return [pair for pair in found if subset in (None, pair.split)]
     if subset:
         raise ConfigError(
-            f"subset = {subset!r}: only ms_cxr and mimic_cxr have splits of their own"
+            f"subset = {subset!r}: only ms_cxr, mimic_cxr and radiographs have splits of their own"
         )
     if source == "folder":
         return folder.load(table(root), images, problems)
@@ -150,6 +149,8 @@ def _training_examples(config: Config, split: str) -> list[Example]:
     data = config.data
     assert data.root is not None  # the configuration's own check
     root, images = resolve(data.root), resolve(data.images) if data.images else None
+    if data.source == "radiographs":  # its patients have a split of their own
+        return radiographs.of_split(root, split)
     if data.source == "folder":
         found = boxed("folder", root, images)
     else:

@@ -10,11 +10,22 @@ import pytest
 
 from g2g_utils import config as configuration
 from g2g_utils.config import ConfigError
-from g2g_utils.data import chestxray14, folder, mimic_cxr, ms_cxr, openi, phantoms, rsna, sources
+from g2g_utils.data import (
+    chestxray14,
+    folder,
+    mimic_cxr,
+    ms_cxr,
+    openi,
+    phantoms,
+    radiographs,
+    rsna,
+    sources,
+)
+from g2g_utils.data.order import position
 from g2g_utils.data.record import FINDINGS, Example, pairs
 from g2g_utils.runs import places
 
-CLASSES = {*FINDINGS, *chestxray14.CLASSES.values(), None}
+CLASSES = {*FINDINGS, *chestxray14.CLASSES.values(), *radiographs.FINDINGS.values(), None}
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +37,7 @@ def standins(script):
 def data(standins, tmp_path_factory):
     """Every source in one folder, as data/README.md lays them out."""
     root = tmp_path_factory.mktemp("data")
-    for name in ("mimic_cxr", "ms_cxr", "chestxray14", "rsna", "openi", "folder"):
+    for name in ("mimic_cxr", "ms_cxr", "chestxray14", "rsna", "openi", "folder", "radiographs"):
         getattr(standins, name)(root / name)
     standins.ms_cxr_coco(root / "ms_cxr_coco")
     return root
@@ -41,6 +52,8 @@ LOADERS = {
     "rsna": lambda d: rsna.load(d / "rsna"),
     "openi": lambda d: openi.load(d / "openi").examples,
     "folder": lambda d: folder.load(d / "folder" / "pairs.csv"),
+    "radiographs": lambda d: radiographs.pairs(d / "radiographs"),
+    "captions": lambda d: radiographs.captioned(d / "radiographs", "train"),
 }
 
 
@@ -177,7 +190,7 @@ def test_open_profile_divides_the_boxed_patients(load):
 
 
 def halves(load, cut):
-    patients = sorted(sources.position(p) for p in ("00000001", "00000002", "00030805"))
+    patients = sorted(position(p) for p in ("00000001", "00000002", "00030805"))
     cut = (patients[0] + patients[1]) / 2
     return load(
         "open",
