@@ -22,6 +22,7 @@ from g2g_utils.experiment.parts import (
     untrained_unet,
 )
 from g2g_utils.experiment.plan import bundles, find, folder, key, needs, plan
+from g2g_utils.experiment.presence import questions
 from g2g_utils.experiment.product import arm_and_seed
 from g2g_utils.experiment.recipes import fine_tune
 from g2g_utils.experiment.scores import compared, method, methods, scores
@@ -47,6 +48,7 @@ __all__ = [
     "no_skill_methods",
     "plan",
     "prior_regions",
+    "questions",
     "scores",
     "start_unet",
     "text_encoder",
