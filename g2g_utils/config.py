@@ -294,7 +294,8 @@ class Grounding(Section):
     layers: str | tuple[str, ...] | None = None  # names, beginnings, blocks; None: all
     curve: Curve | None = "mixture"
     text_guidance: float = 16.0
-    sampling: Literal["gt", "gt_first", "cfg", "text"] = "gt"  # what the U-Net sees (appendix A)
+    # what the U-Net sees (appendix A); the last two: inversion, of Vilouras et al.
+    sampling: Literal["gt", "gt_first", "cfg", "text", "inversion", "inversion_p"] = "gt"
     batch_size: int = Field(64, gt=0)  # U-Net rows per forward
 
     @model_validator(mode="after")

@@ -31,7 +31,7 @@ from g2g_utils.metrics import Boxes
 from g2g_utils.models.protocol import LatentDiffusion
 from g2g_utils.text import Filter, PhraseTokens, select_tokens, stack, tokenize
 
-Sampling = Literal["gt", "gt_first", "cfg", "text"]
+Sampling = Literal["gt", "gt_first", "cfg", "text", "inversion", "inversion_p"]
 Kept = Literal["mean", "layers", "all"]
 Image = Tensor | NDArray[Any]
 Explicit = Sequence[int | str]
@@ -93,7 +93,8 @@ class Options:
 
     "gt": the image's latent noised to every step; guidance could have no effect, so none is run.
     "gt_first": noised once, then DDIM under `guidance`. "cfg": from noise, under `guidance`.
-    "text": from noise, without.
+    "text": from noise, without. "inversion": the image walked to noise under the empty prompt;
+    "inversion_p": by the authors' other rule.
     """
 
     layers: Layers | None = None
@@ -336,7 +337,15 @@ def text_bias(
         return replace(found, native={name: maps.cpu() for name, maps in found.items()})
 
     padding = (model.max_length, model.zero_padding)
-    key = (_fingerprint(model), padding, words.text, tuple(chosen), timesteps, text_guidance, seed)
+    key = (
+        sampling.fingerprint(model),
+        padding,
+        words.text,
+        tuple(chosen),
+        timesteps,
+        text_guidance,
+        seed,
+    )
     return cache.get(key, sample)
 
 
@@ -469,16 +478,27 @@ def _ground(
     model: LatentDiffusion, pairs: Sequence[_Pair], options: Options
 ) -> Iterator[Grounding]:
     """Record a group's maps in shared forwards, then finish pair by pair."""
+    times = _times(model, options)
     biases = _Biases(model, pairs, options) if options.curve else None
     if biases is None or options.sampling == "gt":
         recorder = _record(model, pairs, options, biases)
     else:  # the image's expectation needs the image: its own ground-truth sampling
         recorder = _record(model, pairs, options)
         _record(model, pairs, replace(options, sampling="gt"), biases)
-    times = tuple(sampling.timesteps(model, options.timesteps))
     for b, pair in enumerate(pairs):
         merging = biases.merging(b) if biases is not None else (None, None)
         yield _finish(model, pair, recorder.sample(b), merging, times, options)
+
+
+def _times(model: LatentDiffusion, options: Options) -> tuple[int, ...]:
+    """All T timesteps of the options' input. Raises ValueError where it has another number."""
+    times = tuple(sampling.timesteps(model, options.timesteps, options.sampling))
+    if len(times) != options.timesteps:
+        raise ValueError(
+            f"sampling={options.sampling!r} with timesteps={options.timesteps} walks {len(times)}: "
+            f"choose a divisor of {model.scheduler.config.num_train_timesteps}"
+        )
+    return times
 
 
 def _record(
@@ -626,18 +646,3 @@ def _finish(
 
 def _chunks(items: Sequence[_Pair], size: int) -> Iterator[Sequence[_Pair]]:
     return (items[i : i + size] for i in range(0, len(items), size))
-
-
-def _fingerprint(model: LatentDiffusion) -> tuple[object, ...]:
-    """Identity of a model's weights: changes when U-Net or text encoder are trained or swapped.
-
-    Writes through `.data` (an EMA's `copy_to`) raise no version, so what attends to text is summed.
-    """
-    parts: list[object] = [repr(sorted(model.scheduler.config.items(), key=str))]
-    for module in (model.unet, model.text_encoder):
-        named = list(module.named_parameters())
-        read = [w for n, w in named if "attn2.to_" in n] or [w for _, w in named]
-        sums = torch.stack([w.detach().double().sum() for w in [*read, named[-1][1]]])
-        written = sum(w._version for _, w in named)  # noqa: SLF001 (torch has no public name)
-        parts += [id(module), written, tuple(sums.tolist())]
-    return tuple(parts)

@@ -1,7 +1,8 @@
 """Inputs of the U-Net while maps are recorded (paper, section 3.1 and Appendix A).
 
-Ground-truth sampling shows it the real image's latents, noised to every timestep; the other inputs
-are steps of DDIM sampling. Every random number comes from a generator made for a key, such as
+Ground-truth sampling shows it the real image's latents, noised to every timestep; inversion walks
+the image to noise without any drawn number; the other inputs are steps of DDIM sampling. Every
+random number comes from a generator made for a key, such as
 (seed, image, timestep). Results therefore do not depend on the split into batches, and phrases and
 models are compared on the same noise.
 """
@@ -12,6 +13,8 @@ import hashlib
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +22,14 @@ from diffusers import DDIMScheduler
 from numpy.typing import NDArray
 from torch import Tensor
 
+from g2g_utils.cache import Cache
 from g2g_utils.models.protocol import LatentDiffusion
+
+Inversion = Literal["R", "P"]
+
+# Latents of inverted films by (weights, film, T, variant, steps), on the CPU; 2.9 MB a film at the
+# size of a 512-pixel model with T = 300.
+TRAJECTORIES = Cache(128 * 2**20)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,8 +65,12 @@ def posterior(model: LatentDiffusion, images: Sequence[Tensor]) -> Posterior:
     """
     channels = max(len(image) for image in images)
     batch = torch.stack([image.expand(channels, -1, -1) for image in images])
-    digests = (hashlib.blake2b(i.cpu().numpy().tobytes(), digest_size=8) for i in images)
-    return Posterior(*model.image_posterior(batch), tuple(d.hexdigest() for d in digests))
+    return Posterior(*model.image_posterior(batch), tuple(map(_digest, images)))
+
+
+def _digest(image: Tensor) -> str:
+    """Identity of an image's pixels."""
+    return hashlib.blake2b(image.cpu().numpy().tobytes(), digest_size=8).hexdigest()
 
 
 def noise(model: LatentDiffusion, key: tuple[object, ...], draws: int | None = None) -> Tensor:
@@ -108,9 +122,30 @@ def scheduler(model: LatentDiffusion, count: int) -> DDIMScheduler:
     return made
 
 
-def timesteps(model: LatentDiffusion, count: int) -> list[int]:
-    """The `count` timesteps of a run, noisiest first."""
+def timesteps(model: LatentDiffusion, count: int, input: str = "gt") -> list[int]:
+    """The timesteps of a run with an input of `INPUTS`, noisiest first.
+
+    They are `count`, but for inversion where `count` does not divide the steps of training: see
+    `inversion_timesteps`.
+    """
+    if input.startswith("inversion"):
+        return inversion_timesteps(model, count)[::-1]
     return [int(t) for t in scheduler(model, count).timesteps]
+
+
+def fingerprint(model: LatentDiffusion) -> tuple[object, ...]:
+    """Identity of a model's weights: changes when U-Net or text encoder are trained or swapped.
+
+    Writes through `.data` (an EMA's `copy_to`) raise no version, so what attends to text is summed.
+    """
+    parts: list[object] = [repr(sorted(model.scheduler.config.items(), key=str))]
+    for module in (model.unet, model.text_encoder):
+        named = list(module.named_parameters())
+        read = [w for n, w in named if "attn2.to_" in n] or [w for _, w in named]
+        sums = torch.stack([w.detach().double().sum() for w in [*read, named[-1][1]]])
+        written = sum(w._version for _, w in named)  # noqa: SLF001 (torch has no public name)
+        parts += [id(module), written, tuple(sums.tolist())]
+    return tuple(parts)
 
 
 # -- forwards of the U-Net ------------------------------------------------------------------------
@@ -198,14 +233,6 @@ def text_only(model: LatentDiffusion, asked: Request) -> Forwards:
     return denoise(model, _start(model, asked), asked.states, asked.timesteps)
 
 
-INPUTS: dict[str, Callable[[LatentDiffusion, Request], Forwards]] = {
-    "gt": ground_truth,
-    "gt_first": ground_truth_first,
-    "cfg": guided,
-    "text": text_only,
-}
-
-
 def _start(model: LatentDiffusion, asked: Request) -> Tensor:
     """Pure noise [b, c, h, w] for every phrase."""
     return torch.stack([noise(model, (asked.seed, phrase, "start")) for phrase in asked.phrases])
@@ -228,3 +255,205 @@ def denoise(
             without, given = predicted.chunk(2)
             predicted = without + guidance * (given - without)
         latents = steps.step(predicted, t, latents, eta=0.0).prev_sample
+
+
+# -- inversion ------------------------------------------------------------------------------------
+
+
+class Move(NamedTuple):
+    """One DDIM move (eta = 0) of latents from one noise level to another."""
+
+    time: int  # that the U-Net is told
+    start: float  # cumulated alpha of the latents before the move; 1: clean
+    end: float  # and after it
+
+
+def inversion_timesteps(model: LatentDiffusion, count: int) -> list[int]:
+    """Timesteps of an inversion, least noisy first: trailing spacing of k = 1000 // count.
+
+    Vilouras et al. ask for 300 and walk ceil(1000 / 3) = 334.
+
+    Raises:
+        ValueError: `count` is not between 1 and the steps of training.
+    """
+    total = int(model.scheduler.config.num_train_timesteps)
+    if not 1 <= count <= total:
+        raise ValueError(f"inversion in {count} timesteps: choose 1 to {total}")
+    stride = total // count
+    return list(range((total - 1) % stride, total, stride))
+
+
+def inversion_moves(model: LatentDiffusion, count: int, variant: Inversion = "R") -> list[Move]:
+    """Moves from the clean latents to noise.
+
+    Args:
+        model: gives the noise schedule.
+        count: number T that sets the spacing, see `inversion_timesteps`.
+        variant: "R" moves from the level before t to that of t. "P" moves from the level of t to
+            that after it, as the package does that the authors pinned; the last level is noise.
+    """
+    kept = DDIMScheduler.from_config(model.scheduler.config).alphas_cumprod.double().tolist()
+    times = inversion_timesteps(model, count)
+    stride = len(kept) // count
+    if variant == "R":
+        return [Move(t, 1.0 if t < stride else kept[t - stride], kept[t]) for t in times]
+    ends = [t + stride for t in times]
+    return [
+        Move(t, kept[t], kept[end] if end < len(kept) else 0.0)
+        for t, end in zip(times, ends, strict=True)
+    ]
+
+
+def move(latents: Tensor, predicted: Tensor, levels: Move, prediction: str) -> Tensor:
+    """Latents after one DDIM move (eta = 0), in float32.
+
+    Args:
+        latents: at the level `levels.start`.
+        predicted: output of the U-Net.
+        levels: of the move; it may lead to noise or away from it.
+        prediction: "epsilon", "v_prediction" or "sample".
+
+    Raises:
+        ValueError: for another prediction, and where "sample" leaves the noise of clean latents
+            undefined.
+    """
+    x, out = latents.float(), predicted.float()
+    signal, spread = levels.start**0.5, (1 - levels.start) ** 0.5
+    if prediction == "v_prediction":
+        clean, noise = signal * x - spread * out, signal * out + spread * x
+    elif prediction == "epsilon":
+        clean, noise = (x - spread * out) / signal, out
+    elif prediction == "sample" and spread > 0:
+        clean, noise = out, (x - signal * out) / spread
+    elif prediction == "sample":
+        raise ValueError("inversion R begins at clean latents, whose noise sample-prediction omits")
+    else:
+        raise ValueError(f"prediction type {prediction!r}: epsilon, v_prediction or sample")
+    moved: Tensor = levels.end**0.5 * clean + (1 - levels.end) ** 0.5 * noise
+    return moved
+
+
+def walk(
+    model: LatentDiffusion, latents: Tensor, moves: Sequence[Move], keep: range | None = None
+) -> Generator[Forward, Tensor, Tensor]:
+    """Move latents [b, c, h, w] under the empty prompt; nothing is recorded.
+
+    Args:
+        model: gives the empty prompt and the kind of prediction.
+        latents: at the level where the first move starts.
+        moves: one row a sample each.
+        keep: indices of the latents to return, 0 before the first move; None: all.
+
+    Returns:
+        Kept latents [s, b, c, h, w], float32, on the CPU.
+    """
+    keep = range(len(moves) + 1) if keep is None else keep
+    states = empty_states(model).expand(len(latents), -1, -1)
+    prediction, kept = model.scheduler.config.prediction_type, []
+    for i in range(keep.stop):
+        if i in keep:
+            kept.append(latents.float().cpu())
+        if i < keep.stop - 1:
+            time = torch.tensor(moves[i].time, device=latents.device)
+            predicted = yield Forward(latents.to(model.dtype), time, states, range(0))
+            latents = move(latents, predicted, moves[i], prediction)
+    return torch.stack(kept)
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """Latents [s, c, h, w] of one film at neighbouring steps of its inversion, on the CPU."""
+
+    latents: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the latents."""
+        return self.latents.numel() * self.latents.element_size()
+
+
+def inversion(model: LatentDiffusion, asked: Request, variant: Inversion = "R") -> Forwards:
+    """DDIM inversion of the images; phrases are shown the latents of the windows alone.
+
+    The empty prompt moves the latents (Vilouras et al.: guidance 0), so a trajectory depends on the
+    film alone and is remembered. Indices of the windows count from the noisiest step, as for all
+    inputs. The U-Net sees the posterior's mean; no number is drawn, and seed and guidance have no
+    effect.
+    """
+    last = len(inversion_timesteps(model, asked.timesteps)) - 1
+    wanted = [last - i for window in asked.windows for i in window]
+    kept = range(min(wanted), max(wanted) + 1)
+    films = [_digest(image) for image in asked.images]
+    known = yield from _trajectories(model, asked, films, kept, variant)
+    times, pairs = timesteps(model, asked.timesteps, "inversion"), len(films)
+    per_forward = max(1, asked.batch_size // pairs)
+    for window in asked.windows:
+        for start in range(window.start, window.stop, per_forward):
+            steps = range(start, min(start + per_forward, window.stop))
+            seen = [known[film].latents[last - i - kept.start] for i in steps for film in films]
+            rows = torch.tensor([times[i] for i in steps], device=model.device)
+            yield Forward(
+                torch.stack(seen).to(model.device, model.dtype),
+                rows.repeat_interleave(pairs),
+                asked.states.repeat(len(steps), 1, 1),
+                steps,
+            )
+
+
+def _trajectories(
+    model: LatentDiffusion, asked: Request, films: Sequence[str], kept: range, variant: Inversion
+) -> Generator[Forward, Tensor, dict[str, Trajectory]]:
+    """Trajectories of the films: remembered, or walked now, several films in one forward."""
+    own = (fingerprint(model), asked.timesteps, variant, kept)
+    images = dict(zip(films, asked.images, strict=True))
+    there = [film for film in images if (own, film) in TRAJECTORIES]
+    known = {film: TRAJECTORIES.get((own, film), _unknown) for film in there}
+    missing = [film for film in images if film not in known]
+    moves = inversion_moves(model, asked.timesteps, variant)
+    for start in range(0, len(missing), asked.batch_size):
+        some = missing[start : start + asked.batch_size]
+        latents = posterior(model, [images[film] for film in some]).mean
+        walked = yield from walk(model, latents, moves, kept)  # s b c h w
+        for b, film in enumerate(some):
+            made = Trajectory(walked[:, b].clone())
+            known[film] = TRAJECTORIES.get((own, film), partial(_same, made))
+    return known
+
+
+def _same(made: Trajectory) -> Trajectory:
+    return made
+
+
+def _unknown() -> Trajectory:
+    raise KeyError("a trajectory was forgotten while it was read")
+
+
+def round_trip(model: LatentDiffusion, latents: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Walk latents [b, c, h, w] to noise (variant R) and back by DDIM over the same levels.
+
+    A difference between the first and the last latents is the error of the inversion: the U-Net is
+    asked at the latents before a move on the way there, and at those after it on the way back.
+
+    Returns:
+        Latents [s + 1, b, c, h, w] on the way there, and on the way back in the same order.
+    """
+    there = inversion_moves(model, count)
+    back = [Move(m.time, m.end, m.start) for m in reversed(there)]
+    found: list[Tensor] = []
+
+    def both() -> Forwards:
+        found.append((yield from walk(model, latents, there)))
+        found.append((yield from walk(model, found[0][-1].to(model.device), back)))
+
+    run(model, both())
+    return found[0], found[1].flip(0)
+
+
+INPUTS: dict[str, Callable[[LatentDiffusion, Request], Forwards]] = {
+    "gt": ground_truth,
+    "gt_first": ground_truth_first,
+    "cfg": guided,
+    "text": text_only,
+    "inversion": partial(inversion, variant="R"),
+    "inversion_p": partial(inversion, variant="P"),
+}

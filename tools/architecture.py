@@ -25,6 +25,7 @@ SAYS = {  # what a room does, and its steps in the flow of an image (i) and of a
     "grounding": ("image + phrase to heat map and mask", "i5"),
     "sampling": ("what the U-Net sees", "i5"),
     "metrics": ("scores of one map", ""),
+    "metrics_vilouras": ("the same, as Vilouras et al. count", ""),
     "attention": ("capture of the maps", "i6"),
     "bbm": ("bias merging", "i7"),
     "masks": ("map to mask", "i7"),

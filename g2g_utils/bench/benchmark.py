@@ -7,6 +7,7 @@ rows, brings maps to the metric frame and computes specificity.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from g2g_utils import bbm, metrics
+from g2g_utils import bbm, metrics, metrics_vilouras
+from g2g_utils.data.images import image_size
 from g2g_utils.data.record import Example
 from g2g_utils.methods.base import Grounder, HeatMap, Query, no_map
 from g2g_utils.text import PhraseError
@@ -27,7 +29,7 @@ QUICK = ("cnr", "auc_roc", "pointing")
 
 Variants = Callable[[Query, HeatMap], Mapping[Any, HeatMap]]
 Others = Sequence[Example | None]
-Measure = Literal["all", "quick"]
+Measure = Literal["all", "quick", "vilouras"]
 Row = dict[str, Any]
 Answer = tuple[Query, HeatMap]
 
@@ -54,7 +56,8 @@ def score(
             drawn among the pairs by `draw_others`; False: none.
         variants: from a query and its heat map to several maps of the same capture; one row each.
         by: column that names the variant.
-        measure: "all" metrics, or "quick" for those that need no mask (CNR, AUC, pointing).
+        measure: "all" metrics; "quick" for those that need no mask (CNR, AUC, pointing);
+            "vilouras" for all and those of `metrics_vilouras`, in the frame of the pair's image.
         size: side of the metric frame in pixels (default: the method's image side).
         films: images handed over at once (default: the method's `films`, else 16).
         title: of the progress bar (default: the method's name).
@@ -74,13 +77,14 @@ def score(
     if drawn and len(drawn) != len(pairs):
         raise ValueError(f"{len(drawn)} other phrases for {len(pairs)} pairs")
     rows: list[Row] = []
-    for own, other, pair in answers(
-        method, pairs, drawn, films=films, title=title, progress=progress
-    ):
+    asked = answers(method, pairs, drawn, films=films, title=title, progress=progress)
+    for (own, other, pair), original in zip(asked, pairs, strict=True):
         frame = size or method.image_size
         found = _rows(own, pair, frame, method.image_size, variants, by, measure)
         if drawn:
             _add_specificity(found, other, pair, frame, method.image_size, variants, by)
+        if measure == "vilouras":
+            _add_vilouras(found, own, original, method.image_size, variants, by)
         rows += [{"method": method.name} | row for row in found]
     return pd.DataFrame(_every_variant(rows, by) if variants else rows)
 
@@ -244,6 +248,27 @@ def _every_metric(found: HeatMap, boxes: Any, frame: int) -> Row:
     if found.absolute is not None:
         row["absolute_threshold_iou"] = _absolute_threshold_iou(found.absolute, boxes, frame)
     return row
+
+
+def _add_vilouras(
+    rows: list[Row],
+    own: Answer,
+    original: Example,
+    side: int,
+    variants: Variants | None,
+    by: str,
+) -> None:
+    """Add the metrics of Vilouras et al. to the rows of a pair, in its image's own pixels."""
+    source = original.image
+    height, width = image_size(source) if isinstance(source, Path) else source.shape
+    maps = _variants(own, variants)
+    for row in rows:
+        found, scores = maps.get(row.get(by)), dict.fromkeys(metrics_vilouras.METRICS, np.nan)
+        if found is not None and found.exists:
+            heat = bbm.minmax(found.values) if found.absolute is None else found.absolute
+            large = metrics.resize(heat.float(), side)
+            scores = metrics_vilouras.in_original(large, original.boxes, height, width)
+        row.update(scores)
 
 
 def _absolute_threshold_iou(values: Tensor, boxes: Any, frame: int) -> float:

@@ -98,6 +98,7 @@ def score(config: Config, item: str, folder: Path) -> dict[str, Any]:
             pairs[:count][part],
             others=others[:count][part],
             variants=variants,
+            measure=row.kind.measure,
             size=config.image_size,
             title=f"{row.label}, pairs from {part.start}",
         )

@@ -16,6 +16,10 @@ HERE = Path(__file__).parent
 SAMPLES = [0, 2]  # sample 1 has no confidence: its curves are its activation map
 POSITIONS = [0, 1, 2, 5, 6, 76]  # start, content of both samples, padding
 BIASES = [0, 2, 3]  # confidences: none, some, most
+VILOURAS = (
+    *(f"A.{case}." for case in ("phrase64", "word64", "onestep64", "latent16")),
+    *("B.", "C.", "D.alphas", "D.timesteps", "D.sd_alphas"),
+)
 DAAM = ("attention", "raw", "global", "word", "expand", "prompt", "merge_indices")
 
 
@@ -65,6 +69,18 @@ def cut_daam(source: Path) -> None:
     np.savez_compressed(HERE / "daam.npz", **kept)
 
 
+def cut_vilouras(source: Path) -> None:
+    """Write aggregation (of the attention the phrase's row), post-processing, metrics and times.
+
+    What needs the small U-Net's weights, 1.5 MB, stays in the full vectors.
+    """
+    stored = np.load(source / "vilouras" / "reference_open.npz")
+    kept = {key: stored[key] for key in stored.files if key.startswith(VILOURAS)}
+    for layer in ("03", "04", "06", "07"):
+        kept[f"A.attention.{layer}"] = stored[f"A.attention.{layer}"][:, 1:]
+    np.savez_compressed(HERE / "vilouras.npz", **kept)
+
+
 def smaller(array: np.ndarray) -> np.ndarray:
     """A float32 map as float16; anything else as it is."""
     if array.dtype != np.float32 or array.ndim < 2:
@@ -74,5 +90,5 @@ def smaller(array: np.ndarray) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    for cut in (cut_unet, cut_bbm, cut_daam):
+    for cut in (cut_unet, cut_bbm, cut_daam, cut_vilouras):
         cut(Path(sys.argv[1]))

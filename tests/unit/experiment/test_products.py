@@ -191,6 +191,14 @@ def test_a_model_makes_what_it_needs(tiny):
             {"kind": "no-skill", "rule": "random", "label": "its map of another phrase"},
             "is the name of another row",
         ),
+        (
+            {"kind": "zero-shot-ldm", "arm": "domain-frozen", "window": [30, 20]},
+            r"methods\.new \(zero-shot-ldm\): window = .*name the first and the last step",
+        ),
+        (
+            {"kind": "zero-shot-ldm", "arm": "domain-frozen", "timesteps": 5},
+            r"methods\.new \(zero-shot-ldm\): timesteps = 5",
+        ),
         ({"kind": "psychic"}, r"methods\.new has the unknown kind 'psychic': choose one of biovil"),
         ({}, r"methods\.new has no kind: choose one of"),
         ({"kind": "g2g"}, r"methods\.new \(g2g\): needs the setting 'arm'"),

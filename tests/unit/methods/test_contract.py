@@ -23,6 +23,11 @@ CASES: dict[str, list[dict[str, Any]]] = {  # kind -> settings of its rows
         {"arm": "domain-frozen", "attention": False},
         {"arm": "domain-frozen", "cost": "cheap"},
     ],
+    "zero-shot-ldm": [
+        {"arm": "domain-frozen", "timesteps": 20},
+        {"arm": "domain-frozen", "timesteps": 10, "sampling": "inversion_p", "layers": ["up"]},
+        {"arm": "domain-frozen", "timesteps": 10, "sampling": "gt", "sigma": 0},
+    ],
     "no-skill": [
         {"rule": rule}
         for rule in ("random", "centre prior", "brightness", "mean box", "mean box per finding")
