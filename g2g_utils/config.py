@@ -228,6 +228,7 @@ class Arm(Section):
     seeds: tuple[int, ...] | None = None  # None: those of all arms
     lora_rank: int | None = Field(None, ge=0)  # None: as in `adaptation`; 0: all weights
     untuned: bool = False  # control: the pretrained U-Net, without any training here
+    pictures: Literal["glyphs"] | None = None  # other pictures to train on than the profile's
 
 
 class Training(Section):
@@ -416,6 +417,16 @@ class Config(Section):
                 raise ValueError(
                     f"training.arms.{name}.untuned needs unet.pretrained and leaves no use for "
                     "learnable, shuffled and lora_rank: nothing is trained in this arm"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _arms_of_other_pictures_are_trained(self) -> Config:
+        for name, arm in self.training.arms.items():
+            if arm.pictures and (self.unet.pretrained or arm.shuffled):
+                raise ValueError(
+                    f"training.arms.{name}.pictures trains a new U-Net on other pictures: leave "
+                    "out unet.pretrained and shuffled, or write untuned for the pretrained one"
                 )
         return self
 

@@ -22,7 +22,7 @@ from g2g_utils.experiment import products
 from g2g_utils.runs import places
 
 SHIPPED = ("vae", "encoders/", "classifier", "ldm/")
-LIMIT_FILE, LIMIT_ALL = 5 * 2**20, 40 * 2**20
+LIMIT_FILE, LIMIT_ALL = 5 * 2**20, 60 * 2**20
 
 
 def half(source: Path, target: Path) -> None:

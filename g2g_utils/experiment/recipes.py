@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from g2g_utils import runs
 from g2g_utils.config import Config, ConfigError, Section
@@ -19,8 +19,13 @@ from g2g_utils.experiment.plan import needs
 from g2g_utils.experiment.product import arm_and_seed, present, product
 from g2g_utils.runs import places
 
+if TYPE_CHECKING:
+    from g2g_utils.training.finetune import Pairs
+
 TABLES = (".csv", ".csv.gz", ".json", ".json.gz")
-_OPTIONAL = ("subfolder", "lora_rank", "scheduler_revision", "untuned")  # in keys only where set
+_OPTIONAL = (  # in keys only where set
+    "subfolder", "lora_rank", "scheduler_revision", "untuned", "pictures",
+)  # fmt: skip
 _OF_TEXT = ("steps", "text_learning_rate", "attention_lr_scale", "dropout")  # of no foundation
 SAMPLED = 1  # raise when fidelity measures otherwise, or more
 CLASSIFIED = 8000  # training images at most that the classifier of findings sees
@@ -126,6 +131,37 @@ def latents(config: Config, item: str, folder: Path) -> None:
     finetune.cache_latents(encoder.to(assemble.default_device(config)), images, folder, ids)
 
 
+def _other_pictures(config: Config) -> list[str]:
+    """Kinds of pictures, other than the profile's, that arms are trained on."""
+    return list(
+        dict.fromkeys(arm.pictures for arm in config.training.arms.values() if arm.pictures)
+    )
+
+
+@product(
+    "pictures",
+    items=_other_pictures,
+    needs=lambda config, item: ["vae"],
+    parameters=lambda config, item: {
+        "train": config.data.train,
+        "seed": config.data.seed,
+        "vae": config.vae.model_dump(),
+    },
+)
+def pictures(config: Config, item: str, folder: Path) -> None:
+    """Latents and captions of other pictures, as many as the profile trains on.
+
+    The autoencoder is the profile's own, so that a U-Net of these latents reads its films' too.
+    """
+    from g2g_utils.data.phantoms import glyphs
+    from g2g_utils.training import finetune
+
+    images, captions = glyphs.generate(config.data.train, config.data.seed, config.image_size)
+    ids = [f"{item}-{k}" for k in range(len(images))]
+    finetune.cache_latents(parts.vae(config), images.mean(1), folder, ids)  # in grey, as films are
+    runs.write_json(folder / "captions.json", captions)
+
+
 @product(
     "encoders",
     items=lambda config: [name for name, e in config.encoders.items() if not e.pretrained],
@@ -194,9 +230,10 @@ def _trained_arms(config: Config) -> list[str]:
 
 
 def _arm_needs(config: Config, item: str) -> list[str]:
-    arm, _ = arm_and_seed(config, item)
-    encoder = config.training.arms[arm].encoder
-    return ["pairs", "latents", f"encoders/{encoder}", "foundation"]
+    spec = config.training.arms[arm_and_seed(config, item)[0]]
+    if spec.pictures:
+        return [f"pictures/{spec.pictures}", f"encoders/{spec.encoder}"]
+    return ["pairs", "latents", f"encoders/{spec.encoder}", "foundation"]
 
 
 def _arm_parameters(config: Config, item: str) -> dict[str, Any]:
@@ -225,6 +262,18 @@ def ldm(config: Config, item: str, folder: Path) -> None:
     fine_tune(config, *arm_and_seed(config, item), folder)
 
 
+def training_pairs(config: Config, arm: str) -> Pairs:
+    """Latents and captions that an arm is trained on: the profile's, or other pictures'."""
+    from g2g_utils.training import finetune
+
+    if other := config.training.arms[arm].pictures:
+        place = ensure(config, f"pictures/{other}")
+        return finetune.load_pairs(place, runs.read_json(place / "captions.json"))
+    texts = parts.training_texts(config)
+    apart.check_training(config, texts)
+    return finetune.load_pairs(ensure(config, "latents"), texts.captions)
+
+
 def fine_tune(config: Config, arm: str, seed: int, folder: Path, steps: int | None = None) -> None:
     """Fine-tune one arm into `folder`; `steps` shortens it (notebook 03 shows such a run live)."""
     from g2g_utils import models
@@ -234,10 +283,9 @@ def fine_tune(config: Config, arm: str, seed: int, folder: Path, steps: int | No
     spec = config.training.arms[arm]
     tokenizer, encoder = parts.text_encoder(config, spec.encoder)
     assemble.check_length(config, arm, encoder)
-    unet = parts.start_unet(config, seed, encoder.config.hidden_size, spec.lora_rank)
-    texts = parts.training_texts(config)
-    apart.check_training(config, texts)
-    pairs = finetune.load_pairs(ensure(config, "latents"), texts.captions)
+    start = parts.untrained_unet if spec.pictures else parts.start_unet
+    unet = start(config, seed, encoder.config.hidden_size, spec.lora_rank)
+    pairs = training_pairs(config, arm)
     text = models.Conditioning(tokenizer, encoder, config.text.max_length, config.text.zero_padding)
     finetune.fine_tune(
         pairs,
