@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 import torch
 
-from g2g_utils import config
+from g2g_utils import config, runs
 from g2g_utils.bench import benchmark
-from g2g_utils.experiment import apart, products, scores
+from g2g_utils.experiment import apart, products, recipes, scores
 from g2g_utils.methods.g2g import G2G
 from g2g_utils.runs import places
 
@@ -57,7 +57,8 @@ def test_one_foundation_serves_every_arm_and_seed(tiny):
     shared = TINY | {"unet.foundation_steps": 2}
     with_one = config.load("smoke", **shared)
     plan = products.plan(with_one)
-    assert all("foundation" in plan[name] for name in plan if name.startswith("ldm/"))
+    films = (name for name in plan if name.startswith("ldm/") and "foundation" not in name)
+    assert all("foundation" in plan[name] for name in films)
     longer = config.load("smoke", **shared | {"training.steps": 9, "training.dropout": 0.5})
     assert products.key(with_one, "foundation") == products.key(longer, "foundation")
     other = config.load("smoke", **shared | {"unet.foundation_steps": 1})
@@ -80,6 +81,29 @@ def test_controls_have_their_own_seeds_and_no_fidelity():
     assert "scores/other-s4" in plan and "ldm/shuffled-s0" not in plan
     assert "fidelity/shuffled-s4" not in plan and "fidelity/domain-frozen-s0" in plan
     assert settings.training.compared == ["domain-frozen"]
+
+
+def test_an_arm_of_other_pictures_sees_no_film(tiny):
+    plan = products.plan(tiny)
+    assert plan["ldm/foundation-s0"] == ["pictures/glyphs", "encoders/generic"]
+    folder = products.ensure(tiny, "pictures/glyphs")
+    other = recipes.training_pairs(tiny, "foundation")
+    assert len(other) == 16 and other.mean.shape[1:] == (4, 16, 16)
+    assert other.captions == tuple(runs.read_json(folder / "captions.json"))
+    assert not set(other.captions) & set(recipes.training_pairs(tiny, "generic-frozen").captions)
+    spec = tiny.training.arms["generic-frozen"]
+    assert "pictures" not in recipes.dump(spec)  # keys of arms without it stay
+    shared = TINY | {"unet.foundation_steps": 2}  # of films: other arms start there
+    assert "foundation" not in products.plan(config.load("smoke", **shared))["ldm/foundation-s0"]
+
+
+@pytest.mark.parametrize("more", [{"shuffled": True}, {"pretrained": "somewhere"}])
+def test_an_arm_of_other_pictures_is_a_new_training(more):
+    arms = {"a": {"encoder": "generic", "pictures": "glyphs"}}
+    start = more.pop("pretrained", None)
+    arms["a"] |= more
+    with pytest.raises(config.ConfigError, match=r"arms\.a\.pictures trains a new U-Net"):
+        config.load("smoke", **{"training.arms": arms, "unet.pretrained": start})
 
 
 @pytest.mark.parametrize("name", ["vea", "ldm/nope-s0", "ldm/domain-frozen"])
