@@ -120,6 +120,11 @@ class Information:
         return sum(self.totals) / len(self.totals)
 
     @property
+    def nbytes(self) -> int:
+        """Memory of the maps."""
+        return sum(t.nbytes for t in (self.steps, self.differences, self.token_maps))
+
+    @property
     def attention(self) -> Tensor:
         """Activation map of the same forwards [H, W], min-max scaled."""
         return bbm.minmax(self.token_maps[list(self.tokens)].mean(0))

@@ -54,7 +54,8 @@ from g2g_utils.runs import places
 # layer. They are kept, so that a control only asks for another mean. With $c$ the chosen words,
 # $l$ layers and $t$ timesteps, the activation map is
 # $A = \operatorname{minmax}\big(\operatorname{mean}_{t,l,c}\,P_{t,l,c}\big)$.
-# Click words, narrow the ranges, choose a curve, swap the side.
+# Click words, narrow the ranges, choose a curve, swap the side. *Method* changes the question: not
+# where the model looks, but where the words tell it what the image is (below).
 
 # %%
 session = explorer.Session(config, memory=memory_mib * 2**20)
@@ -112,6 +113,34 @@ stranger = study.other_phrase(session, start)
 print(f"the other phrase: {stranger!r}" if stranger else "no other phrase: no specificity")
 scores = study.by_resolution(session, start, stranger)
 scores
+
+# %% [markdown] tags=["notebook-only"]
+# ## What the words tell the model
+# *Method: information* shows where the chosen words lower the error of the predicted noise, given
+# the other words; all words together, against the empty prompt and a normal impression.
+# *Attention × information* multiplies both. The maps of information don't depend on the ranges, and
+# need a few more passes, once a phrase (`g2g_utils.information`).
+
+# %% tags=["notebook-only"]
+display(Image(filename=str(paths[3])))
+
+# %% [markdown] tags=["notebook-only"]
+# Every word, given the rest. Red: without it the model explains the film worse. Expect the finding
+# to carry most, and the side to be red where it is and blue on the other side, if anything.
+
+# %% tags=["notebook-only"]
+display(Image(filename=str(paths[4])))
+
+# %% [markdown] tags=["notebook-only"]
+# Summed over the film, the gain says whether the phrase is *supported by this film* at all. Where
+# its scale was calibrated (on phantoms, as many true as false phrases), that is a probability with
+# a known error rate. It reads finding and side, neither zone nor denial, and is no statement about
+# a patient.
+
+# %% tags=["notebook-only"]
+informed = session.view(explorer.pick_method(explorer.swap(start), "both"))
+for shown in informed.panels:
+    print(f"{shown.phrase!r}: {shown.presence['said']}")
 
 # %% [markdown] tags=["notebook-only"]
 # ## The side, swapped

@@ -78,8 +78,13 @@ def measure(
     swapped = {phrase: swap_sides(phrase) for phrase in phrases if side_of(phrase)}
     every = list(dict.fromkeys([*phrases, *swapped.values()]))
     told = dict(zip(every, information.measure(model, image, every, **options), strict=True))
-    against = {phrase: max(0.0, told[other].total) for phrase, other in swapped.items()}
-    return [Evidence(told[p], told[p].total - OTHER_SIDE * against.get(p, 0.0)) for p in phrases]
+    return [evidence(told[p], told[swapped[p]] if p in swapped else None) for p in phrases]
+
+
+def evidence(own: Information, swapped: Information | None) -> Evidence:
+    """Evidence for a phrase from its information and, if it names one side, its swapped one's."""
+    against = max(0.0, swapped.total) if swapped else 0.0
+    return Evidence(own, own.total - OTHER_SIDE * against)
 
 
 def questions(films: Sequence[Example], seed: int = 0) -> list[list[Question]]:
@@ -124,9 +129,9 @@ def _of_film(film: Example, pool: Sequence[Region], draw: random.Random) -> Iter
 def ask(
     model: LatentDiffusion,
     films: Sequence[Example],
+    asked: Sequence[Sequence[Question]],
     rivals: Mapping[str, Grounder],
     *,
-    seed: int = 0,
     title: str = "presence",
     **options: object,
 ) -> pd.DataFrame:
@@ -135,8 +140,8 @@ def ask(
     Args:
         model: the diffusion model whose gain is measured.
         films: with regions whose findings, sides and zones are all that is there.
+        asked: questions of every film.
         rivals: methods by the name of their column.
-        seed: of the questions.
         title: of the progress bar.
         **options: of `information.measure`.
 
@@ -145,7 +150,6 @@ def ask(
         attention and of every rival's map.
     """
     rows = []
-    asked = questions(films, seed)
     for film, own in tqdm(list(zip(films, asked, strict=True)), title, disable=None):
         image = torch.as_tensor(film.framed(model.image_size).array())[None]
         scores = _scores(model, image, sorted({q.phrase for q in own}), rivals, options)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 Method = Literal["attention", "information", "both"]
 LONGEST_STEM = 200  # bytes; file systems allow 255 in a name
 FILM_SIDE = 512  # pixels of the film under exported maps
+NOTE = 96  # letters of a line of the overlay's note
 CANDIDATES = 64  # pairs among which another phrase is drawn
 DISCLAIMER = "for research, not a medical device"
 PHANTOM_CAUTION = (
@@ -77,6 +78,7 @@ def ground_file(
     result, told = _ground(model, example, options), dict[str, Any]()
     if not plain:
         result, told = informed(config, model, example, result, method, seed)
+        print(f"presence: {told['presence']['said']}")
     source = {"file": image.name, "sha256": runs.file_digest(image)}
     parameters = {"phrase": example.phrase, "model": model.name, "method": method, **options}
     digest = runs.digest([source, parameters, _weights(config, model)], 8)
@@ -230,28 +232,23 @@ def informed(
     method: Method,
     seed: int,
 ) -> tuple[Grounding, dict[str, Any]]:
-    """The grounding with the information's heat map and mask, and the phrase's total gain.
+    """The grounding with the information's heat map and mask; total gains and presence.
 
-    The total is a difference of squared errors over the film, for each condition it was compared
-    with. It is no probability.
+    A total is a difference of squared errors over the film, for each condition that the phrase was
+    compared with. It is no probability: `presence` says one, where the model is calibrated.
     """
-    from g2g_utils import information
+    from g2g_utils.bench.presence import measure
+    from g2g_utils.experiment import presence
     from g2g_utils.masks import gmm_mask
 
-    told = information.measure(
-        model,
-        example.array(),
-        [example.phrase],
-        timesteps=config.grounding.timesteps,
-        seed=seed,
-        layers=config.grounding.layers,
-        filter=_filter(config),
-        batch_size=config.grounding.batch_size,
-        dropped_captions=config.training.dropout > 0,
-    )[0]
+    options = presence.options(config) | {"seed": seed}
+    told, score = measure(model, example.array(), [example.phrase], **options)[0]
     heat = told.product() if method == "both" else told.heatmap()
     gains = dict(zip(told.conditions, (round(total, 4) for total in told.totals), strict=True))
-    return replace(result, heatmap=heat, mask=gmm_mask(heat)), {"total_gain_over": gains}
+    known = presence.calibrated(config, presence.item_of(model.name))
+    said = presence.statement(example.phrase, score, known)
+    found = {"total_gain_over": gains, "presence": said}
+    return replace(result, heatmap=heat, mask=gmm_mask(heat)), found
 
 
 def _report(result: Grounding, image: Path) -> dict[str, Any]:
@@ -307,7 +304,7 @@ def write_files(
     state = runs.git_state(places.ROOT)
     about = {"profile": config.profile, **state, "disclaimer": DISCLAIMER, **phantoms}
     runs.write_json(numbers, report | about)
-    draw(config, overlay, example, result, film)
+    draw(config, overlay, example, result, film, report.get("presence", {}).get("said", ""))
     return [overlay, maps, numbers]
 
 
@@ -334,8 +331,9 @@ def draw(
     example: Example,
     result: Grounding,
     film: NDArray[Any] | None = None,
+    note: str = "",
 ) -> None:
-    """Draw the image, the heat map and the mask of a grounding as a PNG file."""
+    """Draw the image, the heat map and the mask of a grounding as a PNG file, a note below."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -348,6 +346,8 @@ def draw(
             example.array(), result.heatmap, result.mask,
             phrase=result.phrase, boxes=example.boxes, film=film, fig=fig,
         )  # fmt: skip
-        fig.text(0.99, 0.01, DISCLAIMER, ha="right", va="bottom", fontsize=7, color="0.4")
+        small: dict[str, Any] = {"va": "bottom", "fontsize": 7, "color": "0.4"}
+        fig.text(0.99, 0.01, DISCLAIMER, ha="right", **small)
+        fig.text(0.01, 0.01, overlays.wrapped(note, NOTE), ha="left", **small)
         metadata = plots.provenance(plots.run_id(config), "grounding")
         fig.savefig(temporary, format="png", dpi=plots.SAVED_DPI, metadata=metadata)

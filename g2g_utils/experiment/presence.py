@@ -6,6 +6,7 @@ One product per arm and seed, `presence/<arm>-s<seed>`: `questions.csv.gz` (vali
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from g2g_utils.experiment.make import ensure
 from g2g_utils.experiment.plan import find
 from g2g_utils.experiment.product import arm_and_seed, product
 from g2g_utils.experiment.recipes import loaded_parts, model_needs
+from g2g_utils.experiment.scores import in_parts
 from g2g_utils.methods.registry import InformationRow, Row, rows
 
 if TYPE_CHECKING:
@@ -25,10 +27,12 @@ if TYPE_CHECKING:
     from g2g_utils.bench.presence import Calibration
     from g2g_utils.bench.statistics import Interval
     from g2g_utils.methods.base import Grounder
+    from g2g_utils.models import GroundingModel
 
 PRESENCE = 1  # raise when questions are asked or scored otherwise
+FILMS = 100  # of a split at most
+PART = 16  # films after which a product keeps its rows
 QUESTIONS, CALIBRATION = "questions.csv.gz", "calibration.json"
-SEED_OF_NOISE = 0
 LIMITS = "it reads finding and side, neither zone nor denial; it is no statement about a patient"
 
 
@@ -63,7 +67,7 @@ def _needs(config: Config, item: str) -> list[str]:
 
 def _parameters(config: Config, item: str) -> dict[str, Any]:
     return {
-        "presence": PRESENCE,
+        "presence": [PRESENCE, FILMS],
         "name": item,
         "timesteps": config.grounding.timesteps,
         "data": config.data.model_dump(include={"source", "validation", "test", "seed", "world"}),
@@ -87,39 +91,63 @@ def presence(config: Config, item: str, folder: Path) -> dict[str, Any]:
 
     if reason := _unknown(config):
         raise ConfigError(f"presence/{item} of {config.profile}: {reason}")
-    arm, seed = arm_and_seed(config, item)
-    model, rivals = parts.model(config, arm, seed), _built(config)
-    found = []
-    for split in ("validation", "test"):
-        films, title = _films(config, split), f"{item}, {split}"
-        table = bench.ask(model, films, rivals, title=title, **options(config, arm))
-        found.append(table.assign(split=split))
-    table = pd.concat(found, ignore_index=True)
+    model, rivals = parts.model(config, *arm_and_seed(config, item)), _built(config)
+    found = {
+        split: _asked(config, split, model, rivals, folder / "parts" / split)
+        for split in ("validation", "test")
+    }
+    shutil.rmtree(folder / "parts")
+    table = pd.concat([rows.assign(split=split) for split, rows in found.items()])
     with runs.atomic(folder / QUESTIONS) as temporary:
         packed: Any = {"method": "gzip", "mtime": 0}
         table.to_csv(temporary, index=False, float_format="%.5g", compression=packed)
-    calibration, test = bench.calibrate(found[0]), found[1]
+    record = _measured(found["validation"], found["test"], list(rivals), config)
+    runs.write_json(folder / CALIBRATION, record)
+    return {"metrics": {kind: row[bench.SCORE][0] for kind, row in record["areas"].items()}}
+
+
+def _asked(
+    config: Config, split: str, model: GroundingModel, rivals: dict[str, Grounder], place: Path
+) -> pd.DataFrame:
+    """Scores of a split's questions, kept part by part."""
+    from g2g_utils.bench import presence as bench
+
+    films = _films(config, split)
+    asked, chosen = bench.questions(films), options(config)
+
+    def some(part: slice) -> pd.DataFrame:
+        title = f"{model.name}, {split} from {part.start}"
+        return bench.ask(model, films[part], asked[part], rivals, title=title, **chosen)
+
+    return in_parts(place, len(films), some, PART)
+
+
+def _measured(
+    validation: pd.DataFrame, test: pd.DataFrame, rivals: list[str], config: Config
+) -> dict[str, Any]:
+    """The calibration of a model, and what it and every score reach on test."""
+    from g2g_utils.bench import presence as bench
+
+    calibration, n = bench.calibrate(validation), config.evaluation.bootstrap
     shown = [bench.SCORE, bench.GAIN, bench.ATTENTION, *rivals]
-    areas = bench.areas(test, shown, config.evaluation.bootstrap)
-    errors = bench.errors(bench.judged(calibration, test), config.evaluation.bootstrap)
-    record = {
+    errors = bench.errors(bench.judged(calibration, test), n)
+    areas = bench.areas(test, shown, n)
+    return {
         "curve": asdict(calibration),
         "score": bench.SCORE,
-        "chosen on": f"validation, {found[0]['image_id'].nunique()} films",
+        "chosen on": f"validation, {validation['image_id'].nunique()} films",
         "measured on": f"test, {test['image_id'].nunique()} films",
         "errors": {name: _rounded(value) for name, value in errors.items()},
         "areas": {
             kind: {name: _rounded(row[name]) for name in shown} for kind, row in areas.iterrows()
         },
     }
-    runs.write_json(folder / CALIBRATION, record)
-    return {"metrics": {kind: row[bench.SCORE].value for kind, row in areas.iterrows()}}
 
 
 def _films(config: Config, split: str) -> list[Any]:
     from g2g_utils.data import sources
 
-    return [film for film in sources.examples(config, split) if film.regions]
+    return [film for film in sources.examples(config, split) if film.regions][:FILMS]
 
 
 def _built(config: Config) -> dict[str, Grounder]:
@@ -131,14 +159,12 @@ def _built(config: Config) -> dict[str, Grounder]:
     return {name: rival for name, rival in built.items() if rival is not None}
 
 
-def options(config: Config, arm: str) -> dict[str, Any]:
+def options(config: Config) -> dict[str, Any]:
     """Keywords of `bench.presence.measure`: those of the profile's information maps."""
     from g2g_utils.methods import information
 
-    return {
-        **information.options(config, InformationRow.model_validate({"arm": arm})),
-        "seed": SEED_OF_NOISE,
-    }
+    row = InformationRow.model_validate({"arm": next(iter(config.training.arms))})
+    return information.options(config, row)
 
 
 def _rounded(interval: Interval) -> list[float | None]:
@@ -164,6 +190,11 @@ def questions(config: Config, split: str = "test", arm: str | None = None) -> pd
     return pd.concat(found, ignore_index=True)
 
 
+def item_of(model: str) -> str:
+    """ARM-sSEED of a model's name, PROFILE/ldm/ARM-sSEED."""
+    return model.rpartition("/")[2]
+
+
 @dataclass(frozen=True)
 class Calibrated:
     """A calibration with its errors on test: rate, and the ends of its 95 % interval."""
@@ -178,13 +209,11 @@ def calibrated(config: Config, item: str) -> Calibrated | str:
     from g2g_utils.bench.presence import Calibration
 
     if reason := _unknown(config):
-        return f"presence is not calibrated here ({reason}): the total gain is no probability"
+        return f"not calibrated here: {reason}"
     place = find(config, f"presence/{item}")
     if place is None:
-        return (
-            f"presence of {item} is not calibrated for these settings: `python -m g2g_utils make "
-            f"presence/{item} --profile {config.profile}` does it in minutes"
-        )
+        make = f"python -m g2g_utils make presence/{item} --profile {config.profile}"
+        return f"{item} is not calibrated for these settings: `{make}` does it in minutes"
     record = runs.read_json(place / CALIBRATION)
     return Calibrated(Calibration(**record["curve"]), record["errors"], record["areas"])
 
@@ -205,7 +234,7 @@ def statement(phrase: str, score: float, known: Calibrated | str) -> dict[str, A
 
     found: dict[str, Any] = {"score": round(score, 4), "probability": None, "supported": None}
     if isinstance(known, str):
-        return found | {"said": known}
+        return found | {"said": f"{known} (score {score:.3g}, no probability)"}
     if DENIALS.search(phrase.lower()):
         area = known.areas.get("denied finding", {}).get("presence", [float("nan")])[0]
         why = f"area under the ROC curve {area:.2f} on phantoms" if area == area else "not tried"

@@ -103,7 +103,7 @@ def score(config: Config, item: str, folder: Path) -> dict[str, Any]:
             title=f"{row.label}, pairs from {part.start}",
         )
 
-    table = _in_parts(folder / "parts", count, some).drop(columns="method")
+    table = in_parts(folder / "parts", count, some).drop(columns="method")
     if variants is None:
         table.insert(0, "variant", "own")
     _write_table(folder / FILE, table)
@@ -113,17 +113,19 @@ def score(config: Config, item: str, folder: Path) -> dict[str, Any]:
     return {"metrics": {name: round(float(value), 5) for name, value in known.items()}}
 
 
-def _in_parts(place: Path, count: int, score: Callable[[slice], pd.DataFrame]) -> pd.DataFrame:
+def in_parts(
+    place: Path, count: int, score: Callable[[slice], pd.DataFrame], size: int = PART
+) -> pd.DataFrame:
     """A table of `count` pairs, kept part by part: a killed job goes on after the last part."""
     import pandas as pd
 
     from g2g_utils.bench import statistics
 
     found = []
-    for start in range(0, count, PART):
+    for start in range(0, count, size):
         path = place / f"{start:06}.csv"
         if not path.is_file():
-            _write_table(path, score(slice(start, start + PART)))
+            _write_table(path, score(slice(start, start + size)))
         found.append(statistics.read_rows(path))
     return pd.concat(found, ignore_index=True)
 

@@ -7,7 +7,7 @@
 from g2g_utils.explorer.export import code, save, static_views
 from g2g_utils.explorer.maps import Capture, Selection, capture_image, capture_text
 from g2g_utils.explorer.session import Panel, Session, View
-from g2g_utils.explorer.state import State, swap
+from g2g_utils.explorer.state import State, pick_method, swap
 
 __all__ = [
     "Capture",
@@ -20,6 +20,7 @@ __all__ = [
     "capture_image",
     "capture_text",
     "code",
+    "pick_method",
     "save",
     "static_views",
     "swap",

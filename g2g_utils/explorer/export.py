@@ -13,8 +13,8 @@ import numpy as np
 
 from g2g_utils import config, plots, runs
 from g2g_utils.data.geometry import Box
-from g2g_utils.experiment import products
-from g2g_utils.explorer import render
+from g2g_utils.experiment import presence, products
+from g2g_utils.explorer import render, state
 from g2g_utils.explorer.session import Panel, Session, View
 from g2g_utils.explorer.state import State, column_label
 from g2g_utils.runs import places
@@ -49,6 +49,7 @@ def _panel_facts(panel: Panel) -> dict[str, Any]:
         "layers": list(chosen.layers),
         "timesteps": [capture.timesteps[i] for i in chosen.over["steps"]],
         "confidence": panel.confidence,
+        "presence": panel.presence,
         "metrics": panel.metrics,
     }
 
@@ -67,6 +68,7 @@ def arrays(session: Session, view: View) -> bytes:
             "activation": panel.raw,
             "mask": panel.mask,
             "interaction": panel.interaction,
+            "gain": panel.gain,
             "token_maps": panel.capture.maps.by_token(**panel.selection.over),
             "token_means": panel.token_means,
         }
@@ -95,20 +97,22 @@ def save(session: Session, view: View, picture: bytes, folder: Path | None = Non
 
 
 def code(session: Session, view: View, letter: str = "A") -> str:
-    """Imports and three lines that compute a panel's heat map again."""
+    """Imports and the lines that compute a panel's heat map again."""
     panel = view.panels["AB".index(letter)]
     arm, seed = products.arm_and_seed(session.config, panel.model)
-    image = view.picture.code
+    image, plain = view.picture.code, view.state.method == "attention"
+    used = ["config", "grounding"] if plain else ["bbm", "config", "grounding", "information"]
     modules = "geometry, images" if image.startswith("geometry") else "sources"
     return "\n".join(
         [
-            "from g2g_utils import config, grounding",
+            f"from g2g_utils import {', '.join(used)}",
             f"from g2g_utils.data import {modules}",
             "from g2g_utils.experiment import products",
             "",
             f"c = config.load({_load_arguments(session.config)})",
             f'model, image = products.model(c, "{arm}", {seed}), {image}',
             _ground_call(session, view.state, panel, view.boxes),
+            *_information_calls(session, view.state, panel),
         ]
     )
 
@@ -153,17 +157,35 @@ def _ground_call(session: Session, now: State, panel: Panel, boxes: Sequence[Box
     )
 
 
+def _information_calls(session: Session, now: State, panel: Panel) -> list[str]:
+    """Lines that make the heat map of information, or multiply attention with it."""
+    if now.method == "attention":
+        return []
+    options = presence.options(session.config) | {"seed": now.seed, "filter": "all"}
+    rest = state.unchosen(panel.capture.phrase, panel.selection.columns)
+    phrases = [panel.phrase, *([rest] if rest else [])]
+    values = ", ".join(f"{name}={value!r}" for name, value in options.items())
+    heat = "bbm.minmax(information.positive(information.smooth(gain)))"
+    return [
+        f"told = information.measure(\n    model, image, {phrases!r},\n    {values},\n)",
+        f"gain = told[0].gain{' - told[1].gain' if rest else ''}",
+        f"heat = {heat}",
+        "heatmap = bbm.minmax(heat * heatmap.sqrt())" if now.method == "both" else "heatmap = heat",
+    ]
+
+
 # -- static views ---------------------------------------------------------------------------------
 
 
 def static_views(session: Session, now: State, folder: Path) -> list[Path]:
-    """Pre-rendered views of a state: overlay, tokens, layers x timesteps, and left/right swapped.
+    """Pre-rendered views of a state.
 
-    For pages without a kernel. A phrase without a side has no swapped view.
+    Overlay, tokens, layers x timesteps, attention × information, words, and left/right swapped. For
+    pages without a kernel. A phrase without a side has no swapped view.
     """
     from dataclasses import replace
 
-    from g2g_utils.explorer.state import names_side, swap
+    from g2g_utils.explorer.state import names_side, pick_method, swap
 
     folder.mkdir(parents=True, exist_ok=True)
     view = session.view(now)
@@ -175,6 +197,9 @@ def static_views(session: Session, now: State, folder: Path) -> list[Path]:
         "tokens": render.token_view(shared),
         "layers_timesteps": render.grid_view(every),
     }
+    informed = pick_method(now, "both")
+    pictures["information"] = render.main_view(session.view(informed))
+    pictures["words"] = render.word_view(session.view(informed), session.word_information(informed))
     if names_side(now.phrase):
         pictures["swapped"] = render.main_view(session.view(swap(now)))
     paths = []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -211,7 +211,9 @@ def _heading(view: View, panel: Panel, letter: str) -> list[str]:
     sure = (
         f" · {view.state.curve}, c = {panel.confidence:.2f}" if panel.confidence is not None else ""
     )
-    return [first, f"{panel.model}{sure}"]
+    method = view.state.method
+    shown = "" if method == "attention" else f" · {state.METHODS[method]}"
+    return [first, f"{panel.model}{sure}{shown}"]
 
 
 def _change(view: View) -> list[str]:
@@ -356,6 +358,32 @@ def token_view(view: View, side: int = 140, columns: int = 4) -> Image.Image:
     return framed(beside([sheet, bar]), [("● chosen", None), (SIDES, None), (NOTICE, None)])
 
 
+def word_view(
+    view: View, gains: Mapping[str, Tensor], side: int = 140, columns: int = 4
+) -> Image.Image:
+    """Signed information of every word given the rest of the phrase, on one scale around zero."""
+    panel = view.panels[0]
+    words = {
+        w.text for w in panel.capture.phrase.words if set(w.tokens) & set(panel.selection.columns)
+    }
+    high = max(float(gain.abs().max()) for gain in gains.values())
+    under, tiles = grey(view.picture.image, side), []
+    for word, gain in gains.items():
+        colours = coloured(metrics.resize(gain, side), -high, high, DIFFERENCE_COLOURS)
+        picture = marked(blend(under, colours, view.state.opacity), view)
+        heading = [("● " if word in words else "") + word, f"sum {_signed(float(gain.sum()))}"]
+        tiles.append(titled(picture, heading, side))
+    sheet = _sheet(tiles, columns)
+    label = "gain given the rest"
+    bar = colour_bar(DIFFERENCE_COLOURS, -high, high, label, min(sheet.height, 300))
+    legend = [("● chosen", None), ("red: the word explains the film here", None)]
+    return framed(beside([sheet, bar]), [*legend, (SIDES, None), (NOTICE, None)])
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")
+
+
 def _sheet(tiles: Sequence[Image.Image], columns: int, gap: int = 8) -> Image.Image:
     """Equal tiles in rows."""
     wide, high = tiles[0].size
@@ -396,7 +424,8 @@ def grid_view(view: View, side: int = 56, most: int = 10) -> Image.Image:
             image.paste(tile, (left + i * step, y))
     bar = (0.0, high, "attention probability") if shared else (0.0, 1.0, "each tile, min–max")
     strip = colour_bar(MAP_COLOURS, *bar, min(image.height - top, 300))
-    legend = [("noisy → clean from left to right", None), (SIDES, None), (NOTICE, None)]
+    first = "attention, noisy → clean from left to right"
+    legend = [(first, None), (SIDES, None), (NOTICE, None)]
     return framed(beside([image, strip]), legend)
 
 

@@ -9,26 +9,28 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 from torch import Tensor
 
-from g2g_utils import bbm, metrics, tagger
+from g2g_utils import bbm, information, metrics, tagger, text
+from g2g_utils.bench import presence as bench
 from g2g_utils.cache import Cache
 from g2g_utils.config import Config
 from g2g_utils.data import sources
 from g2g_utils.data.geometry import Box, crop_resize
 from g2g_utils.data.images import read_image
 from g2g_utils.data.record import Example, Region
-from g2g_utils.experiment import products
+from g2g_utils.experiment import presence, products
 from g2g_utils.explorer import maps, state
 from g2g_utils.explorer.maps import Capture, Progress, Selection
 from g2g_utils.explorer.state import Chip, State
+from g2g_utils.information import Information
 from g2g_utils.masks import gmm_mask
 from g2g_utils.methods import no_skill
 from g2g_utils.models.components import GroundingModel
@@ -89,6 +91,8 @@ class Panel:
     confidence: float | None
     metrics: dict[str, float | str]
     token_means: Tensor  # N
+    gain: Tensor | None = None  # signed gain of the chosen words, of information
+    presence: Mapping[str, Any] | None = None  # what the film says of the whole phrase
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,15 +111,22 @@ class View:
     @property
     def limits(self) -> tuple[float, float, str]:
         """Colour limits shared by all panels, and the meaning of the colours."""
-        if self.state.scale == "shared" and self.state.curve is None:
+        if self.raw:
             return 0.0, float(max(p.raw.max() for p in self.panels)), "attention probability"
+        if self.state.method != "attention":
+            return 0.0, 1.0, f"{state.METHODS[self.state.method]}, min–max"
         merged = self.state.curve is not None
         return 0.0, 1.0, "merged map" if merged else "activation, min–max"
 
     def shown(self, panel: Panel) -> Tensor:
         """The map [H, W] that is drawn within `limits`."""
-        raw = self.state.scale == "shared" and self.state.curve is None
-        return panel.raw if raw else panel.heatmap
+        return panel.raw if self.raw else panel.heatmap
+
+    @property
+    def raw(self) -> bool:
+        """True if attention is shown unscaled: merged maps and information have no such scale."""
+        now = self.state
+        return now.scale == "shared" and now.curve is None and now.method == "attention"
 
 
 class Session:
@@ -136,6 +147,7 @@ class Session:
         self.pictures = {p.key: p for p in pictures(examples, config.image_size)}
         self._panels: OrderedDict[Hashable, Panel] = OrderedDict()
         self.note = tagger.NOTE if tagger.name() == tagger.STOP_WORDS else ""
+        self._calibrations: dict[str, presence.Calibrated | str] = {}
         self._scores: dict[tuple[Box, ...], dict[str, float | str]] = {}
 
     # -- starting points and actions: state -> state --------------------------------------------
@@ -239,6 +251,35 @@ class Session:
 
         return self.captures.get(("text", now.model, now.phrase, now.seed), make)
 
+    def information(
+        self, now: State, phrases: Sequence[str], progress: Progress | None = None
+    ) -> dict[str, Information]:
+        """Information of phrases about the state's image, from the cache or measured together."""
+
+        def key(phrase: str) -> tuple[Hashable, ...]:
+            return "information", now.model, now.image, phrase, now.seed
+
+        missing = [p for p in dict.fromkeys(phrases) if key(p) not in self.captures]
+        made: dict[str, Information] = {}
+        if missing:
+            if progress:
+                progress("information", 0, 1)
+            model, image = self.model(now.model, progress), self.pictures[now.image].image
+            options = presence.options(self.config) | {"seed": now.seed, "filter": "all"}
+            told = information.measure(model, image, missing, **options)
+            made = dict(zip(missing, told, strict=True))
+        known_first = sorted(set(phrases), key=made.__contains__)  # new ones may push them out
+        return {p: self.captures.get(key(p), partial(made.__getitem__, p)) for p in known_first}
+
+    def word_information(self, now: State, progress: Progress | None = None) -> dict[str, Tensor]:
+        """Signed gain [H, W] of every content word given the rest of the phrase, smoothed."""
+        phrase, words = now.phrase, state.content_texts(self.capture(now, progress).phrase)
+        rests = {word: information.leave_out(phrase, word) for word in words}
+        told = self.information(now, [phrase, *filter(None, rests.values())], progress)
+        whole = told[phrase].gain
+        gains = {w: whole - told[r].gain if r else whole for w, r in rests.items()}
+        return {word: information.smooth(gain) for word, gain in gains.items()}
+
     @cached_property
     def mean_box(self) -> Tensor:
         """The no-skill map [H, W]: mean box of the validation images, else a centre prior."""
@@ -254,8 +295,10 @@ class Session:
         """Compute the view of a state.
 
         Raises:
-            ValueError: the state shows nothing; one line.
+            ValueError: the state shows nothing, or merges biases with information; one line.
         """
+        if now.curve and now.method != "attention":
+            raise ValueError("only attention is merged with its biases: choose curve none")
         picture = self.pictures[now.image]
         boxes = picture.regions[now.region].boxes if now.region is not None else ()
         main = self.panel(now, boxes, progress)
@@ -286,9 +329,15 @@ class Session:
         raw = maps.activation(capture, chosen)
         heatmap, interaction, confidence = bbm.minmax(raw), None, None
         if now.curve:
-            text = self.text_capture(now, capture, progress)
-            interaction, confidence = maps.merging(capture, text, chosen)
+            bias = self.text_capture(now, capture, progress)
+            interaction, confidence = maps.merging(capture, bias, chosen)
             heatmap = bbm.minmax(bbm.merge(raw, interaction, confidence, now.curve))
+        gain, said = None, None
+        if now.method != "attention":
+            gain, said = self._told(now, capture, chosen, progress)
+            heat = bbm.minmax(information.positive(information.smooth(gain)))
+            both = now.method == "both"
+            heatmap = bbm.minmax(heat * heatmap.sqrt()) if both else heat
         mask = gmm_mask(heatmap)
         side = self.config.image_size
         scores = metrics.evaluate(heatmap, boxes, side, mask=mask) if boxes else {}
@@ -304,7 +353,23 @@ class Session:
             confidence=confidence,
             metrics=scores,
             token_means=capture.maps.token_means(**chosen.over),
+            gain=gain,
+            presence=said,
         )
+
+    def _told(
+        self, now: State, capture: Capture, chosen: Selection, progress: Progress | None
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Gain [H, W] of the chosen words given the others, and presence of the whole phrase."""
+        rest = state.unchosen(capture.phrase, chosen.columns)
+        swapped = text.swap_sides(now.phrase) if text.side_of(now.phrase) else ""
+        told = self.information(now, [now.phrase, *filter(None, (swapped, rest))], progress)
+        own = told[now.phrase]
+        if now.model not in self._calibrations:
+            self._calibrations[now.model] = presence.calibrated(self.config, now.model)
+        score = bench.evidence(own, told[swapped] if swapped else None).score
+        said = presence.statement(now.phrase, score, self._calibrations[now.model])
+        return own.gain - told[rest].gain if rest else own.gain, said
 
     def _other(self, now: State, main: Panel, progress: Progress | None) -> State:
         """State of the second panel: another model or phrase, with the same words if possible."""
@@ -325,6 +390,8 @@ class Session:
         if len(panels) == 2:
             return panels[1].heatmap - main.heatmap, "B − A"
         own = bbm.minmax(main.raw)
+        if now.method != "attention":
+            return main.heatmap - own, f"{state.METHODS[now.method]} − attention"
         if now.curve:
             return main.heatmap - own, f"{now.curve} − activation"
         plain = replace(now, columns=None, steps=None, layers=None, sizes=None)

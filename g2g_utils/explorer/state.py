@@ -14,11 +14,18 @@ from g2g_utils.attention import block_of, matches
 from g2g_utils.bbm import Curve
 from g2g_utils.config import Grounding
 from g2g_utils.explorer.maps import Capture, Selection
+from g2g_utils.information import leave_out
 from g2g_utils.text import PhraseTokens, Word, content_words, select_tokens, swap_sides
 
 Show = Literal["map", "mask", "difference"]
 Scale = Literal["each", "shared"]
 Compare = Literal["nothing", "model", "phrase"]
+Method = Literal["attention", "information", "both"]
+METHODS: dict[Method, str] = {
+    "attention": "attention",
+    "information": "information",
+    "both": "attention × information",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +41,8 @@ class State:
     steps: tuple[int, int] | None = None  # first and last index; None: the profile's
     layers: tuple[int, int] | None = None  # first and last index; None: the profile's
     sizes: tuple[int, ...] | None = None  # map heights to use; None: all
-    curve: Curve | None = None  # of bias merging
+    method: Method = "attention"  # whose heat map is shown
+    curve: Curve | None = None  # of bias merging, of attention alone
     show: Show = "map"
     scale: Scale = "each"
     opacity: float = 0.5
@@ -69,6 +77,11 @@ def edit_phrase(state: State, phrase: str) -> State:
     if phrase == state.phrase:
         return state
     return replace(state, phrase=phrase, columns=None)
+
+
+def pick_method(state: State, method: Method) -> State:
+    """Choose attention, information or both. Only attention is merged with its biases."""
+    return replace(state, method=method, curve=state.curve if method == "attention" else None)
 
 
 def names_side(phrase: str) -> bool:
@@ -187,6 +200,29 @@ def carry(columns: Sequence[int], old: Capture, new: Capture) -> tuple[int, ...]
     return tuple(sorted(found)) or None
 
 
+def content_texts(phrase: PhraseTokens) -> list[str]:
+    """Content words of a phrase, each once."""
+    columns = set(content_columns(phrase))
+    return list(dict.fromkeys(w.text for w in phrase.words if columns & set(w.tokens)))
+
+
+def unchosen(phrase: PhraseTokens, columns: Sequence[int]) -> str | None:
+    """The phrase without its chosen words; None if all its content words are chosen.
+
+    Raises:
+        ValueError: only special tokens are chosen, about which nothing can be asked.
+    """
+    chosen = list(dict.fromkeys(w.text for w in phrase.words if set(columns) & set(w.tokens)))
+    if not chosen:
+        raise ValueError("information is of words: choose at least one")
+    if set(content_texts(phrase)) <= set(chosen):
+        return None
+    rest = phrase.text
+    for word in chosen:
+        rest = leave_out(rest, word)
+    return rest
+
+
 # -- selection ------------------------------------------------------------------------------------
 
 
@@ -229,10 +265,12 @@ def layer_range(state: State, capture: Capture, defaults: Grounding) -> tuple[in
     return (found[0], found[-1]) if found else (0, len(capture.layers) - 1)
 
 
-def describe(selection: Selection, capture: Capture) -> str:
+def describe(selection: Selection, capture: Capture, method: Method = "attention") -> str:
     """A selection in words, for captions and tooltips."""
     first, last = (capture.timesteps[i] for i in selection.steps)
     used = [block_of(name) for name in selection.layers]
     parts = ", ".join(f"{used.count(b)} {b}" for b in dict.fromkeys(used))
     words = " ".join(column_label(capture, c) for c in selection.columns)
+    if method == "information":
+        return f"words: {words}; information over all timesteps"
     return f"words: {words}; t {first}…{last}; layers: {parts}"

@@ -185,6 +185,8 @@ class Explorer(HasTraits):
             description="Resolutions", rows=3, options=[], **_labelled()
         )
         self.curve = _dropdown("Curve", [NONE, "linear", "quadratic", "mixture"])
+        names = [(name, method) for method, name in state.METHODS.items()]
+        self.method = _dropdown("Method", names)
 
     def _build_drawing(self) -> None:
         """Make the drawing options."""
@@ -215,7 +217,8 @@ class Explorer(HasTraits):
         center = widgets.Layout(align_items="center")
         gallery = [widgets.VBox([t, p], layout=center) for t, p in pairs]
         side = [
-            self.region, self.model, self.compare, self.other_model, self.other_phrase, self.seed,
+            self.region, self.model, self.method,
+            self.compare, self.other_model, self.other_phrase, self.seed,
             self.steps, self.layers, self.blocks, self.sizes, self.curve,
             self.show, self.scale, self.opacity, _row(self.boxes, self.contour), self.numbers,
         ]  # fmt: skip
@@ -252,6 +255,7 @@ class Explorer(HasTraits):
         self._on(self.phrase, lambda now, v: state.edit_phrase(now, v))
         self._on(self.model, lambda now, v: session.pick_model(now, v))
         self._on(self.region, lambda now, v: session.pick_region(now, None if v == NONE else v))
+        self._on(self.method, state.pick_method)
         self._on(self.curve, lambda now, v: replace(now, curve=None if v == NONE else v))
         self._on(self.compare, self._compared)
         self.upload.observe(self._uploaded, "value")
@@ -384,7 +388,7 @@ class Explorer(HasTraits):
             _set(self.region, [*regions, ("no boxes", NONE)], region)
             self.curve.value = now.curve or NONE
             for name in ("seed", "show", "scale", "opacity", "boxes", "contour", "pieces",
-                         "special", "model", "compare"):  # fmt: skip
+                         "special", "model", "method", "compare"):  # fmt: skip
                 getattr(self, name).value = getattr(now, name)
             if now.other_model:
                 self.other_model.value = now.other_model
@@ -392,7 +396,10 @@ class Explorer(HasTraits):
                 self.phrase.value, self.other_phrase.value = now.phrase, now.other_phrase
             self.other_model.layout.display = None if now.compare == "model" else "none"
             self.other_phrase.layout.display = None if now.compare == "phrase" else "none"
-            self.scale.disabled = now.curve is not None
+            plain, alone = now.method == "attention", now.method == "information"
+            self.scale.disabled = now.curve is not None or not plain
+            self.curve.disabled = not plain
+            self.steps.disabled = self.layers.disabled = self.sizes.disabled = alone
         finally:
             self._busy = False
 
@@ -438,10 +445,14 @@ class Explorer(HasTraits):
         """Draw the open tab. The others wait until they are opened."""
         assert self.view is not None
         index = self.tabs.selected_index or 0
-        drawn = (render.main_view, render.token_view, render.grid_view)[index](self.view)
-        self.pictures[index].value = _image(
-            render.jpeg(drawn), "jpeg", _alternative(self.view, index)
-        )
+        picture = render.jpeg(self._drawn(self.view, index))
+        self.pictures[index].value = _image(picture, "jpeg", _alternative(self.view, index))
+
+    def _drawn(self, view: View, index: int) -> Any:
+        """The picture of a tab. Words under information are measured when their tab is open."""
+        if index == 1 and view.state.method != "attention":
+            return render.word_view(view, self.session.word_information(view.state, self._tell))
+        return (render.main_view, render.token_view, render.grid_view)[index](view)
 
     def _draw_words(self) -> None:
         """Draw word buttons: new ones for a new phrase, else their colours and marks alone."""
@@ -504,8 +515,7 @@ class Explorer(HasTraits):
     def _exported(self, view: View) -> tuple[str, str]:
         """Write picture and maps; return links to them and a message."""
         index = self.tabs.selected_index or 0
-        drawn = (render.main_view, render.token_view, render.grid_view)[index](view)
-        picture = render.png(drawn, export.facts(self.session, view))
+        picture = render.png(self._drawn(view, index), export.facts(self.session, view))
         paths = export.save(self.session, view, picture)
         kinds = ("image/png", "application/octet-stream")
         links = [
@@ -587,7 +597,7 @@ def _status(text: str, kind: str = "", number: int = 0) -> str:
 def _summary(view: View) -> str:
     """One line on the view, and on parts of the phrases that could not be used."""
     panel = view.panels[0]
-    shown = state.describe(panel.selection, panel.capture)
+    shown = state.describe(panel.selection, panel.capture, view.state.method)
     phrases = [p.capture.phrase for p in view.panels]
     return "; ".join([shown, *dict.fromkeys(r for p in phrases for r in state.remarks(p))])
 
@@ -595,6 +605,9 @@ def _summary(view: View) -> str:
 def _alternative(view: View, index: int) -> str:
     """Description of a picture for screen readers."""
     kind = ("overlay", "map of every token", "map of every layer and timestep")[index]
+    if index < 2 and view.state.method != "attention":
+        what = state.METHODS[view.state.method]
+        kind = f"overlay of {what}" if index == 0 else "information of every word"
     phrases = " and ".join(f"“{p.phrase}” ({p.model})" for p in view.panels)
     place = _where(view.panels[0].heatmap.numpy())
     return f"{kind} of {phrases} on image {view.picture.title}; highest at {place}; {render.SIDES}"
@@ -624,6 +637,7 @@ def _numbers_table(view: View) -> str:
     panels = view.panels
     sure = [f"{p.confidence:.2f}" for p in panels if p.confidence is not None]
     top = f"<div>confidence c = {' and '.join(sure)}</div>" if sure else ""
+    top += _presence(view)
     if not panels[0].metrics:
         return top + "<div>no boxes known: no numbers</div>"
     names = ["A", "B"] if len(panels) == 2 else ["this view"]
@@ -643,6 +657,16 @@ def _numbers_table(view: View) -> str:
         f'{top}{against}<table class="g2g-numbers"><thead><tr><th></th>{head}</tr></thead>'
         f'<tbody>{rows}</tbody></table><div class="g2g-notice">{why}</div>'
     )
+
+
+def _presence(view: View) -> str:
+    """What the film says of every panel's phrase, under information."""
+    said = [(p.phrase, p.presence) for p in view.panels if p.presence]
+    lines = [f"“{html.escape(phrase)}”: {html.escape(of['said'])}" for phrase, of in said]
+    limits = dict.fromkeys(html.escape(of["limits"]) for _, of in said if "limits" in of)
+    notes = "".join(f'<div class="g2g-notice">{text}</div>' for text in limits)
+    body = "<br>".join(lines)
+    return f'<div class="g2g-presence"><b>Presence</b> {body}{notes}</div>' if said else ""
 
 
 def _decimal(value: Any) -> str:

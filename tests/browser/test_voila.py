@@ -48,6 +48,8 @@ def page(explorer, request):
     explorer.tab("View")
     if explorer.value("Compare with") != "nothing":
         explorer.choose("Compare with", "nothing")
+    if explorer.value("Method") != "attention":
+        explorer.choose("Method", "attention")
     if explorer.value("Phrase") != PHRASE:
         explorer.phrase(PHRASE)
     if explorer.words != CHOSEN:
@@ -139,6 +141,24 @@ def test_curve_shows_its_confidence(page):
     again = page.choose("Curve", "linear")
     page.choose("Curve", "none")
     print(f"curve with its text bias: {took:.0f} ms, another curve: {again:.0f} ms")
+
+
+def test_information_with_its_words_and_what_the_film_says(page):
+    before = page.picture
+    assert "Presence" not in page.numbers
+    took = page.choose("Method", "information")
+    page.shows(numbers=f"Presence “{PHRASE}”:", status="information over all timesteps")
+    assert page.picture != before and f"overlay of information of “{PHRASE}”" in page.alternative
+    assert page.page.get_by_label("Curve", exact=True).is_disabled()
+    again = page.click("✓ left")
+    page.click("left")
+    page.tab("Tokens")
+    assert page.alternative.startswith("information of every word")
+    page.tab("View")
+    page.choose("Method", "attention × information")
+    page.choose("Method", "attention")
+    assert page.picture == before and "Presence" not in page.numbers
+    print(f"information of a phrase: {took:.0f} ms, of a word: {again:.0f} ms")
 
 
 def test_a_new_phrase(page):
@@ -278,7 +298,15 @@ def test_everything_works_with_the_keyboard(page):
     for _ in range(60):
         page.page.keyboard.press("Tab")
         reached.add(page.page.evaluate(NAME_OF_FOCUS))
-    expected = {"Swap left/right", "Boxes of", "Model", "Curve", "Copy as code", "Opacity"}
+    expected = {
+        "Swap left/right",
+        "Boxes of",
+        "Model",
+        "Method",
+        "Curve",
+        "Copy as code",
+        "Opacity",
+    }
     assert expected <= reached, expected - reached
 
 

@@ -203,7 +203,8 @@ def test_asking_gives_a_row_per_question_with_every_score(monkeypatch):
     ]
     phrases = {q.phrase for own in presence.questions(films) for q in own}
     rival = Given("rival", 32, {p: torch.full((2, 2), float(len(p))) for p in phrases})
-    found = presence.ask(model, films, {"rival": rival}, timesteps=2, draws=1, filter="all")
+    asked = presence.questions(films)
+    found = presence.ask(model, films, asked, {"rival": rival}, timesteps=2, draws=1, filter="all")
     assert len(found) == sum(map(len, presence.questions(films)))
     assert (found["rival"] == found["phrase"].str.len()).all()
     scores = found[[SCORE, presence.GAIN, presence.ATTENTION]]

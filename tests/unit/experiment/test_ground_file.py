@@ -238,7 +238,7 @@ def test_long_names_leave_room_for_more(stem):
     assert short == stem or len(short.encode()) >= 199
 
 
-def test_other_methods_write_their_own_maps_and_the_total_gain(config, quick, tmp_path):
+def test_other_methods_write_their_own_maps_and_what_the_film_says(config, quick, tmp_path, capsys):
     image, maps, folders = film(tmp_path / "f.png"), {}, set()
     for method in ("attention", "information", "both"):
         written = ground_file.ground_file(config, image, PHRASE, method=method)
@@ -247,6 +247,12 @@ def test_other_methods_write_their_own_maps_and_the_total_gain(config, quick, tm
         folders.add(written[0].parent)
         assert said["parameters"]["method"] == method
         assert len(said.get("total_gain_over", [])) == (0 if method == "attention" else 2)
+        printed = capsys.readouterr().out.strip()
+        if method == "attention":
+            assert "presence" not in said and not printed
+        else:
+            assert "not calibrated" in said["presence"]["said"]  # and nothing is made for it
+            assert printed == f"presence: {said['presence']['said']}" and "\n" not in printed
     assert len(folders) == 3
     assert not np.allclose(maps["information"], maps["both"])
     with pytest.raises(ValueError, match="method 'magic': choose one of attention, information"):

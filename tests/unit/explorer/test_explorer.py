@@ -11,8 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from g2g_utils import attention, bbm, config, explorer, grounding
+from g2g_utils import attention, bbm, config, explorer, grounding, information
+from g2g_utils.bench.presence import Calibration
 from g2g_utils.data.record import Example, Region
+from g2g_utils.experiment import presence
 from g2g_utils.explorer import export, maps, render, session, state, study
 from tests.duck import Model
 
@@ -415,6 +417,95 @@ def test_bad_upload_is_one_line_with_the_name_and_no_path(opened, content):
     assert text.startswith("bad.png: ") and "\n" not in text and "/" not in text
 
 
+# -- information ------------------------------------------------------------------------------
+
+
+def measured(opened, now, phrases):
+    """Information of phrases as `ground` asks for it."""
+    options = presence.options(opened.config) | {"seed": now.seed}
+    image = opened.pictures[now.image].image
+    told = information.measure(opened.model(now.model), image, phrases, **options)
+    return dict(zip(phrases, told, strict=True))
+
+
+def test_information_of_all_words_is_that_of_the_phrase(opened, start):
+    told = measured(opened, start, [PHRASE])[PHRASE]
+    view = opened.view(state.pick_method(start, "information"))
+    assert torch.allclose(view.panels[0].heatmap, told.heatmap(), atol=1e-4)
+    assert view.limits == (0.0, 1.0, "information, min–max")
+    plain = opened.view(start).panels[0].heatmap
+    both = opened.view(state.pick_method(start, "both")).panels[0].heatmap
+    assert torch.allclose(both, bbm.minmax(told.heatmap() * plain.sqrt()), atol=1e-4)
+    assert not torch.allclose(both, plain, atol=0.05)
+
+
+def test_chosen_words_are_judged_given_the_others(opened, start):
+    now = replace(state.pick_method(start, "information"), columns=(2,))
+    told = measured(opened, start, [PHRASE, "small effusion"])
+    expected = told[PHRASE].gain - told["small effusion"].gain
+    assert torch.allclose(opened.view(now).panels[0].gain, expected, atol=1e-4)
+    words = opened.word_information(now)
+    assert list(words) == ["small", "left", "effusion"]
+    assert torch.allclose(words["left"], information.smooth(expected), atol=1e-4)
+    with pytest.raises(ValueError, match="information is of words"):
+        opened.view(replace(now, columns=(0, 5)))
+
+
+def test_information_is_measured_once_a_phrase_and_attention_stays_the_default(
+    opened, start, monkeypatch
+):
+    asked, real = [], information.measure
+    monkeypatch.setattr(
+        session.information, "measure", lambda *a, **k: asked.append(a[2]) or real(*a, **k)
+    )
+    opened.view(start)
+    assert start.method == "attention" and asked == []
+    now = state.pick_method(start, "both")
+    for change in ({}, {"opacity": 0.1}, {"layers": (1, 2)}, {"steps": (0, 1)}, {"show": "mask"}):
+        opened.view(replace(now, **change))
+    swapped = "small right effusion"
+    assert asked == [[PHRASE, swapped]]  # the other side, for presence
+    opened.view(state.swap(now))
+    assert asked == [[PHRASE, swapped]]
+    opened.view(replace(now, columns=(2, 3)))
+    assert asked[1:] == [["small"]]
+    opened.view(replace(now, seed=1))
+    assert asked[2:] == [[PHRASE, swapped]]
+
+
+def test_presence_is_said_of_the_phrase_and_only_under_information(opened, start, monkeypatch):
+    errors = {"wrong": [0.1, 0, 1], "absent": [0.7, 0, 1], "side": [0.6, 0, 1]}
+    never = presence.Calibrated(Calibration(0.0, 0.0, 0.6), errors, {})
+    monkeypatch.setattr(session.presence, "calibrated", lambda *_: never)
+    assert opened.view(start).panels[0].presence is None
+    view = opened.view(state.pick_method(start, "information"))
+    told = measured(opened, start, [PHRASE, "small right effusion"])
+    own, other = (one.total for one in told.values())
+    said = view.panels[0].presence
+    assert said["score"] == pytest.approx(own - 0.5 * max(0, other), abs=2e-3)
+    assert said["said"].startswith("not supported by this film (p = 0.50; on phantoms")
+    known = export.facts(opened, view)
+    assert known["panels"][0]["presence"] == said and known["state"]["method"] == "information"
+
+
+def test_biases_are_merged_with_attention_alone(opened, start):
+    merged = replace(start, curve="mixture")
+    assert state.pick_method(merged, "both").curve is None
+    assert state.pick_method(merged, "attention") == merged
+    with pytest.raises(ValueError, match="only attention is merged"):
+        opened.view(replace(merged, method="information"))
+
+
+def test_pictures_of_information(opened, start):
+    now = state.pick_method(start, "both")
+    alone = render.main_view(opened.view(now))
+    assert alone.width == render.main_view(opened.view(start)).width
+    gap = opened.view(replace(now, show="difference"))
+    assert gap.difference_label == "attention × information − attention"
+    words = render.word_view(opened.view(now), opened.word_information(now))
+    assert words.width > 400
+
+
 # -- pictures, exports, code ------------------------------------------------------------------
 
 
@@ -494,6 +585,9 @@ def test_export_holds_maps_parameters_and_notice(opened, start, tmp_path):
         {"steps": (1, 2), "curve": "linear", "columns": (2, 5), "layers": (1, 3)},
         {"curve": "mixture", "layers": (2, 4)},
         {"sizes": (8,), "seed": 3},
+        {"method": "information"},
+        {"method": "information", "columns": (2,), "seed": 2},
+        {"method": "both", "columns": (1, 3), "layers": (2, 4)},
     ],
 )
 def test_copied_code_gives_the_view_again(opened, start, change, monkeypatch):
@@ -511,11 +605,15 @@ def test_copied_code_gives_the_view_again(opened, start, change, monkeypatch):
 
 def test_static_views(opened, start, tmp_path):
     paths = explorer.static_views(opened, start, tmp_path)
-    assert [p.name for p in paths] == [
-        f"explorer_{n}.png" for n in ("view", "tokens", "layers_timesteps", "swapped")
-    ]
+    assert [p.name for p in paths] == [f"explorer_{n}.png" for n in NAMES]
     assert all(Image.open(p).size[0] > 100 for p in paths)
-    assert len(explorer.static_views(opened, replace(start, phrase="edema"), tmp_path)) == 3
+    assert (
+        len(explorer.static_views(opened, replace(start, phrase="edema"), tmp_path))
+        == len(NAMES) - 1
+    )
+
+
+NAMES = ("view", "tokens", "layers_timesteps", "information", "words", "swapped")
 
 
 def test_tables_of_the_notebook(opened, start):
