@@ -345,6 +345,55 @@ class Fidelity(Section):
     classifier_steps: int = Field(600, gt=0)  # of the classifier whose features measure distance
 
 
+class MatchArm(Section):
+    """One arm of AdaMatch: the method, or one of its controls."""
+
+    adaptive: bool = True  # false: patches stay on their grid, with the same parameters
+    encoder: str = "mlm"  # of `encoders`: where the text side starts
+    words: Literal["all", "content"] = "all"  # words that the contrast sees
+    shuffled: bool = False  # control: captions permuted over the training images
+
+
+class AdaMatchSettings(Section):
+    """AdaMatch: patches that move, matched with words."""
+
+    arms: dict[str, MatchArm] = Field(min_length=1)
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    patch: int = Field(4, gt=0)  # pixels of the first stage's patches; each stage doubles them
+    widths: tuple[int, ...] = Field((48, 64), min_length=2)  # of the stages; the last is matched
+    depths: tuple[int, ...] = (1, 2)
+    heads: tuple[int, ...] = (1, 2)
+    reductions: tuple[int, ...] = (4, 1)  # of the grid of keys and values
+    joint: int = Field(64, gt=0)  # channels in which patches and words are compared
+    smallest: float = Field(0.0625, ge=0, lt=0.25)  # floor of half sides, in pitches; published: 0
+    classify_steps: int = Field(600, ge=0)  # findings alone, first
+    steps: int = Field(3000, gt=0)  # then the contrast
+    batch_size: int = Field(32, gt=1)  # a contrast needs two
+    learning_rate: float = Field(1.5e-3, gt=0)
+    text_learning_rate: float = Field(5.0e-4, gt=0)
+    box_lr_scale: float = Field(0.3, gt=0)  # of the layers that place boxes
+    weight_decay: float = Field(0.01, ge=0)
+    ema: float | None = Field(0.995, gt=0, lt=1)
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    checkpoint_every: int = Field(250, gt=0)
+
+    @field_validator("arms")
+    @classmethod
+    def _arms_have_names(cls, arms: dict[str, MatchArm]) -> dict[str, MatchArm]:
+        if wrong := [name for name in arms if not re.fullmatch(r"[\w.-]+", name)]:
+            raise ValueError(f"arm {wrong[0]!r}: name it by letters, digits and -")
+        return arms
+
+    @model_validator(mode="after")
+    def _every_stage_is_described(self) -> AdaMatchSettings:
+        for name in ("depths", "heads", "reductions"):
+            if len(getattr(self, name)) != len(self.widths):
+                raise ValueError(f"{name} has not one entry for each of {len(self.widths)} widths")
+        if wrong := [w for w, h in zip(self.widths, self.heads, strict=True) if w % h]:
+            raise ValueError(f"widths: {wrong[0]} is no multiple of its number of heads")
+        return self
+
+
 class Resources(Section):
     """Resources of one job of a rule on a cluster. They change no result."""
 
@@ -369,6 +418,7 @@ class Config(Section):
     grounding: Grounding
     evaluation: Evaluation
     fidelity: Fidelity
+    adamatch: AdaMatchSettings | None = None  # None: the profile trains no such network
     methods: dict[str, Method] = {}  # rows of the benchmark, in the order of its tables
     retrain: bool = False  # ignore shipped weights and train everything here
     # by rule of the workflow (product, training, notebook, point); left out of dumps and keys
@@ -383,6 +433,21 @@ class Config(Section):
                 raise ValueError(
                     f"training.arms.{name}.encoder = {arm.encoder!r} is not in encoders"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _matching_fits_the_profile(self) -> Config:
+        if (settings := self.adamatch) is None:
+            return self
+        for name, arm in settings.arms.items():
+            if arm.encoder not in self.encoders:
+                raise ValueError(f"adamatch.arms.{name}.encoder = {arm.encoder!r} is no encoder")
+        cells = settings.patch * 2 ** (len(settings.widths) - 1)
+        if self.image_size % cells:
+            raise ValueError(
+                f"image_size = {self.image_size} is no multiple of {cells} pixels, "
+                "AdaMatch's largest patch"
+            )
         return self
 
     @field_validator("methods")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from g2g_utils import runs
 from g2g_utils.config import Config, ConfigError
@@ -26,8 +26,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from g2g_utils.data.record import Example
+    from g2g_utils.methods.adamatch import Joint
     from g2g_utils.methods.base import Grounder
     from g2g_utils.models import GroundingModel
+    from g2g_utils.models.adamatch import Patches
+    from g2g_utils.training.adamatch import Captions
 
 REFERENCE = 2000  # training images whose features samples are compared with
 
@@ -107,6 +110,15 @@ def prior_regions(config: Config) -> list[dict[str, Any]]:
 def grounding_options(config: Config) -> dict[str, Any]:
     """The profile's keywords for `grounding.ground`, without bias merging."""
     return config.grounding.model_dump(exclude={"curve"})
+
+
+class Matched(NamedTuple):
+    """A network of AdaMatch beside the patches and captions of examples."""
+
+    joint: Joint
+    examples: list[Example]
+    patches: Patches
+    captions: Captions
 
 
 @dataclass(frozen=True)
@@ -238,6 +250,59 @@ def training_logs(config: Config) -> dict[str, pd.DataFrame]:
         if place is not None and (place / "log.jsonl").is_file():
             logs[name.removeprefix("ldm/")] = pd.DataFrame(read_log(place))
     return logs
+
+
+# ---------------------------------------------------------------- images matched with reports
+
+
+def facts(config: Config, split: str) -> list[frozenset[tuple[str | None, ...]]] | None:
+    """Finding, side, zone and size of all that is abnormal in each phantom; None for real films."""
+    from g2g_utils.data import phantoms, sources
+
+    if config.data.source != "phantoms" or sources.held_out(config, split):
+        return None
+    count = {"train": config.data.train, "validation": config.data.validation}
+    drawn = phantoms.facts(
+        count.get(split, config.data.test), config.data.seed, split, **config.data.world
+    )
+    return [frozenset((f.finding, f.side, f.zone, f.size) for f in one) for one in drawn]
+
+
+def matched(config: Config, item: str, words: str, split: str = "test") -> Matched:
+    """A network ARM-sSEED of AdaMatch with the patches and captions of a split.
+
+    Args:
+        words: "all" or "content", which of a caption's words are compared.
+    """
+    import numpy as np
+    import torch
+
+    from g2g_utils.bench import retrieval
+    from g2g_utils.data import sources
+    from g2g_utils.methods import adamatch
+    from g2g_utils.training.adamatch import read_captions
+
+    joint = adamatch.load(ensure(config, f"adamatch/{item}"), config.text.max_length)
+    examples = sources.examples(config, split)
+    images = torch.from_numpy(np.stack([e.load(config.image_size) for e in examples]))[:, None]
+    captions = read_captions(
+        joint.tokenizer, [e.phrase for e in examples], config.text.max_length, words
+    )
+    return Matched(joint, examples, retrieval.patches(joint.network, images.float()), captions)
+
+
+def retrieval_rows(config: Config) -> pd.DataFrame:
+    """Ranks of all networks of AdaMatch, with `arm` and `seed`; what is missing is made."""
+    import pandas as pd
+
+    found = []
+    for name in KINDS["retrieval"].names(config):
+        arm, _, seed = name.removeprefix("retrieval/").rpartition("-s")
+        table = pd.read_csv(ensure(config, name) / "ranks.csv")
+        found.append(table.assign(arm=arm, seed=int(seed)))
+    if not found:
+        raise ConfigError(f"profile {config.profile!r} has no section adamatch: add one")
+    return pd.concat(found, ignore_index=True)
 
 
 # ---------------------------------------------------------------- features of images

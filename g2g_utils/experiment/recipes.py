@@ -7,12 +7,13 @@ file is an order in which all can be made. Heavy imports happen inside the funct
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from g2g_utils import runs
-from g2g_utils.config import Config, ConfigError, Section
+from g2g_utils import runs, tagger
+from g2g_utils.config import AdaMatchSettings, Config, ConfigError, Section
 from g2g_utils.experiment import apart, parts
 from g2g_utils.experiment.make import ensure
 from g2g_utils.experiment.plan import needs
@@ -28,6 +29,7 @@ _OPTIONAL = (  # in keys only where set
 )  # fmt: skip
 _OF_TEXT = ("steps", "text_learning_rate", "attention_lr_scale", "dropout")  # of no foundation
 SAMPLED = 1  # raise when fidelity measures otherwise, or more
+RETRIEVED = 1  # raise when retrieval ranks otherwise, or more
 CLASSIFIED = 8000  # training images at most that the classifier of findings sees
 
 
@@ -299,6 +301,121 @@ def fine_tune(config: Config, arm: str, seed: int, folder: Path, steps: int | No
         steps=steps,
         name=f"{arm} seed {seed}",
     )
+
+
+# ---------------------------------------------------------------- AdaMatch
+
+
+def match_settings(config: Config) -> AdaMatchSettings:
+    """The profile's `adamatch:` section; ConfigError where it has none."""
+    if config.adamatch is None:
+        raise ConfigError(f"profile {config.profile!r} has no section adamatch: add one")
+    return config.adamatch
+
+
+def match_item(config: Config, item: str) -> tuple[str, int]:
+    """Arm and seed of ARM-sSEED, an AdaMatch network."""
+    arm, _, seed = item.rpartition("-s")
+    known = match_settings(config).arms
+    if arm not in known or not seed.isdigit():
+        raise ConfigError(f"no AdaMatch {item!r}: write ARM-sSEED, ARM one of {', '.join(known)}")
+    return arm, int(seed)
+
+
+def _match_items(config: Config) -> list[str]:
+    """ARM-sSEED of every network that the profile trains."""
+    found = config.adamatch
+    return [f"{arm}-s{seed}" for arm in found.arms for seed in found.seeds] if found else []
+
+
+def _match_parameters(config: Config, item: str) -> dict[str, Any]:
+    settings = match_settings(config)
+    arm, seed = match_item(config, item)
+    shared = settings.model_dump(exclude={"arms", "seeds", "checkpoint_every"})
+    own = settings.arms[arm]
+    found = {"adamatch": shared, "arm": own.model_dump(), "seed": seed}
+    content = {"tagger": tagger.name()} if own.words == "content" else {}
+    encoder = {"encoder": dump(config.encoders[own.encoder]), "text": config.text.max_length}
+    return found | encoder | content
+
+
+@product(
+    "adamatch",
+    items=_match_items,
+    needs=lambda config, item: [
+        "pairs",
+        f"encoders/{match_settings(config).arms[match_item(config, item)[0]].encoder}",
+    ],
+    parameters=_match_parameters,
+)
+def adamatch(config: Config, item: str, folder: Path) -> None:
+    """An AdaMatch network of an arm and seed: findings first, then patches against words."""
+    match(config, *match_item(config, item), folder)
+
+
+def match(config: Config, arm: str, seed: int, folder: Path, steps: int | None = None) -> None:
+    """Train one AdaMatch network into `folder`; `steps` shortens the contrast."""
+    from g2g_utils.models.adamatch import Shape
+    from g2g_utils.training import adamatch as training
+
+    settings = match_settings(config)
+    own = settings.arms[arm]
+    texts = parts.training_texts(config)
+    apart.check_training(config, texts)
+    tokenizer, encoder = parts.text_encoder(config, own.encoder)
+    shape = Shape(
+        config.image_size, encoder.config.hidden_size, settings.widths, settings.depths,
+        settings.heads, settings.reductions, settings.patch, settings.joint, own.adaptive,
+        settings.smallest,
+    )  # fmt: skip
+    pairs = training.Pairs(
+        parts.training_images(config), tuple(texts.captions), tuple(map(tuple, texts.labels))
+    )
+    training.train(
+        training.build(shape, encoder, seed), tokenizer, pairs, own, settings, folder,
+        seed=seed, length=config.text.max_length, steps=steps, name=f"AdaMatch {arm} seed {seed}",
+    )  # fmt: skip
+
+
+@product(
+    "retrieval",
+    items=_match_items,
+    needs=lambda config, item: [f"adamatch/{item}"],
+    parameters=lambda config, item: {
+        "data": config.data.model_dump(),
+        "name": f"retrieval/{item}",
+        "retrieved": RETRIEVED,
+    },
+    bundle=lambda config, item: "references",
+)
+def retrieval(config: Config, item: str, folder: Path) -> dict[str, Any]:
+    """Ranks of the test reports for their images and of the images for their reports: ranks.csv."""
+    from g2g_utils.bench import retrieval
+    from g2g_utils.models.adamatch import dead
+
+    words = match_settings(config).arms[match_item(config, item)[0]].words
+    joint, examples, patches, captions = parts.matched(config, item, words)
+    by_patch, by_word = retrieval.similarities(joint.network, patches.vectors, captions)
+    rows = retrieval.table(
+        by_patch, by_word, [e.subject_id for e in examples], [e.image_id for e in examples],
+        parts.facts(config, "test"),
+    )  # fmt: skip
+    with runs.atomic(folder / "ranks.csv") as temporary:
+        rows.to_csv(temporary, index=False)
+    shape = joint.network.shape
+    floor = shape.smallest if shape.adaptive else 0.0
+    sides = (patches.boxes[..., 2:] - patches.boxes[..., :2]) * shape.side
+    metrics = {
+        f"{line['direction']}, {name}": round(float(value), 3)
+        for line in retrieval.summary(rows, 100).to_dict("records")
+        for name, value in line.items()
+        if re.fullmatch(r"(facts )?R@\d+|median rank", str(name))
+    }
+    boxes = {
+        "dead boxes": round(float(dead(patches.boxes, shape.grid, floor).float().mean()), 4),
+        "mean side in pixels": round(float(sides.mean()), 3),
+    }
+    return {"metrics": metrics | boxes}
 
 
 # ---------------------------------------------------------------- evaluation

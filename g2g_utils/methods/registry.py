@@ -179,6 +179,21 @@ class InformationRow(Section):
     layers: Layers = None  # of the attention; None: `grounding.layers`
 
 
+class AdaMatchRow(Section):
+    """AdaMatch: a network of the profile's section `adamatch`."""
+
+    network: str = "adaptive"  # an arm of `adamatch.arms`
+    seed: int = Field(0, ge=0)
+    boxes: bool = True  # false: patches are read at their places in the grid
+    pool: Literal["mean", "max"] = "mean"  # of the boxes over a pixel
+    sigma: float = Field(3.0, ge=0)  # width of the Gaussian, in pixels
+
+    @property
+    def product(self) -> str:
+        """Name of its weights."""
+        return f"adamatch/{self.network}-s{self.seed}"
+
+
 # ---------------------------------------------------------------- the kinds
 
 
@@ -192,6 +207,15 @@ def _biovil_depends(config: Config, row: BioViLRow) -> dict[str, Any]:
     there = place is not None and place.is_file()
     loaded = encoder.model_dump() if encoder.pretrained else {}
     return {"there": there, "encoder": loaded, "text": config.text.max_length}
+
+
+def _match_needs(config: Config, row: AdaMatchRow) -> list[str]:
+    """The network; ConfigError where the profile trains none of this name."""
+    arms = config.adamatch.arms if config.adamatch else {}
+    if row.network not in arms:
+        known = f"choose from {', '.join(arms)}" if arms else "give the profile a section adamatch"
+        raise ConfigError(f"no AdaMatch network {row.network!r}: {known}")
+    return [row.product]
 
 
 def _bias_pairs(config: Config, row: G2GRow) -> int:
@@ -251,6 +275,16 @@ KINDS = {  # a new method adds its row here, with `build=in_file("its_file")`
                 [File(row.checkpoint, CXR_BERT, *BIOVIL_IMAGE)] if row.checkpoint else []
             ),
             depends=_biovil_depends,
+        ),
+        Kind(
+            name="adamatch",
+            settings=AdaMatchRow,
+            build=in_file("adamatch"),
+            citation="Chen et al.: Fine-Grained Image-Text Alignment in Medical Imaging Enables "
+            "Explainable Cyclic Image-Report Generation, ACL 2024",
+            licence="none given with the authors' code; the project's own code here",
+            cost="no U-Net rows; one forward of the image side a film",
+            needs=_match_needs,
         ),
         Kind(
             name="no-skill",

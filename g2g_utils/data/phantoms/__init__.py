@@ -21,7 +21,7 @@ from g2g_utils.data.phantoms.scene import ANATOMY, Scene, draw_scene, uniform, w
 from g2g_utils.data.phantoms.wording import SPLITS, Facts, draw_impression
 from g2g_utils.data.record import FINDINGS, Example, Region
 
-__all__ = ["SPLITS", "Example", "Region", "World", "generate"]
+__all__ = ["SPLITS", "Example", "Facts", "Region", "World", "facts", "generate"]
 
 Array = NDArray[Any]
 BATCH = 64
@@ -121,3 +121,13 @@ def generate(n: int, seed: int, split: str, **world: Any) -> list[Example]:
     starts = range(0, n, BATCH)
     batches = (range(start, min(start + BATCH, n)) for start in starts)
     return [example for batch in batches for example in _batch(batch, seed, split, settings)]
+
+
+def facts(n: int, seed: int, split: str, **world: Any) -> list[frozenset[Facts]]:
+    """Facts of the phantoms that `generate` draws with these arguments: all that is abnormal.
+
+    What a report denies, and its devices, are not among them.
+    """
+    settings = world_of(**world)
+    scenes = (draw_example(seed, split, index, settings)[0] for index in range(n))
+    return [frozenset(scene.facts) for scene in scenes]

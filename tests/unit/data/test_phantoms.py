@@ -294,3 +294,10 @@ def test_unusable_backgrounds_are_clear(tmp_path):
         phantoms.generate(1, 0, "train", backgrounds=str(tmp_path / "none"))
     with pytest.raises(ValueError, match="none of 0 radiographs falls into the train split"):
         phantoms.generate(1, 0, "train", backgrounds=str(tmp_path))
+
+
+def test_facts_are_those_of_the_generated_examples():
+    found = phantoms.facts(6, 0, "test", size=32)
+    for one, example in zip(found, phantoms.generate(6, 0, "test", size=32), strict=True):
+        assert {(f.finding, f.side) for f in one} == {(r.finding, r.side) for r in example.regions}
+    assert len(set(found)) > 1

@@ -223,7 +223,7 @@ def test_a_model_makes_what_it_needs(tiny):
             {"kind": "zero-shot-ldm", "arm": "domain-frozen", "timesteps": 5},
             r"methods\.new \(zero-shot-ldm\): timesteps = 5",
         ),
-        ({"kind": "psychic"}, r"methods\.new has the unknown kind 'psychic': choose one of biovil"),
+        ({"kind": "psychic"}, r"methods\.new has the unknown kind 'psychic': choose one of adama"),
         ({}, r"methods\.new has no kind: choose one of"),
         ({"kind": "g2g"}, r"methods\.new \(g2g\): needs the setting 'arm'"),
         ({"kind": "no-skill", "rule": "luck"}, r"methods\.new \(no-skill\): rule = 'luck'"),

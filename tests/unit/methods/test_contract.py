@@ -7,15 +7,18 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import BertModel
 
-from g2g_utils import config
+from g2g_utils import config, models
 from g2g_utils.config import ConfigError
 from g2g_utils.methods import registry
 from g2g_utils.methods.base import Query
+from g2g_utils.models import adamatch
 from g2g_utils.training import pretrain
 from tests.duck import PHRASES, Model
 
 CASES: dict[str, list[dict[str, Any]]] = {  # kind -> settings of its rows
+    "adamatch": [{"sigma": 1.0}, {"boxes": False, "pool": "max", "sigma": 0}],
     "biovil": [{}],
     "daam": [{"arm": "domain-frozen"}, {"arm": "domain-frozen", "normalize": True}],
     "g2g": [{"arm": "domain-frozen"}, {"arm": "domain-frozen", "curve": "mixture"}],
@@ -72,6 +75,9 @@ def parts(tmp_path_factory):
         patch.setattr(pretrain, "Options", lambda *a, **k: options(*a, **k, tensorboard=False))
         images = torch.rand(3, 1, SIDE, SIDE)
         pretrain.pretrain_encoder(encoder, images, PHRASES, folder, max_length=length, seed=0)
+    text = BertModel.from_pretrained(folder, add_pooling_layer=False)
+    with models.initialised(0):
+        adamatch.save(adamatch.AdaMatch(adamatch.Shape(SIDE, 16, (8, 16)), text), folder)
     return Parts(settings, folder)
 
 
