@@ -51,8 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     ground.add_argument("image", type=Path)
     ground.add_argument("phrase")
     ground.add_argument("--arm", help="which fine-tuned model (default: the first)")
-    text = "the paper's attention (default), the phrase's information, or both multiplied"
-    choices = ("attention", "information", "both")
+    text = "the paper's attention (default), the phrase's information, both multiplied, or a peer's"
+    choices = ("attention", "information", "both", "zero-shot-ldm")
     ground.add_argument("--method", choices=choices, default="attention", help=text)
     ground.add_argument("--seed", type=int, default=0, help="seed of the sampling noise")
     ground.add_argument("--out", type=Path, help="folder (default: build/<profile>/grounded)")

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from g2g_utils.grounding import Grounding
     from g2g_utils.models import GroundingModel
 
-Method = Literal["attention", "information", "both"]
+Method = Literal["attention", "information", "both", "zero-shot-ldm"]
+ZERO_SHOT = "zero-shot-ldm"
 LONGEST_STEM = 200  # bytes; file systems allow 255 in a name
 FILM_SIDE = 512  # pixels of the film under exported maps
 NOTE = 96  # letters of a line of the overlay's note
@@ -57,7 +58,8 @@ def ground_file(
         seed: of the sampling noise.
         out: folder for results (default: build/<profile>/grounded).
         method: the paper's attention, merged with its biases as the profile says; the information
-            of the phrase; or both multiplied (never merged).
+            of the phrase; both multiplied (never merged); or the zero-shot method, with the
+            settings of the profile's first such row, else as published.
 
     Returns:
         Paths of the files written.
@@ -76,11 +78,14 @@ def ground_file(
     curve = config.grounding.curve if plain else None
     options = options_of(config) | {"curve": curve, "seed": seed}
     result, told = _ground(model, example, options), dict[str, Any]()
-    if not plain:
+    if method == "zero-shot-ldm":
+        result, told = zero_shot(config, model, example, result)
+    elif not plain:
         result, told = informed(config, model, example, result, method, seed)
         print(f"presence: {told['presence']['said']}")
     source = {"file": image.name, "sha256": runs.file_digest(image)}
     parameters = {"phrase": example.phrase, "model": model.name, "method": method, **options}
+    parameters |= told.pop("settings", {})
     digest = runs.digest([source, parameters, _weights(config, model)], 8)
     name = f"{short_name(image.stem)}-{digest}"
     folder = (out or places.build(config) / "grounded") / name
@@ -249,6 +254,35 @@ def informed(
     said = presence.statement(example.phrase, score, known)
     found = {"total_gain_over": gains, "presence": said}
     return replace(result, heatmap=heat, mask=gmm_mask(heat)), found
+
+
+def zero_shot(
+    config: Config, model: GroundingModel, example: Example, result: Grounding
+) -> tuple[Grounding, dict[str, Any]]:
+    """The grounding with the zero-shot method's heat map and mask, and how they came about.
+
+    Raises:
+        ValueError: the attention is constant.
+    """
+    import torch
+
+    from g2g_utils.methods import registry, zero_shot_ldm
+    from g2g_utils.methods.base import Query
+
+    kinds = [row.settings for row in registry.rows(config).values() if row.kind.name == ZERO_SHOT]
+    row = kinds[0] if kinds else registry.ZeroShotLDMRow.model_validate({"arm": ""})
+    asked = zero_shot_ldm.of_row(model, ZERO_SHOT, row, config.grounding.batch_size)
+    (found,) = asked.ground([Query(torch.as_tensor(example.array())[None], example.phrase)])
+    if found.mask is None:
+        raise ValueError(found.note)
+    told = {
+        "timesteps": [asked.times[i] for i in asked.steps],
+        "keep_last": None,
+        "layers": asked.read,
+        **found.details,
+        "settings": row.model_dump(mode="json", exclude={"arm"}),
+    }
+    return replace(result, heatmap=found.values, mask=found.mask), told
 
 
 def _report(result: Grounding, image: Path) -> dict[str, Any]:

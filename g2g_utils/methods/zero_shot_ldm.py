@@ -158,6 +158,21 @@ class ZeroShotLDM:
         """Side of the model's frame."""
         return int(self.model.image_size)
 
+    @property
+    def steps(self) -> range:
+        """Steps whose attention is read, counted from the clean end."""
+        return step_window(self.timesteps) if self.window is None else self.window
+
+    @property
+    def times(self) -> list[int]:
+        """Timesteps of all steps, from the clean end."""
+        return sampling.timesteps(self.model, self.timesteps, self.sampling)[::-1]
+
+    @property
+    def read(self) -> Layers:
+        """Layers whose attention is read."""
+        return coarsest(self.model.unet) if self.layers is None else self.layers
+
     def ground(self, queries: Sequence[Query]) -> list[HeatMap]:
         """Masked heat maps [S, S] in [0, 1]; `mask` is Otsu's."""
         found: dict[int, HeatMap] = {}
@@ -189,13 +204,11 @@ class ZeroShotLDM:
             tokens: positions that are read, one list a phrase.
             keep: "steps" for the mean over the tokens, "all" for every token.
         """
-        count = len(sampling.timesteps(self.model, self.timesteps, self.sampling))
-        window = step_window(self.timesteps) if self.window is None else self.window
+        count, window = len(self.times), self.steps
         if not 0 <= window.start < window.stop <= count:
             raise ValueError(f"steps {window.start} to {window.stop - 1} of {count}: choose some")
-        layers = coarsest(self.model.unet) if self.layers is None else self.layers
         recorder = CrossAttentionRecorder(
-            self.model.unet, tokens, keep, len(images), layers=layers, dtype=torch.float32
+            self.model.unet, tokens, keep, len(images), layers=self.read, dtype=torch.float32
         )
         request = sampling.Request(
             images=[sampling.check_image(self.model, image) for image in images],
@@ -237,16 +250,21 @@ class ZeroShotLDM:
         )
 
 
-def build(parts: Parts, name: str, row: ZeroShotLDMRow, seed: int | None) -> ZeroShotLDM:
-    """The method of a training arm and seed."""
+def of_row(model: LatentDiffusion, name: str, row: ZeroShotLDMRow, rows: int) -> ZeroShotLDM:
+    """The method of a model with the settings of a row; `rows` of the U-Net in one forward."""
     return ZeroShotLDM(
         name=name,
-        model=parts.model(row.arm, seed),
+        model=model,
         timesteps=row.timesteps,
         sampling=row.sampling,
         layers=row.layers,
         window=None if row.window is None else range(row.window[0], row.window[1] + 1),
         sigma=row.sigma,
         filter=row.filter,
-        batch_size=parts.config.grounding.batch_size,
+        batch_size=rows,
     )
+
+
+def build(parts: Parts, name: str, row: ZeroShotLDMRow, seed: int | None) -> ZeroShotLDM:
+    """The method of a training arm and seed."""
+    return of_row(parts.model(row.arm, seed), name, row, parts.config.grounding.batch_size)

@@ -37,6 +37,10 @@ LABELS = {
     "threshold_iou": "threshold IoU",
     "specificity": "specificity",
     "frechet": "Fréchet distance",
+    "vilouras_cnr": "CNR by box",
+    "vilouras_abs_cnr": "|CNR| by box",
+    "vilouras_miou": "mIoU, not rescaled",
+    "vilouras_auc": "AUC of 5 thresholds",
 }
 
 

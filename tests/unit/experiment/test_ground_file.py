@@ -240,20 +240,23 @@ def test_long_names_leave_room_for_more(stem):
 
 def test_other_methods_write_their_own_maps_and_what_the_film_says(config, quick, tmp_path, capsys):
     image, maps, folders = film(tmp_path / "f.png"), {}, set()
-    for method in ("attention", "information", "both"):
+    for method in ("attention", "information", "both", "zero-shot-ldm"):
         written = ground_file.ground_file(config, image, PHRASE, method=method)
         maps[method] = np.load(written[1])["heatmap"]
         said = json.loads(written[2].read_text())
         folders.add(written[0].parent)
         assert said["parameters"]["method"] == method
-        assert len(said.get("total_gain_over", [])) == (0 if method == "attention" else 2)
-        printed = capsys.readouterr().out.strip()
-        if method == "attention":
-            assert "presence" not in said and not printed
+        gains, printed = len(said.get("total_gain_over", [])), capsys.readouterr().out.strip()
+        if method in ("attention", "zero-shot-ldm"):
+            assert "presence" not in said and not printed and not gains
         else:
             assert "not calibrated" in said["presence"]["said"]  # and nothing is made for it
             assert printed == f"presence: {said['presence']['said']}" and "\n" not in printed
-    assert len(folders) == 3
+            assert gains == 2
+    assert len(folders) == 4
+    assert said["parameters"]["sampling"] == "inversion" and said["otsu"] > 0
+    assert len(said["timesteps"]) == 2  # of smoke's row: the middle of ten steps
+    assert maps["zero-shot-ldm"].max() == 1 and (maps["zero-shot-ldm"] == 0).mean() > 0.2
     assert not np.allclose(maps["information"], maps["both"])
     with pytest.raises(ValueError, match="method 'magic': choose one of attention, information"):
         ground_file.ground_file(config, image, PHRASE, method="magic")
