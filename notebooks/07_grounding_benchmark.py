@@ -233,8 +233,8 @@ for name, row in gaps.iterrows():
 # compared with the first arm, over the seeds both were trained with:
 
 # %%
-controls = [arm for arm in trainings if arm not in arms]
-frozen = [arm for arm in controls if not config.training.arms[arm].shuffled]
+controls, known = [arm for arm in trainings if arm not in arms], config.training.arms
+frozen = [arm for arm in controls if not (known[arm].shuffled or known[arm].pictures)]
 for arm in frozen:
     f1 += claims_of(f"F1-control-{arm}", "domain-frozen", arm, measures)
     f1_all += claims_of(f"F1-control-{arm}-all-layers", "domain-frozen", arm, measures, **every)
@@ -242,9 +242,10 @@ print(*[made for made in f1 + f1_all if "control" in made.id], sep="\n")
 print("control arms:", ", ".join(controls) or "none in this profile")
 
 # %% [markdown]
-# And the control of everything: a U-Net trained on the same images with the captions of *other*
-# images. Nothing ties its words to places, so it has to fall to no skill: below the first arm, and
-# not above the best map that knows the finding's name.
+# And the controls of everything: a U-Net trained on the same images with the captions of *other*
+# images, and one that was trained on other pictures and never saw a film. Nothing ties their words
+# to places, so they have to fall to no skill: below the first arm, and not above the best map that
+# knows the finding's name.
 
 # %%
 shuffled = [arm for arm in controls if arm not in frozen]
