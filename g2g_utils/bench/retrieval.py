@@ -49,6 +49,23 @@ def similarities(
     return by_patch, by_word
 
 
+def best_captions(
+    network: AdaMatch, vectors: Tensor, captions: Captions, chunk: int = 256
+) -> NDArray[np.intp]:
+    """Index of the caption that agrees best with each image's patches [n, p, d] (equation 5).
+
+    Equal captions agree equally; the first is taken.
+    """
+    best, found = np.full(len(vectors), -np.inf), np.zeros(len(vectors), np.intp)
+    for start in range(0, len(captions.ids), chunk):
+        rows = torch.arange(start, min(start + chunk, len(captions.ids)))
+        by_patch, _ = similarities(network, vectors, Captions(*captions.rows(rows)))
+        better = by_patch.max(1) > best
+        found = np.where(better, start + by_patch.argmax(1), found)
+        best = np.maximum(best, by_patch.max(1))
+    return found
+
+
 def ranks(scores: Numbers, right: NDArray[np.bool_] | None = None) -> Numbers:
     """Rank (1: first) of the best right candidate of each row of scores [n, m].
 

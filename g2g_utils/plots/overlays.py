@@ -108,6 +108,24 @@ def draw_boxes(ax: Axes, boxes: Boxes, colour: str = BOX_COLOUR) -> None:
         )
 
 
+def draw_move(
+    ax: Axes, anchor: Sequence[float], corners: Sequence[float], colour: str, label: str = ""
+) -> None:
+    """Draw a patch that moved: its box x1 y1 x2 y2, and an arrow from its anchor to the centre."""
+    x1, y1, x2, y2 = corners
+    outline = [withStroke(linewidth=2.6, foreground="black", alpha=0.6)]
+    ax.add_patch(
+        Rectangle(
+            (x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, lw=1.4, label=label,
+            path_effects=outline,
+        )
+    )  # fmt: skip
+    ax.annotate(
+        "", ((x1 + x2) / 2, (y1 + y2) / 2), (anchor[0], anchor[1]),
+        arrowprops={"arrowstyle": "->", "color": colour, "lw": 1.2},
+    )  # fmt: skip
+
+
 def draw_mask(ax: Axes, mask: Array, size: int, colour: str = MASK_COLOUR) -> None:
     """Draw the contour of a boolean mask [h, w] in a frame of `size` pixels, along pixel edges."""
     factor = max(1, size // np.asarray(mask).shape[-1])

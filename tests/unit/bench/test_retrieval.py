@@ -2,8 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 
+from g2g_utils import models
 from g2g_utils.bench import retrieval
+from g2g_utils.models import adamatch
+from g2g_utils.training.adamatch import read_captions
+from tests.duck import PHRASES, Model
 
 
 def test_ranks_count_better_candidates_and_share_ties():
@@ -82,3 +87,17 @@ def test_recall_by_candidates_ends_at_all(rows):
     last = found[(found["candidates"] == 3) & (found["direction"] == "image to report")]
     assert last["recall"].item() == pytest.approx(200 / 3)
     assert last["chance"].item() == pytest.approx(100 / 3)
+
+
+def test_the_best_caption_is_that_of_the_highest_similarity_whatever_the_chunk():
+    duck = Model()
+    with models.initialised(0):
+        network = adamatch.AdaMatch(adamatch.Shape(32, 16, (8, 16)), duck.text_encoder).eval()
+    images = torch.rand(5, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    captions = read_captions(duck.tokenizer, [*PHRASES, "left lung", "edema"], 12, "all")
+    vectors = retrieval.patches(network, images, batch=2).vectors
+    by_patch, by_word = retrieval.similarities(network, vectors, captions, batch=3)
+    assert by_patch.shape == by_word.shape == (5, 5)
+    for chunk in (2, 10):
+        found = retrieval.best_captions(network, vectors, captions, chunk)
+        assert found.tolist() == by_patch.argmax(1).tolist()
