@@ -1,8 +1,8 @@
 """Plain text of typed, pasted or exported phrases: equal looks become equal characters.
 
-Unicode's compatibility forms (NFKC), entities of HTML, soft hyphens, zero-width and control
-characters, typographic dashes and quotes, and a spreadsheet's `="text"`. Printable ASCII stays
-unchanged, character by character.
+Unicode's compatibility forms (NFKC), entities and tags of HTML, characters that show nothing,
+control characters, typographic dashes and quotes, Cyrillic and Greek letters inside Latin words,
+and a spreadsheet's `="text"`. Other printable ASCII stays unchanged, character by character.
 """
 
 from __future__ import annotations
@@ -15,17 +15,41 @@ from typing import NamedTuple
 
 DASHES = dict.fromkeys("‐‑‒–—―−﹘﹣－⁃", "-")
 QUOTES = dict.fromkeys("‘’‚‛ʼ＇´", "'") | dict.fromkeys("“”„‟＂«»", '"') | {"⁄": "/"}
+QUOTES |= dict.fromkeys("∶꞉׃", ":") | {"\u2800": " "}
 CHANGED = DASHES | QUOTES
 KEPT_CONTROLS = "\t\n\r"
 _WITHOUT_LINES = dict.fromkeys(map(ord, KEPT_CONTROLS))
 LINE_ENDS = "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
-ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
-FORMULA = re.compile(r"""\s*=\s*"(.*)"\s*""", re.DOTALL)
-EMPTY = re.compile(
-    r"[\W_]*+(?:nan|n[/.]?a\.?|none|null|nil|nat|undefined|blank|1\.#(?:ind|qnan))?[\W_]*+"
-    r"|\W*#(?:n/?a|value|ref|name|div/0|num|null|spill|calc|getting_data)[!?]*\W*",
+ENTITY = re.compile(r"&(?:amp;)*(#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
+BLOCKS = "br|p|div|li|tr|td|th|h[1-6]|ul|ol|table"
+TAG = re.compile(
+    rf"(?:<|&(?:amp;)*lt;)(?:/?(?P<block>{BLOCKS})|/?(?:b|strong|i|em|u|s|span|font|sub|sup|small"
+    r"|tbody|label|a)|/[a-z][\w:-]{0,30})(?:\s+[\w:-]{1,30}\s*=\s*(?:\"[^\"<>]*\"|'[^'<>]*'|[^\s<>\"']+))*"
+    r"\s*/?(?:>|&(?:amp;)*gt;)",
     re.IGNORECASE,
 )
+"""A tag of HTML. One of a block ends a line, others show nothing; `<b 3 mm` is no tag."""
+INVISIBLE = re.compile(  # Unicode's default-ignorable characters
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f"
+    "\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
+    "\U000e0000-\U000e0fff]"
+)
+ALIKE = dict(zip("аеорсухіјѕһԁԛԝАВЕКМНОРСТУХІЈЅοΑΒΕΖΗΙΚΜΝΟΡΤΥΧ",
+                 "aeopcyxijshdqwABEKMHOPCTYXIJSoABEZHIKMNOPTYX", strict=True))  # fmt: skip
+"""Cyrillic and Greek letters that look like Latin ones."""
+MIXED = re.compile(rf"[A-Za-z{''.join(ALIKE)}]+")
+FORMULA = re.compile(r"""\s*=\s*"(.*)"\s*""", re.DOTALL)
+EMPTY = re.compile(
+    r"[\W_]*+(?:nan|n\s*[/.]?\s*a\.?|none|null|nil|nat|undefined|blank|1\.#(?:ind|qnan)|\\n"
+    r"|not (?:available|applicable))?[\W_]*+"
+    r"|\W*(?:#[\W_]*[^\W_]+(?:[ _/-][^\W_]*)*[!?]+|#[^\W\d]{1,2}/?[^\W\d]|err(?:or)?:\d{3}"
+    r"|#(?:ref|value|name|num|null|spill|calc|getting_data|yok|hiányzik|není_k_dispozici))\W*",
+    re.IGNORECASE,
+)
+"""Words for nothing; a spreadsheet's errors in any language (#N/A, #NV, #WERT!, #NOM?, Err:502)."""
+
+
+MARKED = re.compile("[&<]")
 
 
 class Plain(NamedTuple):
@@ -41,7 +65,7 @@ class Plain(NamedTuple):
 
 def plain(typed: str) -> str:
     """Plain text of what was typed."""
-    if typed.isascii() and "&" not in typed and "=" not in typed[:80]:
+    if typed.isascii() and not MARKED.search(typed) and "=" not in typed[:80]:
         if typed.translate(_WITHOUT_LINES).isprintable():
             return typed
     return normalise(typed).text
@@ -55,14 +79,14 @@ def normalise(typed: str) -> Plain:
     """
     formula = FORMULA.fullmatch(typed)
     low, high = formula.span(1) if formula else (0, len(typed))
-    if typed.isascii() and typed.isprintable() and not formula and "&" not in typed:
+    if typed.isascii() and typed.isprintable() and not formula and not MARKED.search(typed):
         return Plain(typed, tuple((i, i + 1) for i in range(len(typed))))
     text, spans = [], []
     for cluster, span in _clusters(typed, low, high):
         shown = "".join(_shown(c) for c in unicodedata.normalize("NFKC", _changed(cluster)))
         text.append(shown)
         spans += [span] * len(shown)
-    return Plain("".join(text), tuple(spans))
+    return Plain(MIXED.sub(_latin, "".join(text)), tuple(spans))
 
 
 def printable(message: str) -> str:
@@ -73,6 +97,11 @@ def printable(message: str) -> str:
 def is_empty(typed: str) -> bool:
     """True if a cell has no letter or digit, or is a spreadsheet's word for empty."""
     return EMPTY.fullmatch(plain(typed)) is not None
+
+
+def says_nothing(typed: str) -> bool:
+    """True if a phrase is empty, or has no letter."""
+    return is_empty(typed) or not any(map(str.isalpha, plain(typed)))
 
 
 def _clusters(typed: str, low: int, high: int) -> Iterator[tuple[str, tuple[int, int]]]:
@@ -90,13 +119,18 @@ def _clusters(typed: str, low: int, high: int) -> Iterator[tuple[str, tuple[int,
 
 
 def _characters(typed: str, low: int, high: int) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Single characters. Those of an entity share its span."""
+    """Single characters that show something. Those of an entity or a tag share its span."""
     at = low
     while at < high:
+        if tag := TAG.match(typed, at, high) if typed[at] in "<&" else None:
+            if tag["block"]:
+                yield "\n", tag.span()
+            at = tag.end()
+            continue
         entity = ENTITY.match(typed, at, high) if typed[at] == "&" else None
-        read = html.unescape(entity.group()) if entity else typed[at]
+        read = html.unescape(f"&{entity[1]};") if entity else typed[at]
         end = entity.end() if entity else at + 1
-        for character in read:
+        for character in INVISIBLE.sub("", read):
             yield character, (at, end)
         at = end
 
@@ -105,6 +139,13 @@ def _combines(character: str) -> bool:
     """True if a character may melt into the one before: marks, and Hangul's later letters."""
     marks = unicodedata.category(character) in ("Mn", "Mc", "Me")
     return marks or "\u1160" <= character <= "\u11ff"
+
+
+def _latin(word: re.Match[str]) -> str:
+    """A word with letters that look Latin as Latin ones, if it has a Latin letter."""
+    found = word.group()
+    latin = not found.isascii() and any(map(str.isascii, found))
+    return "".join(ALIKE.get(c, c) for c in found) if latin else found
 
 
 def _changed(cluster: str) -> str:
@@ -118,8 +159,6 @@ def _shown(character: str) -> str:
         return character
     if character in KEPT_CONTROLS or character in LINE_ENDS:
         return character if character in KEPT_CONTROLS else "\n"
-    if character == "\u200b" or unicodedata.category(character) == "Cf":
-        return ""
-    if 0xFE00 <= ord(character) <= 0xFE0F:  # variants of the character before
+    if unicodedata.category(character) == "Cf":
         return ""
     return character if character.isprintable() else " "

@@ -7,49 +7,82 @@ import re
 from functools import lru_cache
 from typing import NamedTuple
 
-from g2g_utils.data.plain import plain
+from g2g_utils.data.plain import is_empty, plain
 
 USUAL = (
-    r"(?i:(?:(?:final|overall|provisional|preliminary|radiographic)[ ]+)?"
+    r"(?i:(?:(?:final|overall|provisional|preliminary|radiographic|radiolog(?:y|ic|ical|ist|ist's)"
+    r"|physician(?:'s)?|diagnostic|chest|cxr|my|general|summary)[ ]+)?"
     r"(?:impressions?|findings?|conclusions?|observations?|opinions?)"
     r"(?:(?:[ ]*[/,&+][ ]*|[ ]+and[ ]+)"
     r"(?:impressions?|findings?|conclusions?|plan|recommendations?|opinion))?"
     r"|(?:clinical |patient )?(?:history|information|indications?)"
     r"|reason for (?:the )?(?:exam(?:ination)?|study)|comparisons?|techniques?|exam(?:ination)?s?"
-    r"|recommendations?|notifications?|procedure|summary|interpretation|impr?|pfi)"
+    r"|recommendations?|notifications?|procedure|summary(?: of findings)?|interpretation|impr?|pfi)"
 )
-_OPEN = r"[ \t>*#=|~-]*+(?:\(?\d{1,2}[.)][ \t]*+|[IVX]{1,4}\.[ \t]++)?+[\[({<\"]*+[ \t]*+"
-_CLOSE = r"[ \t]*+[\])}>\"]*+[ \t]*+"
+_OPEN = (
+    r"[ \t>*#=|~`'•·◦■➢»–—_-]*+(?:\(?\d{1,2}[.)][ \t]*+|[IVX]{1,4}\.[ \t]++|[A-Ha-h][.)][ \t]++)?+"
+    r"[\[({<\"]*+[ \t]*+"
+)
+_CLOSE = r"[ \t\])}>\"'*`~]*+(?:_(?!_))?+[ \t]*+"
+_OF = r"(?:(?:\([^()\n]{1,30}\)|\[[^\[\]\n]{1,30}\]|(?:#|No\.)[ ]?\d{0,2})[ \t]*+|\.[ \t]*+)?+"
+_COLON = rf"{_CLOSE}{_OF}[:;]+{_CLOSE}(?:\.+(?=\s))?+"
+SIGNERS = (
+    r"(?i:(?:(?:this|the) )?(?:(?:report|document) )?(?:(?:was|has been|is) )?"
+    r"(?:electronically|digitally|e)[ -]?(?:signed|authenticated|approved|verified)\b"
+    r"|(?:(?:report|dictated|reviewed|read)(?: and|,)? )?(?:dictated|transcribed|signed|reported"
+    r"|read|interpreted|approved|verified|reviewed|finali[sz]ed|authenticated)"
+    r"(?: electronically)? by\b"
+    r"|(?:(?:reporting|attending|consultant|dictating|referring|ordering|interpreting|staff) )?"
+    r"(?:radiologist|physician|attending|resident|fellow|transcriptionist|signed|cc)[ ]?(?=:)"
+    r"|end of (?:the )?(?:report|impression|addendum|dictation)\b|workstation performed\b"
+    r"|I have (?:personally )?reviewed\b|thank you for (?:referring|this referral)\b)"
+)
+"""Who signed, dictated or read a report, and other words behind its text."""
+_NAME = (
+    r"(?:Dr\.?(?:[ ][A-Z][\w.'-]*){1,4}|[A-Z][\w'-]+(?:[ ][A-Z][\w.'-]*){1,3},?[ ]"
+    r"(?:M\.?D|D\.?O|MBBS|FRCR|Ph\.?D)\b[^\n]{0,40})[ \t.]*$"
+)
 HEADING = re.compile(
-    r"^[ \t]*+(?P<capitals>[A-Z][A-Z0-9 ()/,&.'_-]{2,70}?)[ \t]*:(?=\s|$)"
-    rf"|^{_OPEN}(?=[A-Z])(?P<usual>{USUAL}){_CLOSE}(?:\([A-Z]+\)[ \t]*)?[:;]+{_CLOSE}(?:-+(?=\s))?"
-    rf"|^{_OPEN}(?P<small>{USUAL}){_CLOSE}[:;]+{_CLOSE}"
-    rf"|^{_OPEN}(?P<bare>{USUAL}){_CLOSE}[.*#=~-]*[ \t]*(?:$(?:\s*\n[ \t]*[:;])?|\Z)"
-    rf"|^[ \t]*+[\[({{<](?P<boxed>{USUAL})[\])}}>](?=[ \t])"
-    rf"|^{_OPEN}(?=[A-Z])(?P<dashed>{USUAL}){_CLOSE}(?:-+(?=\s)|[=>|]+)"
-    rf"|^{_OPEN}(?=[A-Z][A-Z])(?P<stopped>{USUAL})(?:\.(?=[ \t])|(?=[ \t]+(?:[A-Z][a-z]|\d)))"
-    rf"|(?<=\s)(?=[A-Z][A-Z])(?P<inline>{USUAL})[ \t]*:"
-    rf"|(?:(?<=[.;!?)\]][ \t])|(?<=[ \t][ \t]))(?=[A-Z])(?P<after>{USUAL})"
+    rf"^{_OPEN}(?P<signed>(?=[A-Z][a-z]|(?i:this|electr|digit|e-))(?:{SIGNERS})"
+    rf"|{SIGNERS}(?=[ ]?:)|{_NAME}|[DT]D?:[ ]*\d{{1,2}}/)"
+    r"|^[ \t]*+(?P<capitals>[A-Z][A-Z0-9 ()/,&.'_-]{2,70}?)[ \t]*:(?=\s|$)"
+    rf"|^[ \t]*+[\[({{<](?P<boxed>{USUAL})[\])}}>](?=[ \t]*[^a-z\s:;])"
+    rf"|^{_OPEN}(?:(?=[A-Z])(?P<initials>{SIGNERS})"
+    rf"|(?=[A-Z])(?P<usual>{USUAL}){_COLON}(?:-+(?=\s))?"
+    rf"|(?P<small>{USUAL}){_COLON}"
+    rf"|(?P<bare>{USUAL}){_CLOSE}{_OF}[.,/*#=~-]*[ \t]*(?:$(?:\s*\n[ \t]*[:;])?|\Z)"
+    rf"|(?=[A-Z])(?P<dashed>{USUAL}){_CLOSE}(?:-+(?=\s)|-*[=>|→~]+)"
+    rf"|(?=[A-Z][A-Z])(?P<stopped>{USUAL})(?:\.+(?=[ \t]+[^a-z\s])|(?=[ \t]+(?:[A-Z][a-z]|\d)))"
+    rf"|(?=[A-Z])(?P<trailing>{USUAL})\.{{3,}}(?=[ \t])"
+    rf"|(?P<spelt>[A-Za-z]{{6,13}}){_COLON}"
+    rf"|(?P<misspelt>[A-Za-z]{{6,13}}){_CLOSE}$)"
+    rf"|(?:(?<=[.;!?)\]][ \t])|(?<=[ \t][ \t]))(?=[A-Z])(?P<signs>{SIGNERS})"
+    rf"|(?<=[\s.;!?)\]])(?=[A-Z][A-Z])(?P<inline>{USUAL})[ \t]*:"
+    rf"|(?:(?<=[.;!?)\]][ \t])|(?<=[ \t][ \t])|(?<=[.;!?)\]]))(?=[A-Z])(?P<after>{USUAL})"
     r"[ \t]*(?::|[ \t]-+(?=\s))"
-    rf"|(?<=[.;!?)\]][ \t])(?=[A-Z][A-Z])(?P<told>{USUAL})\.(?=\s)",
+    rf"|(?<=[.;!?)\]][ \t])(?=[A-Z][A-Z])(?P<told>{USUAL})\.(?=\s+[^a-z\s])",
     re.MULTILINE,
 )
 """A heading: capitals at the start of a line and a colon; the usual ones as people write them.
 
-The usual ones come in any case, with dashes, brackets and stops, on a line of their own without a
-colon, and inside of a line. `LONE` ones must stand where a sentence may begin.
+The usual ones come in any case, with dashes, brackets and stops, misspelt, on a line of their own
+without a colon, and inside of a line. `LONE` ones must stand where a sentence may begin. A
+signature is a heading too: nothing behind it is text.
 """
-STARTS = re.compile(r"^|(?<=\s)(?=[A-Z])", re.MULTILINE)
+STARTS = re.compile(r"^|(?<=[\s.;!?)\]])(?=[A-Z])", re.MULTILINE)
 """Places where a heading may begin; asking for one at each is ten times as fast as a search."""
-LONE = ("small", "bare", "stopped", "inline", "told")
+LONE = ("small", "bare", "stopped", "inline", "told", "initials", "misspelt")
+SPELT = ("spelt", "misspelt")  # which must be close to a word for an impression or findings
+SIGNED = ("signed", "signs", "initials")
 SHOUTED = ("inline",)  # of which capitals are proof enough
-HOW = {"capitals": "heading", "usual": "heading", "small": "heading",
+HOW = {"capitals": "heading", "usual": "heading", "small": "heading", "spelt": "heading",
        "inline": "heading inside a line", "after": "heading inside a line",
        "told": "heading inside a line"}  # fmt: skip
 """How a heading was found, by the group of `HEADING`; others have no colon."""
 NO_COLON = "heading without a colon"
-MARKUP = re.compile(r"<(/?)(br|p|div|li|tr|h[1-6]|b|strong|i|em|u|span|font)\b[^<>\n]{0,80}>", re.I)
-BLOCKS = ("br", "p", "div", "li", "tr")
+SPACED = re.compile(r"(?<![^\W_])(?:[A-Z][ ]){5,}[A-Z](?![^\W_])")  # I M P R E S S I O N
+ESCAPED = re.compile(r"(?:\\r)?\\n(?![a-z])")
+QUOTED = re.compile(r'\s*"([^"]*)"\s*')
 BOLD = re.compile(
     r"\*\*(?=\S)|(?<=\S)\*\*|^#{1,6} +|(?<![_\w])__(?=[A-Za-z])|(?<=[A-Za-z:])__(?!\w)", re.M
 )
@@ -58,17 +91,22 @@ PREFERENCE = ("impression", "findings", "last paragraph")
 IMPRESSIONS = ("IMPRESSION", "CONCLUSION", "SUMMARY", "OPINION", "INTERPRETATION")
 SHORT = {"IMP": "impression", "IMPR": "impression", "PFI": "provisional"}
 FINDINGS = ("FINDINGS", "OBSERVATIONS", "REPORT")
+CLOSE = 0.87  # of a misspelt heading; COMPRESSION, OCCLUSION and CONTUSION are less so
 VIEWS = ("CHEST", "PORTABLE", "RADIOGRAPH", "VIEW", "AP", "PA", "LATERAL", "X-RAY", "CXR")
 ASIDE = (  # their text says nothing about this image
     "INDICATION", "HISTORY", "COMPARISON", "TECHNIQUE", "EXAMINATION", "EXAM", "STUDY", "REASON",
     "CLINICAL", "NOTIFICATION", "RECOMMENDATION", "RECOMMENDATIONS", "DATE", "TYPE", "PROCEDURE",
-    "DICTATED", "SIGNED", "ADDENDUM", "DOSE", "CONTRAST", "ACCESSION", "INFORMATION",
+    "ADDENDUM", "DOSE", "CONTRAST", "ACCESSION", "INFORMATION",
 )  # fmt: skip
-POINTERS = re.compile(
-    r"(please )?(as|see|per)( detailed| described| discussed)? "
-    r"(above|below|findings|report|body of report|full report)( section)?( above)?[. ]*",
-    re.IGNORECASE,
+BEFORE = ("technique", "comparison", "exam", "procedure", "history", "indication", "information")
+"""Asides that stand before the findings; behind them, in small letters, they are words."""
+POINTERS = frozenset(("as", "see", "per", "refer", "same", "ditto", "above", "below"))
+POINTING = POINTERS | frozenset(
+    "please kindly the to in of for are is detailed described discussed noted stated mentioned "
+    "outlined given findings finding report body full complete section details detail comment "
+    "comments text addendum".split()
 )
+"""Words of an impression that only points elsewhere; one of `POINTERS` is among them."""
 STAMP = re.compile(r"\b\d{1,2}:\d{2}\s*([AP]\.?M\b\.?)?|\bX{3,}\b")
 """A time of day, or a redacted word. Neither is a text by itself."""
 BANNER = re.compile(
@@ -110,9 +148,9 @@ def _kind(heading: str) -> str:
     def names(vocabulary: tuple[str, ...], within: list[str], cutoff: float) -> bool:
         return any(difflib.get_close_matches(w, vocabulary, n=1, cutoff=cutoff) for w in within)
 
-    if names(IMPRESSIONS, words, 0.84):
+    if names(IMPRESSIONS, words, CLOSE):
         return "provisional" if "PROVISIONAL" in words else "impression"
-    if names(FINDINGS, words[:1], 0.84):
+    if names(FINDINGS, words[:1], CLOSE):
         return "findings"
     if names(ASIDE, words, 0.9):
         return "aside"
@@ -127,11 +165,11 @@ def clean(text: str) -> str:
 def read(report: str) -> str:
     """A report as plain text: one kind of line end, no byte-order mark, no markup."""
 
-    def without(mark: re.Match[str]) -> str:
-        return "\n" if mark[2].lower() in BLOCKS or mark[2][0] in "hH" else ""
-
     text = plain(report).replace("\r\n", "\n").replace("\r", "\n")
-    return BOLD.sub("", MARKUP.sub(without, text))
+    if quoted := QUOTED.fullmatch(text):
+        text = quoted[1]
+    text = SPACED.sub(lambda word: word.group().replace(" ", ""), ESCAPED.sub("\n", text))
+    return BOLD.sub("", text)
 
 
 def _begins(before: str) -> bool:
@@ -153,6 +191,8 @@ def headings(report: str) -> list[re.Match[str]]:
         before = re.sub(r"\n[ \t]+(?=\n)", "\n", report[max(0, mark.start() - 200) : mark.start()])
         if way in LONE and way not in SHOUTED and not _begins(before):
             continue
+        if way in SPELT and _kind(mark[way]) not in (*PREFERENCE, "provisional"):
+            continue
         found.append(mark)
     return found
 
@@ -168,15 +208,30 @@ def sections(report: str) -> list[Section]:
     start, nested = 0, False
     for mark, end in zip(marks, edges[1:], strict=True):
         way = mark.lastgroup or ""
-        kind, last = _kind(mark[way]), parts[-1]
+        kind, last = "signature" if way in SIGNED else _kind(mark[way]), parts[-1]
         empty = last.kind not in ("other", "aside") and not last.text.strip()
-        nested = kind == "other" and (nested or empty)
+        below = last.kind == "signature" or empty
+        nested = (kind == "other" and (nested or below)) or _aside_of(last, mark, kind)
         if nested:
             parts[-1] = last._replace(text=report[start:end])
         else:
             start = mark.end()
             parts.append(Section(kind, report[start:end], HOW.get(way, NO_COLON)))
     return parts
+
+
+def _aside_of(last: Section, mark: re.Match[str], kind: str) -> bool:
+    """True for words like "Technique: limited" inside an impression or findings: no section."""
+    way, text = mark.lastgroup or "", mark.string
+    return (
+        kind == "aside"
+        and last.kind in ("impression", "provisional", "findings")
+        and bool(last.text.strip())
+        and text[: mark.start()].rstrip(" \t")[-2:] != "\n\n"
+        and mark[way].lower().startswith(BEFORE)
+        and not mark[way].isupper()
+        and text[mark.end() :].lstrip()[:1].islower()
+    )
 
 
 def without_heading(text: str) -> str:
@@ -190,6 +245,8 @@ def without_heading(text: str) -> str:
 def _last_paragraph(report: str) -> str:
     """The last paragraph. The first one below a heading such as HISTORY belongs to that heading."""
     for kind, text, _ in reversed(sections(report)):
+        if kind == "signature":
+            continue
         paragraphs = [clean(p) for p in re.split(r"\n[ \t]*\n", text)]
         paragraphs = [p for p in paragraphs if p and not BANNER.match(p)]
         paragraphs = paragraphs[1:] if kind == "aside" else paragraphs
@@ -200,7 +257,11 @@ def _last_paragraph(report: str) -> str:
 
 def _usable(text: str) -> bool:
     """True if the text has a word of two letters and is more than a time or a pointer elsewhere."""
-    return bool(re.search(r"[^\W\d_]{2}", STAMP.sub("", text))) and not POINTERS.fullmatch(text)
+    words = set(re.findall(r"[a-z]+", text.lower()))
+    points = words <= POINTING and words & POINTERS
+    return (
+        bool(re.search(r"[^\W\d_]{2}", STAMP.sub("", text))) and not points and not is_empty(text)
+    )
 
 
 def phrase(report: str) -> Phrase | None:

@@ -180,6 +180,48 @@ IMPRESSION_AS_WRITTEN = [
     "IMPRESSION/RECOMMENDATION: {}", "Impression and recommendations:\n{}", "PFI: {}",
     "Conclusion\n{}", "CONCLUSION - {}", "OPINION: {}", "OPINION\n{}", "Summary: {}",
     "IMPRESSION  {}", "IMPRESSION {}", "IMPRESSON:\n{}", "INPRESSION: {}",
+    "IMPRESSION (final): {}", "IMPRESSION (Final):\n{}", "Impression (preliminary): {}",
+    "IMPRESSION (1): {}", "Impression -\n{}", "Impression-\n{}", "IMPRESSION #1: {}",
+    "IMPRESSION #: {}", "IMPRESSION 1: {}", "IMPRESSION No. 1: {}", "Imp.: {}", "IMP.: {}",
+    "Imp. : {}", "IMPR.: {}", "IMPRESSION... {}", "IMPRESSION...\n{}", "Impression\u2026\n{}",
+    "Impression... {}", "[IMPRESSION]{}", "[Impression]{}", "(IMPRESSION){}", "_Impression:_ {}",
+    "_IMPRESSION_\n{}", "*Impression:* {}", "*IMPRESSION*\n{}", "***IMPRESSION:*** {}",
+    "__Impression:__ {}", "`IMPRESSION`: {}", "~~IMPRESSION~~: {}", "Radiologist impression: {}",
+    "RADIOLOGIST IMPRESSION\n{}", "Radiologist's impression: {}", "Radiologist Impression\n{}",
+    "Physician impression: {}", "Radiological impression: {}", "RADIOLOGIC IMPRESSION: {}",
+    "Diagnostic impression: {}", "DIAGNOSTIC IMPRESSION\n{}", "Overall impression\n{}",
+    "Chest impression: {}", "CHEST IMPRESSION: {}", "My impression: {}",
+    "General impression: {}", "Summary impression: {}", "IMPRESSION SUMMARY: {}",
+    "Summary of findings: {}", "IMPRESION: {}", "IMPRESSSION: {}", "IMPRESION\n{}",
+    "IMPRESSSION\n{}", "Impresion: {}", "Impresssion: {}", "impresion: {}", "Imprssion:\n{}",
+    "Impresion\n{}", "IMPRESSOIN: {}", "IMPERSSION: {}", "Imression: {}", "IMPRESSlON: {}",
+    "lMPRESSION: {}", "CONCULSION: {}", "Conclusoin: {}", "Concluson\n{}",
+    "IMPRESSION \uff1a {}", "IMPRESSION\u2236 {}", "IMPRESSION:\t{}", "\tIMPRESSION:\t{}",
+    "IMPRESSION :: {}", "IMPRESSION:: {}", "IMPRESSION:. {}", "IMPRESSION. : {}",
+    "> IMPRESSION: {}", ">> IMPRESSION\n{}", "\u2022 IMPRESSION: {}", "\u2022 Impression\n{}",
+    "\xb7 Impression: {}", "\u25e6 IMPRESSION: {}", "\u25a0 IMPRESSION: {}",
+    "\u27a2 IMPRESSION: {}", "\xbb IMPRESSION: {}", "\u2013 IMPRESSION: {}",
+    "\u2014 Impression: {}", "a) IMPRESSION: {}", "C. IMPRESSION: {}", "(3) IMPRESSION: {}",
+    "3) Impression\n{}", "3 - IMPRESSION: {}", "\xa7 IMPRESSION: {}", "I M P R E S S I O N: {}",
+    "I M P R E S S I O N\n{}", "\u201cIMPRESSION\u201d: {}", "'IMPRESSION': {}",
+    "\"impression\": {}", "IMPRESSION / PLAN: {}", "IMPRESSION & PLAN: {}",
+    "IMPRESSION + PLAN\n{}", "Impression and Plan\n{}", "IMPRESSION\r\n{}", "IMPRESSION\r{}",
+    "IMPRESSION\u2028{}", "IMPRESSION\x0b{}", "IMPRESSION\u3000{}",
+    "\uff29\uff2d\uff30\uff32\uff25\uff33\uff33\uff29\uff2f\uff2e\uff1a{}",
+    "IMPRESSI\u041eN: {}", "<u>IMPRESSION</u>: {}",
+    "<span style=\"font-weight:bold\">Impression:</span> {}", "<B>IMPRESSION:</B><BR>{}",
+    "<td>IMPRESSION</td><td>{}</td>", "<h3 class='x'>Impression</h3>\n<p>{}</p>",
+    "&lt;b&gt;IMPRESSION:&lt;/b&gt; {}", "<label>Impression:</label> {}",
+    "<IMPRESSION>{}</IMPRESSION>", "<impression>{}</impression>", "IMPRESSION:&#160;{}",
+    "IMPRESSION&colon; {}", "IMPRESSION:&amp;nbsp;{}", "IMPRESSION CXR: {}",
+    "IMPRESSION OF CHEST: {}", "IMPRESSION (CHEST): {}", "IMPRESSION [CHEST X-RAY]: {}",
+    "IMPRESSION, CHEST: {}", "CXR IMPRESSION: {}", "IMPRESSION BY DR. SMITH: {}",
+    "IMPRESSION\n========\n{}", "IMPRESSION\n----------\n{}", "IMPRESSION:\n\n\n\n{}",
+    "IMPRESSION:\n \n{}", "--IMPRESSION--\n{}", "==IMPRESSION==\n{}", "##IMPRESSION\n{}",
+    "###Impression:{}", "IMPRESSION = {}", "IMPRESSION -> {}", "IMPRESSION \u2192 {}",
+    "IMPRESSION;{}", "IMPRESSION,\n{}", "IMPRESSION/\n{}", "IMPRESSIONS\n{}",
+    "INTERPRETATION\n{}", "INTERPRETATION - {}", "Interpretation: {}", "OPINION - {}",
+    "Radiological opinion: {}",
 ]  # fmt: skip
 FINDINGS_AS_WRITTEN = [
     "FINDINGS: {}", "FINDINGS\n{}", "FINDINGS - {}", "FINDINGS. {}", "Findings\n{}", "Findings: {}",
@@ -272,3 +314,117 @@ def test_no_report_takes_long(part):
     start = time.perf_counter()
     phrase(part * 9000)
     assert time.perf_counter() - start < 5
+
+
+TAILS = [
+    "Electronically signed by: John Smith, MD",
+    "Electronically signed by John Smith, MD on 01/02/2020",
+    "ELECTRONICALLY SIGNED BY: JOHN SMITH", "Electronically Signed: John Smith",
+    "Dictated by: Dr. Smith", "Dictated by Dr. Smith", "DICTATED BY: SMITH",
+    "Dictated and authenticated by: John Smith", "Radiologist: Dr. John Smith",
+    "RADIOLOGIST: JOHN SMITH, MD", "Reporting radiologist: Dr. A. Jones",
+    "Attending radiologist: A. Jones", "Signed by: Dr. Smith", "Signed: Smith",
+    "Report signed by: Smith", "Reported by: Dr. Smith", "Reported by Dr Smith",
+    "Transcribed by: ABC 01/02/2020", "Transcriptionist: Mary Jones", "Read by: Smith",
+    "Interpreted by: John Smith, MD", "Approved by: John Smith", "Verified by: John Smith",
+    "Reviewed and signed by: J Smith", "Finalized by: J Smith", "Authenticated by: J Smith",
+    "Workstation performed: ABC123", "This report was electronically signed by John Smith, MD",
+    "This document has been electronically signed by John Smith, MD.",
+    "Report electronically signed by John Smith",
+    "I have personally reviewed the images and agree. John Smith, MD", "John Smith, MD",
+    "Dr. John Smith", "John Smith, M.D., Ph.D.", "END OF REPORT", "*** END OF REPORT ***",
+    "END OF IMPRESSION", "END OF IMPRESSION:", "Resident: Jane Doe", "Attending: Jane Doe",
+    "Dictating physician: Jane Doe", "Referring physician: Jane Doe",
+    "Consultant radiologist: Dr Jane Doe FRCR", "Dr Jane Doe\nConsultant Radiologist",
+    "Signed electronically by Jane Doe", "E-signed by Jane Doe", "Digitally signed by Jane Doe",
+    "D: 01/02/2020 T: 01/03/2020 J Smith", "cc: Dr. Jane Doe", "CC: Dr. Jane Doe",
+    "Thank you for referring this patient.\nDr Jane Doe",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("tail", TAILS)
+@pytest.mark.parametrize("joint", ["\n\n", "\n"])
+def test_nothing_of_a_signature_is_text(tail, joint):
+    assert phrase(f"FINDINGS: Clear.\n\nIMPRESSION: {TEXT}{joint}{tail}\n").text == TEXT
+    assert phrase(f"FINDINGS: {TEXT}{joint}{tail}").text == TEXT
+
+
+@pytest.mark.parametrize(
+    ("report", "text"),
+    [
+        ("Edema\nElectronically signed by: John Doe, MD", "Edema"),
+        ("Edema\nDictated by Dr. Doe", "Edema"),
+        ("Edema. Electronically signed by John Doe", "Edema."),
+        ("Edema.  Dictated by: Dr. Doe", "Edema."),
+        ("Edema.\n\nElectronically signed by:\n\nJohn Doe, MD\n01/02/2020", "Edema."),
+        ("Edema.\n\nSigned by: X\n\nADDENDUM: Seen.\n\nIMPRESSION: Less edema.", "Less edema."),
+    ],
+)  # fmt: skip
+def test_signatures_however_they_stand(report, text):
+    assert phrase(f"IMPRESSION: {report}").text == text
+
+
+@pytest.mark.parametrize("name", ["by: John Doe, MD", "by:\n\nJohn Doe, MD, radiology"])
+def test_a_signature_is_no_last_paragraph(name):
+    found = phrase(f"Left effusion is seen.\n\nElectronically signed {name}\n")
+    assert found[:2] == ("Left effusion is seen.", "last paragraph")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Right clavicle fracture: compression is seen.", "COMPRESSION: T8 is unchanged.",
+        "OCCLUSION: none of the bronchi.", "CONTUSION: mild, in the left lung.",
+        "No evidence of acute disease. Findings discussed with Dr. Smith.",
+        "Impression on the esophagus by the aortic arch.", "Cardiac impression is normal.",
+        "Report of prior study is not available.",
+        "Nodule: 3 mm. Comparison with prior is needed.", "Ratio 1:2 of heart. History of COPD.",
+        "Stable since 10/12: see impression of CT.",
+        "Signed consent is absent; read by the team as clear.",
+        "Attending to the left base, opacity.", "Edema: mild. Effusion: small.",
+        "Left: effusion. Right: clear.", "Lines: ET tube 3 cm above carina.",
+        "Radiologist notes opacity.", "Dr. Smith was told of the effusion.",
+        "Opacity (see comparison: prior film) is stable.", "Resident in left lung: nodule.",
+        "1. FINDINGS. consistent with edema.", "Edema. 2. FINDINGS. consistent with pneumonia.",
+        "Edema. Technique: limited. Small effusion.", "Nodule <b 3mm, stable >2 years.",
+        "Nodule <5 mm, >2 years stable.", "Effusion <i.e. small> is new.",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("joint", [" ", "\n"])
+def test_text_that_looks_like_a_heading_is_kept(text, joint):
+    report = f"FINDINGS: Low.\n\nIMPRESSION:{joint}{text}\n"
+    assert phrase(report)[:2] == (text, "impression")
+
+
+@pytest.mark.parametrize(
+    "pointer",
+    [
+        "Same as above.", "As above.", "As described above.", "See above for details.",
+        "See report.", "See findings.", "See findings above.", "Refer to findings.",
+        "Please refer to the findings section.", "As noted above.", "As stated above",
+        "As mentioned above.", "As detailed in the findings.", "Findings as above.",
+        "Findings as described above.", "See body of report.", "Please see the above report.",
+        "Per findings.", "As per findings above.", "Same.", "See comment.",
+        "See comments above.", "See full report above.", "See text.", "Refer to above.",
+        "Above.", "Ditto.", "Please see above report for details.", "As in findings.", "nan",
+        "None", "N/A", "#N/A", "NULL.",
+    ],
+)  # fmt: skip
+def test_an_impression_that_says_nothing_gives_way(pointer):
+    report = f"FINDINGS: Low lung volumes.\n\nIMPRESSION: {pointer}"
+    assert phrase(report)[:2] == ("Low lung volumes.", "findings")
+
+
+@pytest.mark.parametrize(
+    ("report", "found"),
+    [
+        ("FINDINGS:Clear.IMPRESSION:Edema.", "Edema."),
+        ("Findings:Clear.Impression:Edema.", "Edema."),
+        ("FINDINGS:Clear;IMPRESSION:Edema.RECOMMENDATION:CT.", "Edema."),
+        ("FINDINGS: Clear.<br>IMPRESSION: Edema.", "Edema."),
+        ("FINDINGS: Clear.\\nIMPRESSION: Edema.", "Edema."),
+        ('"IMPRESSION: Edema."', "Edema."),
+    ],
+)  # fmt: skip
+def test_reports_without_spaces_or_as_exported(report, found):
+    assert phrase(report)[:2] == (found, "impression")
