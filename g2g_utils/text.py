@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from g2g_utils import tagger
-from g2g_utils.data.plain import Plain, is_empty, normalise, plain
+from g2g_utils.data.plain import Plain, normalise, plain, says_nothing
 from g2g_utils.data.record import FINDINGS
 
 log = logging.getLogger(__name__)
@@ -186,7 +186,7 @@ def _read(phrase: str) -> Plain:
     """The plain text of a phrase; an error where it says nothing."""
     source = normalise(phrase)
     source = source._replace(text=_one_line(source.text))
-    if is_empty(phrase) or not _WORD.search(source.text):
+    if says_nothing(phrase):
         raise PhraseError(f"empty phrase {phrase!r}: write at least one word")
     return source
 

@@ -37,8 +37,8 @@ MEANT = {  # a column's name, letters alone -> the column that it seems to be
     "patient": "subject",
     "patientid": "subject",
 }
-FEWEST, CORNER = 8, 0.55
-"""So many boxes tell of their frame: corners, or a smaller one, in the upper left of the films."""
+FEWEST, CORNERS = 3, (0.45, 0.55)
+"""Boxes that all end in this upper left part of their films tell of another frame: few, or more."""
 CLASSES = {finding.lower(): finding for finding in FINDINGS}
 
 FolderError = TableError
@@ -65,7 +65,7 @@ def _example(row: Row, images: Images) -> Example:
 
 def _box(row: Row, images: Images, image: Path) -> Box | None:
     """The box in pixels of the file, from the frame of `FRAME`'s columns where they are filled."""
-    if not any(row.get(column) for column in FRAME):
+    if all(is_empty(row.get(column)) for column in FRAME):
         return row.box(*images.size(image))
     height, width = row.number("image_height"), row.number("image_width")
     if min(height, width) < 1:
@@ -77,13 +77,16 @@ def _box(row: Row, images: Images, image: Path) -> Box | None:
 def other_frame(path: Path, examples: Sequence[Example], images: Images) -> TableError | None:
     """A complaint where all boxes of a table seem to be drawn in another frame than the films'."""
     boxed = {(e.image, box) for e in examples for box in e.boxes if isinstance(e.image, Path)}
-    if len(boxed) < FEWEST:
+    if not boxed:
         return None
     sizes = {image: images.size(image) for image, _ in boxed}
     ends = [max((x + w) / sizes[f][1], (y + h) / sizes[f][0]) for f, (x, y, w, h) in boxed]
-    if max(ends) < CORNER:
+    if max(ends) < CORNERS[len(boxed) >= FEWEST]:
         problem = f"all {len(boxed)} boxes lie in the upper left {max(ends):.0%} of their images"
-        fix = f"if they were drawn in smaller copies, add the columns {' and '.join(FRAME)}"
+        fix = (
+            f"if they are percent or were drawn in smaller copies, add the columns "
+            f"{' and '.join(FRAME)} (100 and 100 for percent)"
+        )
     elif all(w > x and h > y for _, (x, y, w, h) in boxed):
         problem = f"of all {len(boxed)} boxes w is larger than x, and h than y"
         fix = "if these are two corners (x1, y1, x2, y2), subtract: w = x2 - x1, h = y2 - y1"

@@ -40,15 +40,14 @@ ALIKE = dict(zip("аеорсухіјѕһԁԛԝАВЕКМНОРСТУХІЈЅοΑ
 MIXED = re.compile(rf"[A-Za-z{''.join(ALIKE)}]+")
 FORMULA = re.compile(r"""\s*=\s*"(.*)"\s*""", re.DOTALL)
 EMPTY = re.compile(
-    r"[\W_]*+(?:nan|n\s*[/.]?\s*a\.?|none|null|nil|nat|undefined|blank|1\.#(?:ind|qnan)|\\n"
+    r"[\W_]*+(?:nan|n\s*[/.]?\s*a\.?|none|null|nil|nat|undefined|blank|1\.#(?:ind|qnan)"
     r"|not (?:available|applicable))?[\W_]*+"
-    r"|\W*(?:#[\W_]*[^\W_]+(?:[ _/-][^\W_]*)*[!?]+|#[^\W\d]{1,2}/?[^\W\d]|err(?:or)?:\d{3}"
-    r"|#(?:ref|value|name|num|null|spill|calc|getting_data|yok|hiányzik|není_k_dispozici))\W*",
+    r"|[^\w#]*+(?:#[¡¿]?[^\W_]++(?:[_/-][^\W_]*+)*+[!?]++|#[^\W\d]{1,2}/?[^\W\d]|err(?:or)?:\d{3}"
+    r"|#(?:ref|value|name|num|null|spill|calc|getting_data|yok|hiányzik|není_k_dispozici))\W*+|\s*\\n\s*",
     re.IGNORECASE,
 )
 """Words for nothing; a spreadsheet's errors in any language (#N/A, #NV, #WERT!, #NOM?, Err:502)."""
-
-
+NUMBER = re.compile(r"(?:[\W\d_]|(?<=\d)[eE](?=[+-]?\d))*")
 MARKED = re.compile("[&<]")
 
 
@@ -100,8 +99,8 @@ def is_empty(typed: str) -> bool:
 
 
 def says_nothing(typed: str) -> bool:
-    """True if a phrase is empty, or has no letter."""
-    return is_empty(typed) or not any(map(str.isalpha, plain(typed)))
+    """True if a phrase is empty, or a number."""
+    return is_empty(typed) or NUMBER.fullmatch(plain(typed)) is not None
 
 
 def _clusters(typed: str, low: int, high: int) -> Iterator[tuple[str, tuple[int, int]]]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import difflib
 import gzip
 import io
 import math
 import os
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,13 +18,15 @@ from pathlib import Path
 from typing import TextIO
 
 from g2g_utils.data.geometry import Box
-from g2g_utils.data.plain import is_empty, plain, printable
+from g2g_utils.data.plain import is_empty, plain, printable, says_nothing
 
 BOX_COLUMNS = ("x", "y", "w", "h")
+NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|[+-]?(?:nan|inf(?:inity)?)", re.I)
 SLACK = 1.0  # pixels a box may stick out by: annotation tools round
 DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 TEXT_FIX = "save it as UTF-8 text"
 CSV_FIX = "save it as UTF-8 CSV"
+SEP = re.compile(r"sep=.?$")  # Excel's line about the delimiter, above the header
 README = "data/README.md says where each file goes"
 
 
@@ -89,7 +93,7 @@ class Row:
     def phrase(self, column: str, problem: str, fix: str) -> str:
         """A cell that must say something, as plain text on one line with single spaces."""
         text = self.text(column, problem, fix)
-        if is_empty(text):
+        if says_nothing(text):
             raise self.error(f"{problem} ({text!r})", fix, column)
         return " ".join(plain(text).split())
 
@@ -99,11 +103,10 @@ class Row:
         if not text:
             fix = "fill x, y, w and h, or leave all four empty"
             raise self.error("the box is incomplete", fix, column, "box")
-        try:
-            value = float(text)
-        except ValueError:
-            fix = "write pixels with a decimal point"
-            raise self.error(f"{text!r} is not a number", fix, column, "box") from None
+        if not NUMBER.fullmatch(text):
+            fix = "write pixels with a decimal point, or leave all four empty where there is no box"
+            raise self.error(f"{text!r} is not a number", fix, column, "box")
+        value = float(text)
         if not math.isfinite(value):
             fix = "write pixels, or leave x, y, w and h empty where there is no box"
             raise self.error(f"{text!r} is not a finite number", fix, column, "box")
@@ -116,12 +119,12 @@ class Row:
         columns: Sequence[str] = BOX_COLUMNS,
         cut: list[TableError] | None = None,
     ) -> Box | None:
-        """The row's box in a height × width image, or None if all four cells are empty.
+        """The row's box in a height × width image, or None if all four cells are empty (or "NA").
 
         A box that sticks out by more than a pixel is an error. With a list `cut` it is cut at the
         edge of the image and added to the list, as long as something of it is left.
         """
-        if not any(self.get(column) for column in columns):
+        if all(is_empty(self.get(column)) for column in columns):
             return None
         x, y, w, h = (self.number(column) for column in columns)
         for column, length in zip(columns[2:], (w, h), strict=True):
@@ -229,18 +232,24 @@ def _open_text(path: Path) -> TextIO:
     if not path.is_file():
         raise TableError(path, "no such file", "give the path of a CSV file", kind="file")
     with path.open("rb") as file:
-        start = file.read(64)
+        packed = file.read(2) == b"\x1f\x8b"
+    binary = gzip.open(path) if packed else path.open("rb")
+    while binary.peek(3).startswith(codecs.BOM_UTF8):  # some tools write two
+        binary.read(3)
+    start = binary.peek(64)[:64]
     imposters = {
-        b"PK\x03\x04": ("a zip archive, not a table", "unpack it"),
+        b"pk\x03\x04": ("a zip archive, not a table", "unpack it"),
         b"<!doctype html": ("a web page, not a table", "log in and download it again"),
         b"<html": ("a web page, not a table", "log in and download it again"),
         b"version https://git-lfs": ("a Git LFS pointer, not a table", "run `git lfs pull`"),
     }
-    for sign, (problem, fix) in imposters.items():
-        if start.lstrip().lower().startswith(sign.lower()):
-            raise TableError(path, problem, fix, kind="file")
-    binary = gzip.open(path) if start[:2] == b"\x1f\x8b" else path.open("rb")
-    return io.TextIOWrapper(binary, encoding="utf-8-sig", newline="")
+    found = [told for sign, told in imposters.items() if start.lstrip().lower().startswith(sign)]
+    if 3 * start.count(b"\0") > len(start) and not found:
+        found = [("not UTF-8 text but UTF-16, or no text at all", TEXT_FIX)]
+    if found:
+        binary.close()
+        raise TableError(path, *found[0], kind="file")
+    return io.TextIOWrapper(binary, encoding="utf-8", newline="")
 
 
 def _check_header(
@@ -276,7 +285,10 @@ def _rows(
     path: Path, file: TextIO, required: Sequence[str], rename: Mapping[str, str]
 ) -> Iterator[Row]:
     lines = csv.reader(file, strict=True)
-    header = [rename.get(name.strip(), name.strip()) for name in _trimmed(next(lines, []))]
+    first: list[str] = next(
+        (cells for raw in lines if (cells := _trimmed(raw)) and not SEP.match(cells[0])), []
+    )
+    header = [rename.get(name.strip(), name.strip()) for name in first]
     _check_header(path, header, required, {new: old for old, new in rename.items()})
     n, end = len(header), lines.line_num
     while True:
