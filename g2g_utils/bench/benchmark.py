@@ -69,10 +69,16 @@ def score(
         keeps its row, with NaN and the reason.
 
     Raises:
-        ValueError: there are no pairs, or the numbers of other phrases and of pairs differ.
+        ValueError: there are no pairs, none has a box in its frame, or the numbers of other phrases
+            and of pairs differ.
     """
     if not len(pairs):
         raise ValueError(f"no image-phrase pairs for {method.name}: give it at least one")
+    if not any(_has_target(pair, method.image_size) for pair in pairs):
+        raise ValueError(
+            f"none of the {len(pairs)} image-phrase pairs for {method.name} has a box inside its "
+            "image's centred square: give pairs with boxes in pixels of their images"
+        )
     drawn: Others = draw_others(pairs, method.image_size) if others is True else list(others or [])
     if drawn and len(drawn) != len(pairs):
         raise ValueError(f"{len(drawn)} other phrases for {len(pairs)} pairs")
@@ -87,6 +93,12 @@ def score(
             _add_vilouras(found, own, original, method.image_size, variants, by)
         rows += [{"method": method.name} | row for row in found]
     return pd.DataFrame(_every_variant(rows, by) if variants else rows)
+
+
+def _has_target(pair: Example, side: int) -> bool:
+    """True if something of a pair's boxes lies in its frame."""
+    boxes = pair.framed(side).boxes if pair.boxes else ()
+    return bool(boxes) and bool(metrics.rasterise(boxes, side).any())
 
 
 def answers(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -31,8 +32,13 @@ class Images:
         self.size = lru_cache(maxsize=None)(image_size)  # path -> (height, width)
 
     def candidates(self, name: str) -> list[Path]:
-        """Paths at which an image may lie: every folder, its own suffix first."""
+        """Paths at which an image may lie: every folder, its own suffix first.
+
+        Letters with accents are tried as written, in one character and in two (macOS).
+        """
         names = [name, *(str(Path(name).with_suffix(suffix)) for suffix in self.suffixes)]
+        if not name.isascii():
+            names += [unicodedata.normalize(form, n) for form in ("NFC", "NFD") for n in names]
         return [folder / n for folder in self.folders for n in dict.fromkeys(names)]
 
     def find(self, row: Row, column: str, name: str) -> Path:
@@ -41,8 +47,8 @@ class Images:
         Raises:
             TableError: there is none; the message names the row and the places searched.
         """
-        candidates = self.candidates(name)
         try:
+            candidates = self.candidates(name)
             path = next((p for p in candidates if p.is_file()), candidates[0])
             self.size(path)
         except ImageError as error:

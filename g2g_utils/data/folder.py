@@ -37,7 +37,7 @@ MEANT = {  # a column's name, letters alone -> the column that it seems to be
     "patient": "subject",
     "patientid": "subject",
 }
-FEWEST, CORNERS = 3, (0.45, 0.55)
+FEWEST, CORNERS = 3, (0.35, 0.55)
 """Boxes that all end in this upper left part of their films tell of another frame: few, or more."""
 CLASSES = {finding.lower(): finding for finding in FINDINGS}
 
@@ -106,7 +106,7 @@ def _check_names(path: Path, header: Iterable[str]) -> None:
     place: dict[str, Any] = {"place": "line 1", "kind": "columns"}
     for column in header:
         name = column.lower()
-        if name in OPTIONAL and column not in OPTIONAL:
+        if name in (*REQUIRED, *OPTIONAL) and column != name:
             raise TableError(path, "unknown column", f"write {name!r}", column=column, **place)
         bare = re.sub(r"[^a-z0-9]", "", plain(name))
         if bare in BOX_COLUMNS and column not in BOX_COLUMNS:

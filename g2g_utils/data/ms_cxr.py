@@ -64,7 +64,9 @@ def _tree(path: Path) -> Any:
     try:
         with opened(path) as file:
             return json.load(file)
-    except json.JSONDecodeError as error:
+    except TableError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise TableError(path, f"not JSON ({error})", "download it again", kind="file") from error
 
 
@@ -92,7 +94,7 @@ def _cells(annotation: Any, films: dict[Any, Any], categories: dict[Any, Any]) -
         **{name: str(value) for name, value in zip("xywh", (x, y, w, h), strict=True)},
         "image_width": str(film.get("width") or annotation["width"]),
         "image_height": str(film.get("height") or annotation["height"]),
-        "split": str(annotation.get("split") or film.get("split") or ""),
+        "split": str(annotation.get("split") or film.get("split") or "").strip(),
     }
 
 

@@ -26,7 +26,7 @@ SLACK = 1.0  # pixels a box may stick out by: annotation tools round
 DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 TEXT_FIX = "save it as UTF-8 text"
 CSV_FIX = "save it as UTF-8 CSV"
-SEP = re.compile(r"sep=.?$")  # Excel's line about the delimiter, above the header
+SEP = re.compile(r"sep=.?$", re.IGNORECASE)  # Excel's line about the delimiter, above the header
 README = "data/README.md says where each file goes"
 
 
@@ -288,7 +288,8 @@ def _rows(
     first: list[str] = next(
         (cells for raw in lines if (cells := _trimmed(raw)) and not SEP.match(cells[0])), []
     )
-    header = [rename.get(name.strip(), name.strip()) for name in first]
+    names = [plain(name).strip() for name in first]
+    header = [rename.get(name, name) for name in names]
     _check_header(path, header, required, {new: old for old, new in rename.items()})
     n, end = len(header), lines.line_num
     while True:

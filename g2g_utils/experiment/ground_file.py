@@ -6,6 +6,7 @@ folder and hold no header field of the image.
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -70,8 +71,7 @@ def ground_file(
     image = Path(image)
     example = example_of_file(config, image, phrase)
     check_arm(config, arm)
-    if out is not None and out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is no folder: name one for the results")
+    place = _writable(out or places.build(config) / "grounded")
     if method not in get_args(Method):
         raise ValueError(f"method {method!r}: choose one of {', '.join(get_args(Method))}")
     model, plain = _model(config, arm), method == "attention"
@@ -88,14 +88,27 @@ def ground_file(
     parameters |= told.pop("settings", {})
     digest = runs.digest([source, parameters, _weights(config, model)], 8)
     name = f"{short_name(image.stem)}-{digest}"
-    folder = (out or places.build(config) / "grounded") / name
+    folder = place / name
     report = {**_report(result, image), **told, "image": source, "parameters": parameters}
     return write_files(config, folder, example, result, report, film=film_of(image))
 
 
+def _writable(folder: Path) -> Path:
+    """The folder for results, made; one line if that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{folder} is no folder: name one for the results ({reason})") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"{folder} is read-only: name another folder for the results")
+    return folder
+
+
 def short_name(stem: str) -> str:
-    """A file's name cut to what fits into a folder's name with more behind it."""
-    return stem.encode()[:LONGEST_STEM].decode(errors="ignore")
+    """A file's name cut to what fits into a folder's name, of characters that can be shown."""
+    cut = os.fsencode(stem)[:LONGEST_STEM].decode(errors="ignore")
+    return "".join(c if c.isprintable() else "_" for c in cut) or "image"
 
 
 def check_arm(config: Config, arm: str | None) -> None:

@@ -176,7 +176,7 @@ def stored_config(
     )
     try:
         read = json.loads(found.read_text("utf-8")) if found else None
-    except ValueError:  # said when it is loaded
+    except (ValueError, RecursionError):  # said when it is loaded
         return None
     return read if isinstance(read, dict) else None
 
@@ -233,7 +233,7 @@ def _options(revision: str | None) -> dict[str, str]:
 
 UNREADABLE = (  # errors of reading: files missing, damaged, or no weights
     OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError,
-    AttributeError, TypeError,
+    AttributeError, TypeError, LookupError, ArithmeticError, AssertionError,
 )  # fmt: skip
 
 

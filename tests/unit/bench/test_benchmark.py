@@ -176,6 +176,20 @@ def test_given_maps_go_through_the_same_door(images):
     assert np.isnan(unknown.cnr[0]) and unknown.note[0] == "no map of it"
 
 
+@pytest.mark.parametrize("boxes", [(), ((500, 500, 5, 5),)])
+def test_pairs_of_which_none_has_a_box_are_refused_before_anything_runs(images, boxes):
+    class Asked:
+        name, image_size = "asked", 32
+
+        def ground(self, queries):
+            raise AssertionError("a method was asked")
+
+    pairs = [replace(pair, boxes=boxes) for pair in examples(images)]
+    with pytest.raises(ValueError, match=r"none of the 3 .* for asked has a box") as caught:
+        bench.score(Asked(), pairs, progress=False)
+    assert len(str(caught.value).splitlines()) == 1
+
+
 def test_an_empty_list_of_pairs_is_refused():
     class Nothing:
         name, image_size = "nothing", 8

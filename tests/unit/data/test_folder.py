@@ -3,6 +3,7 @@
 import csv
 import os
 import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -216,13 +217,29 @@ SOUND = [(200 + 70 * k, 120 + 20 * k, 150, 290) for k in range(8)]
 
 @pytest.mark.parametrize(
     ("boxes", "fix"),
-    [(CORNER_BOXES, "w = x2 - x1"), (SMALL_FRAME, "add the columns image_width"), (SOUND, "")],
+    [
+        (CORNER_BOXES, "w = x2 - x1"),
+        (CORNER_BOXES[:1], "w = x2 - x1"),
+        (SMALL_FRAME, "add the columns image_width"),
+        (SMALL_FRAME[:2], "add the columns image_width"),
+        ([(31, 42, 20, 15)], "(100 and 100 for percent)"),
+        (SOUND, ""),
+        (SOUND[1:2], ""),
+    ],
 )
 def test_tables_of_another_frame_are_told(tmp_path, caplog, boxes, fix):
     problems = []
     load(many(tmp_path, boxes), problems=problems)
     load(many(tmp_path, boxes))
     assert (fix in caplog.text) and len(caplog.records) == len(problems) == bool(fix)
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_accents_in_names_are_found_in_either_form(tmp_path, form):
+    name = unicodedata.normalize(form, "poumon-\u00e9.png")
+    film(tmp_path, unicodedata.normalize("NFC" if form == "NFD" else "NFD", name), 32, 32)
+    (tmp_path / "t.csv").write_text(f"image,phrase\n{name},effusion\n")
+    assert len(load(tmp_path / "t.csv")) == 1
 
 
 def test_the_frame_of_a_box_may_be_named(tmp_path):

@@ -157,7 +157,7 @@ def test_one_phrase_with_two_classes_stays_two_pairs_and_is_logged(
     assert "'mild edema' has the classes Edema and Pneumonia" in caplog.text
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"categories": []}'])
+@pytest.mark.parametrize("content", ["{", "[]", '{"categories": []}', "[" * 100_000, "9" * 5000])
 def test_json_that_is_no_coco(tmp_path, content):
     (tmp_path / "MS_CXR_Local_Alignment_v1.1.0.json").write_text(content)
     with pytest.raises(TableError, match=r"v1\.1\.0\.json: (not JSON|no COCO file)"):
@@ -190,6 +190,9 @@ BAD_COCO = [
     (lambda t: t["annotations"].insert(0, [1]), "annotation 0: TypeError"),
     (lambda t: t["annotations"].insert(0, None), "annotation 0: TypeError"),
     (lambda t: t.update(annotations=[]), "no annotations"),
+    (lambda t: t["images"][0].update(path="", file_name=""), "annotation 0, column 'path'"),
+    (lambda t: t["annotations"][0].update(bbox=["1_0", 2, 3, 4]), "annotation 0, column 'x'"),
+    (lambda t: t["annotations"][0].update(bbox=[None] * 4), "annotation 0, column 'x'"),
     (lambda t: t["images"].append(t["images"][0]), "two images have one id"),
     (lambda t: t["categories"].append({"id": 1, "name": "Mass"}), "two categories have one id"),
 ]

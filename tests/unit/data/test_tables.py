@@ -28,6 +28,32 @@ def test_content_not_name_says_whether_a_table_is_compressed(tmp_path, name, com
     assert [(r["a"], r["b"], r.place) for r in rows] == [("1", "2", "line 2"), ("3", "4", "line 3")]
 
 
+@pytest.mark.parametrize(
+    "before",
+    [
+        "sep=,\n",
+        "SEP=,\r\n",
+        '"sep=,"\n',
+        "\n\n",
+        ",,,\n",
+        "\ufeff",
+        "\ufeff\ufeff",
+        "\ufeffsep=,\n",
+    ],
+)
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_what_spreadsheets_put_before_a_header_is_passed_over(tmp_path, before, end):
+    path = tmp_path / "t.csv"
+    path.write_text(before + TEXT.replace("\n", end), newline="")
+    assert [row["a"] for row in read(path, ["a", "b"])] == ["1", "3"]
+
+
+def test_names_of_columns_are_plain(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("a\u200b,\u00a0b \n1,2\n")
+    assert [row["b"] for row in read(path, ["a", "b"])] == ["2"]
+
+
 IMPOSTERS = [
     (b"PK\x03\x04rest", "zip archive", "unpack"),
     (b"<!DOCTYPE html><html>", "a web page", "log in"),
@@ -43,6 +69,11 @@ IMPOSTERS = [
     (b"a,b\n", "no rows", "add"),
     (b"", "the file is empty", "names the columns"),
     (b"a,b\n\xe9,2\n", "not UTF-8", "save it as UTF-8"),
+    (TEXT.encode("utf-16"), "UTF-16", "save it as UTF-8"),
+    (TEXT.encode("utf-16-le"), "UTF-16", "save it as UTF-8"),
+    (gzip.compress(TEXT.encode("utf-16-be")), "UTF-16", "save it as UTF-8"),
+    (b"sep=;\na;b\n1;2\n", "separated by semicolons", "use commas"),
+    (b"\xef\xbb\xbf<!doctype html>", "a web page", "log in"),
 ]
 
 
@@ -130,3 +161,22 @@ def test_problems_are_collected_where_there_is_a_list(tmp_path):
         with tolerate(problems):
             box_row(tmp_path, 0, 0, width, 5).box(9, 9)
     assert len(problems) == 2 and {p.kind for p in problems} == {"box"}
+
+
+NUMBERS = ["1_0", "0x10", "1e", "1 0", "1.2.3", "31%", "1'000", "1.000,5", "10px", "1/2", "1e400"]
+
+
+@pytest.mark.parametrize("text", [*NUMBERS, "\u221e", "nan", "NA"])
+def test_a_side_that_is_no_number_is_named(tmp_path, text):
+    with pytest.raises(TableError, match="line 2, column 'x'"):
+        box_row(tmp_path, text, 1, 5, 5).box(99, 99)
+
+
+@pytest.mark.parametrize("text", ["+10", "1e1", "10.", "1.0E+01", "010", "\uff11\uff10"])
+def test_numbers_however_they_are_written(tmp_path, text):
+    assert box_row(tmp_path, text, 1, 5, 5).box(99, 99) == (10, 1, 5, 5)
+
+
+@pytest.mark.parametrize("text", ["NA", "None", "nan", "NULL", "-", "#N/A", "#NV", "\\N", "N / A"])
+def test_four_cells_that_say_nothing_are_no_box(tmp_path, text):
+    assert box_row(tmp_path, text, text, "", text).box(9, 9) is None

@@ -231,6 +231,39 @@ def test_real_films(config, quick, tmp_path):
         assert heatmap.min() == 0 and heatmap.max() == 1
 
 
+ODD = [
+    b"a\xff",
+    b"\xff\xfe",
+    b"a\nb",
+    b"a'b",
+    b'a"b',
+    b" a ",
+    b"{a}",
+    b"a$b",
+    b"caf\xc3\xa9",
+    b"-a",
+]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_names_of_films_are_grounded(config, quick, tmp_path, name):
+    path = film(tmp_path / "film.png").rename(tmp_path / os.fsdecode(name + b".png"))
+    files = ground_file.ground_file(config, path, PHRASE)
+    assert all(file.is_file() for file in files)
+    files[0].parent.name.encode()
+    assert files[0].parent.name.isprintable()
+
+
+@pytest.mark.parametrize("out", ["film.png/x", "gone/../film.png", "a\0b", "/proc/x", "l" * 300])
+def test_a_folder_that_cannot_be_made_stops_before_anything_heavy(
+    config, nothing_heavy, tmp_path, out
+):
+    path = film(tmp_path / "film.png")
+    with pytest.raises(ValueError, match="is no folder: name one") as caught:
+        ground_file.ground_file(config, path, PHRASE, out=tmp_path / out)
+    assert len(str(caught.value).splitlines()) == 1
+
+
 @pytest.mark.parametrize("stem", ["a" * 240, "é" * 120, "film"])
 def test_long_names_leave_room_for_more(stem):
     short = ground_file.short_name(stem)

@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from g2g_utils import config as configuration
 from g2g_utils.config import ConfigError
 from g2g_utils.experiment import costs, recipes
-from g2g_utils.models import image_posterior, load_unet
+from g2g_utils.models import MissingWeights, image_posterior, load_unet
 from g2g_utils.models.supported import check_supported, problems
 
 SMALL = {
@@ -35,6 +35,53 @@ def test_a_setting_that_wants_more_is_named(setting):
         check_supported({setting: WANTS_MORE[setting]}, source="some/model")
     line = str(caught.value)
     assert line.startswith("some/model: unet/config.json: ") and "\n" not in line
+
+
+NUMBERS = [None, 0, -1, "3", [3], {}, True, 2.5, float("nan")]
+LISTS = [None, 5, "abc", [], [None], {}, [1, "a"]]
+WRONG = {
+    "vae": {
+        "scaling_factor": [None, 0, "0.18", -1, float("inf"), [0.18], True],
+        "shift_factor": [[0.1] * 4, "0.1", float("nan"), {}, True],
+        "latent_channels": NUMBERS, "in_channels": [*NUMBERS, 2, 5],
+        "block_out_channels": LISTS, "down_block_types": LISTS, "up_block_types": LISTS,
+    },
+    "unet": {
+        "cross_attention_dim": [*NUMBERS, [32, 32], [32]], "in_channels": NUMBERS,
+        "layers_per_block": ["4", -1, [], 2.5], "attention_head_dim": ["a", -8, [0, 0], {}],
+        "block_out_channels": LISTS, "down_block_types": LISTS, "up_block_types": LISTS,
+        "mid_block_type": [5, [], {}], "norm_num_groups": ["4", -1, [], 2.5],
+        "freq_shift": ["a", None],
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("part", "setting", "value"),
+    [(p, s, v) for p, settings in WRONG.items() for s, values in settings.items() for v in values],
+)
+def test_a_value_of_the_wrong_kind_is_named(part, setting, value):
+    wrong = {setting: value}
+    with pytest.raises(ConfigError, match=setting) as caught:
+        check_supported(*((wrong, None) if part == "unet" else (None, wrong)), source="some/model")
+    line = str(caught.value)
+    assert line.startswith(f"some/model: {part}/config.json: ") and "\n" not in line
+
+
+def test_values_that_are_fine_and_a_unet_that_reads_no_text():
+    fine = {"scaling_factor": 1, "shift_factor": None, "in_channels": 4}
+    assert problems({"attention_head_dim": [5, 10]}, fine) == []
+    blind = {"down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"]}
+    assert "nothing reads the text" in problems(blind | {"mid_block_type": None}, None)[0]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", "5", "NaN", "[" * 100_000])
+def test_a_config_that_is_none_is_one_line(tmp_path, content):
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "config.json").write_text(content)
+    with pytest.raises(MissingWeights, match="no usable weights") as caught:
+        load_unet(tmp_path)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_channels_of_both_must_agree():
