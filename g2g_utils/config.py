@@ -394,6 +394,48 @@ class AdaMatchSettings(Section):
         return self
 
 
+class DenseArm(Section):
+    """One arm of G2D: what its decoder must predict. All but one setting are the paper's."""
+
+    target: Literal["none", "own", "other", "image", "lesions", "mean"] = "own"
+    # own pseudo mask; another image's; the image; true lesions; the mean pseudo mask
+    weight: float = Field(1.0, ge=0)  # of the decoder's loss
+    cut: Literal["quantile", "mixture"] = "quantile"
+    quantile: float = Field(0.85, gt=0, lt=1)
+    percentile_of: Literal["whole", "body"] = "whole"
+    enlarge: Literal["nearest", "bilinear"] = "nearest"
+    body: bool = True  # body mask
+    smooth: bool = True  # bilateral filter
+    per_head: bool = False  # one mask a head
+    heads: int | None = Field(None, gt=0)  # None: as in `g2d.heads`
+    skips: int | None = Field(None, ge=0)  # of the decoder, deepest first; None: all
+
+
+class G2DSettings(Section):
+    """G2D: dense pre-training by pseudo-segmentation."""
+
+    arms: dict[str, DenseArm] = Field(min_length=1)
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    encoder: Literal["small", "resnet50"] = "small"  # of images
+    text: str = "mlm"  # of `encoders`; frozen
+    joint: int = Field(128, gt=0)  # channels of the joint space
+    heads: int = Field(4, gt=0)
+    warmup_steps: int = Field(300, gt=0)  # contrast alone, shared by a seed's arms
+    steps: int = Field(500, gt=0)  # of an arm, after the warm-up
+    batch_size: int = Field(48, gt=1)  # a contrast needs two
+    learning_rate: float = Field(1.0e-3, gt=0)
+    weight_decay: float = Field(1.0e-4, ge=0)
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    checkpoint_every: int = Field(250, gt=0)
+
+    @field_validator("arms")
+    @classmethod
+    def _arms_have_names(cls, arms: dict[str, DenseArm]) -> dict[str, DenseArm]:
+        if wrong := [a for a in arms if not re.fullmatch(r"[\w.-]+", a) or a == "warmup"]:
+            raise ValueError(f"arm {wrong[0]!r}: name it by letters and -, not warmup")
+        return arms
+
+
 class Resources(Section):
     """Resources of one job of a rule on a cluster. They change no result."""
 
@@ -419,6 +461,7 @@ class Config(Section):
     evaluation: Evaluation
     fidelity: Fidelity
     adamatch: AdaMatchSettings | None = None  # None: the profile trains no such network
+    g2d: G2DSettings | None = None  # None: the profile trains no such network
     methods: dict[str, Method] = {}  # rows of the benchmark, in the order of its tables
     retrain: bool = False  # ignore shipped weights and train everything here
     # by rule of the workflow (product, training, notebook, point); left out of dumps and keys
@@ -448,6 +491,12 @@ class Config(Section):
                 f"image_size = {self.image_size} is no multiple of {cells} pixels, "
                 "AdaMatch's largest patch"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _dense_training_has_a_text_encoder(self) -> Config:
+        if self.g2d and self.g2d.text not in self.encoders:
+            raise ValueError(f"g2d.text = {self.g2d.text!r} is not in encoders")
         return self
 
     @field_validator("methods")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from g2g_utils import runs, tagger
-from g2g_utils.config import AdaMatchSettings, Config, ConfigError, Section
+from g2g_utils.config import AdaMatchSettings, Config, ConfigError, G2DSettings, Section
 from g2g_utils.experiment import apart, parts
 from g2g_utils.experiment.make import ensure
 from g2g_utils.experiment.plan import needs
@@ -416,6 +416,86 @@ def retrieval(config: Config, item: str, folder: Path) -> dict[str, Any]:
         "mean side in pixels": round(float(sides.mean()), 3),
     }
     return {"metrics": metrics | boxes}
+
+
+# ---------------------------------------------------------------- G2D
+
+
+def dense_settings(config: Config) -> G2DSettings:
+    """The profile's `g2d:` section; ConfigError where it has none."""
+    if config.g2d is None:
+        raise ConfigError(f"profile {config.profile!r} trains no G2D: give it a section g2d")
+    return config.g2d
+
+
+def _dense_heads(config: Config, arm: str) -> int:
+    settings = dense_settings(config)
+    return settings.arms[arm].heads or settings.heads
+
+
+def _dense_item(config: Config, item: str) -> tuple[str, int]:
+    """Arm and seed of a product `g2d/ARM-sSEED`."""
+    arm, _, seed = item.rpartition("-s")
+    known = dense_settings(config).arms
+    if arm not in known or not seed.isdigit():
+        raise ConfigError(f"no G2D {item!r}: write ARM-sSEED with ARM one of {', '.join(known)}")
+    return arm, int(seed)
+
+
+def _dense_warmups(config: Config) -> list[str]:
+    """HEADS-sSEED of the warm-ups: arms of one number of heads share one."""
+    if config.g2d is None:
+        return []
+    heads = dict.fromkeys(_dense_heads(config, arm) for arm in config.g2d.arms)
+    return [f"{h}-s{seed}" for h in heads for seed in config.g2d.seeds]
+
+
+def _dense_recipe(config: Config, *but: str) -> dict[str, Any]:
+    """Settings that all arms share."""
+    settings = dense_settings(config)
+    text = config.encoders[settings.text]
+    shared = settings.model_dump(exclude={"arms", "seeds", "checkpoint_every", *but})
+    return {"g2d": shared, "text": config.text.max_length, "encoder": dump(text)}
+
+
+@product(
+    "g2d-warmup",
+    items=_dense_warmups,
+    needs=lambda config, item: ["pairs", f"encoders/{dense_settings(config).text}"],
+    parameters=lambda config, item: {"item": item} | _dense_recipe(config, "steps"),
+)
+def dense_warmup(config: Config, item: str, folder: Path) -> None:
+    """G2D's image encoder, pooling and projectors after the contrast alone."""
+    from g2g_utils.experiment import dense
+
+    heads, seed = item.split("-s")
+    dense.warm_up(config, int(heads), int(seed), folder)
+
+
+@product(
+    "g2d",
+    items=lambda config: (
+        [f"{arm}-s{seed}" for arm in config.g2d.arms for seed in config.g2d.seeds]
+        if config.g2d
+        else []
+    ),
+    needs=lambda config, item: [
+        "pairs",
+        f"encoders/{dense_settings(config).text}",
+        f"g2d-warmup/{_dense_heads(config, _dense_item(config, item)[0])}"
+        f"-s{_dense_item(config, item)[1]}",
+    ],
+    parameters=lambda config, item: (
+        _dense_recipe(config)
+        | {"arm": dense_settings(config).arms[_dense_item(config, item)[0]].model_dump()}
+        | {"seed": _dense_item(config, item)[1]}
+    ),
+)
+def dense_arm(config: Config, item: str, folder: Path) -> None:
+    """A G2D network of one arm and seed."""
+    from g2g_utils.experiment import dense
+
+    dense.train(config, *_dense_item(config, item), folder)
 
 
 # ---------------------------------------------------------------- evaluation

@@ -194,6 +194,15 @@ class AdaMatchRow(Section):
         return f"adamatch/{self.network}-s{self.seed}"
 
 
+class G2DRow(Section):
+    """G2D: a network of the profile's section `g2d`."""
+
+    network: str = "ps"  # an arm of `g2d.arms`
+    seed: int = Field(0, ge=0)
+    features: Literal["value", "projected", "attention"] = "value"  # attention reads no words
+    against: tuple[str, ...] = ()  # prompts whose mean cosine is subtracted; none: plain cosines
+
+
 # ---------------------------------------------------------------- the kinds
 
 
@@ -216,6 +225,19 @@ def _match_needs(config: Config, row: AdaMatchRow) -> list[str]:
         known = f"choose from {', '.join(arms)}" if arms else "give the profile a section adamatch"
         raise ConfigError(f"no AdaMatch network {row.network!r}: {known}")
     return [row.product]
+
+
+def _g2d_needs(config: Config, row: G2DRow) -> list[str]:
+    """The network, and the text encoder it was trained with.
+
+    Raises:
+        ConfigError: the profile trains no such network.
+    """
+    arms = config.g2d.arms if config.g2d else {}
+    if config.g2d is None or row.network not in arms:
+        known = f"choose from {', '.join(arms)}" if arms else "give the profile a section g2d"
+        raise ConfigError(f"no G2D network {row.network!r}: {known}")
+    return [f"g2d/{row.network}-s{row.seed}", f"encoders/{config.g2d.text}"]
 
 
 def _bias_pairs(config: Config, row: G2GRow) -> int:
@@ -285,6 +307,15 @@ KINDS = {  # a new method adds its row here, with `build=in_file("its_file")`
             licence="none given with the authors' code; the project's own code here",
             cost="no U-Net rows; one forward of the image side a film",
             needs=_match_needs,
+        ),
+        Kind(
+            name="g2d",
+            settings=G2DRow,
+            build=in_file("g2d"),
+            citation="Liu et al.: G2D, NeurIPS 2024",
+            licence="no licence file with the authors' code; the project's own code here",
+            cost="no U-Net rows; one forward of the image encoder a film",
+            needs=_g2d_needs,
         ),
         Kind(
             name="no-skill",

@@ -81,6 +81,13 @@ def cut_vilouras(source: Path) -> None:
     np.savez_compressed(HERE / "vilouras.npz", **kept)
 
 
+def cut_g2d(source: Path) -> None:
+    """Write what the authors' functions of G2D made, without masks at 256 pixels."""
+    stored = np.load(source / "g2d" / "reference_open.npz")
+    kept = {k: stored[k] for k in stored.files if not k.endswith("/256")}
+    np.savez_compressed(HERE / "g2d.npz", **kept)
+
+
 def smaller(array: np.ndarray) -> np.ndarray:
     """A float32 map as float16; anything else as it is."""
     if array.dtype != np.float32 or array.ndim < 2:
@@ -90,5 +97,5 @@ def smaller(array: np.ndarray) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    for cut in (cut_unet, cut_bbm, cut_daam, cut_vilouras):
+    for cut in (cut_unet, cut_bbm, cut_daam, cut_vilouras, cut_g2d):
         cut(Path(sys.argv[1]))

@@ -13,7 +13,7 @@ from g2g_utils import config, models
 from g2g_utils.config import ConfigError
 from g2g_utils.methods import registry
 from g2g_utils.methods.base import Query
-from g2g_utils.models import adamatch
+from g2g_utils.models import adamatch, g2d
 from g2g_utils.training import pretrain
 from tests.duck import PHRASES, Model
 
@@ -21,6 +21,7 @@ CASES: dict[str, list[dict[str, Any]]] = {  # kind -> settings of its rows
     "adamatch": [{"sigma": 1.0}, {"boxes": False, "pool": "max", "sigma": 0}],
     "biovil": [{}],
     "daam": [{"arm": "domain-frozen"}, {"arm": "domain-frozen", "normalize": True}],
+    "g2d": [{}, {"features": "projected"}, {"features": "attention"}, {"against": ["no edema"]}],
     "g2g": [{"arm": "domain-frozen"}, {"arm": "domain-frozen", "curve": "mixture"}],
     "information": [
         {"arm": "domain-frozen", "attention": False},
@@ -78,6 +79,7 @@ def parts(tmp_path_factory):
     text = BertModel.from_pretrained(folder, add_pooling_layer=False)
     with models.initialised(0):
         adamatch.save(adamatch.AdaMatch(adamatch.Shape(SIDE, 16, (8, 16)), text), folder)
+        g2d.save(g2d.G2D(g2d.Shape(SIDE, 16, joint=16, heads=2)), folder)
     return Parts(settings, folder)
 
 

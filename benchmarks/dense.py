@@ -1,0 +1,219 @@
+"""G2D in the miniature: arms of pre-training, and what their networks are worth.
+
+python benchmarks/dense.py train ARM SEED   # resumes; with its warm-up
+python benchmarks/dense.py score ARM SEED   # CSVs to benchmarks/dense/
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from g2g_utils import config as configuration
+from g2g_utils import metrics, runs
+from g2g_utils.bench import benchmark, dense
+from g2g_utils.data import phantoms, record
+from g2g_utils.data.record import FINDINGS, Example
+from g2g_utils.experiment import dense as experiment
+from g2g_utils.experiment import products
+from g2g_utils.methods import g2d as g2d_method
+from g2g_utils.methods import registry
+from g2g_utils.models import g2d
+from g2g_utils.models.g2d import G2D
+from g2g_utils.runs import places
+from g2g_utils.training import g2d as training
+from g2g_utils.training import pseudo_masks
+from g2g_utils.training.fit import seeded
+
+ARMS = {
+    "vla": {"target": "none"},
+    "ps": {},
+    "shuffled": {"target": "other"},
+    "reconstruction": {"target": "image"},
+    "p75": {"quantile": 0.75},
+    "median": {"quantile": 0.5},
+    "gmm": {"cut": "mixture"},
+    "oracle": {"target": "lesions"},
+    "centre": {"target": "mean"},
+    "heads-1": {"heads": 1},
+    "heads-3": {"heads": 3},
+    "no-body": {"body": False},
+    "no-smoothing": {"smooth": False},
+    "per-head": {"per_head": True},
+    "no-skips": {"skips": 0},
+}
+POOL = 800  # training images with labels: a tenth
+LABELS = ((80, 5), (800, 1))  # labelled images and draws of them: 1 and 10 %
+TRANSFERS = ("encoder", "encoder-decoder")
+GROUNDING = {  # ways to ground
+    "value": {},
+    "value, normal": {"against": ("no acute cardiopulmonary abnormality",)},
+    "value, findings": {"against": tuple(finding.lower() for finding in FINDINGS)},
+    "projected": {"features": "projected"},
+    "attention": {"features": "attention"},
+}
+STEPS = {"warmup_steps": 300, "steps": 1000}
+
+
+def load(text: str = "mlm", **more: object) -> configuration.Config:
+    """The miniature with G2D's arms."""
+    settings = {"arms": ARMS, "seeds": (0, 1, 2), "text": text, **STEPS, **more}
+    return configuration.load("miniature", g2d=settings)
+
+
+def train(arm: str, seed: str) -> None:
+    """Make the network of an arm."""
+    print(products.ensure(load(), f"g2d/{arm}-s{seed}"))
+
+
+# ---------------------------------------------------------------- scores
+
+
+def pictures(examples: list[Example]) -> torch.Tensor:
+    """Images [n, 1, S, S] in [0, 1]."""
+    return torch.from_numpy(np.stack([e.array() for e in examples]))[:, None].float()
+
+
+@lru_cache
+def films(split: str) -> list[Example]:
+    """Images of a split; of the training split the first tenth, from which labels are drawn."""
+    config = load()
+    count = {"train": POOL, "validation": config.data.validation, "test": config.data.test}[split]
+    return phantoms.generate(count, config.data.seed, split, **config.data.world)
+
+
+def segmentation(network: G2D, arm: str, task: str) -> pd.DataFrame:
+    """Dice of every test image (published rule) by run: task/labels/transfer/draw."""
+    train, test = films("train"), films("test")
+    known, asked = (dense.levels(network, pictures(x)) for x in (train, test))
+    rows = pd.DataFrame([(e.image_id, e.subject_id) for e in test], columns=["image", "subject"])
+    findings, thin = dense.TASKS[task]
+    truth, goal = (dense.task_masks(x, findings, network.shape.side) for x in (train, test))
+    rows["positive"] = goal.flatten(1).any(1).int().numpy()
+    fresh_only = arm in ("vla", "random")  # their decoder is untrained: the same as `encoder`
+    for count, draws in LABELS:
+        for draw in range(draws if task == "opacities" or count < len(train) else 0):
+            some = dense.draw_labels(truth, count, draw, thin)
+            for transfer in TRANSFERS[: 1 if fresh_only else 2]:
+                maps, fresh = [m[some] for m in known], transfer == "encoder"
+                unet = dense.fit_decoder(network, maps, truth[some], fresh=fresh, draw=draw)
+                scores = dense.published_dice(dense.predict(unet, asked), goal)
+                rows[f"{count}/{transfer}/{draw}"] = scores.numpy().round(4)
+    return rows
+
+
+def grounding(joint: g2d_method.Joint, features: str) -> pd.DataFrame:
+    """CNR, AUC, pointing, specificity; recall, IoU and Dice at validation's best threshold."""
+    side = joint.network.shape.side
+    row = registry.G2DRow(**GROUNDING[features])
+    method = g2d_method.Dense(features, side, joint, row)
+    pairs = {s: record.pairs(films(s)) for s in ("validation", "test")}
+    pairs["test"] = pairs["test"][: load().evaluation.pairs]
+    table = benchmark.score(method, pairs["test"], measure="quick", progress=False)
+    heat = {s: maps_of(method, some) for s, some in pairs.items()}
+    goal = {s: torch.stack([metrics.rasterise(p.boxes, side) for p in q]) for s, q in pairs.items()}
+    threshold = dense.best_threshold(heat["validation"], goal["validation"])
+    for name, values in dense.overlaps(heat["test"] > threshold, goal["test"]).items():
+        table[name] = values.numpy()
+    kept = ["image_id", "subject_id", "finding", "phrase", "cnr", "auc_roc", "pointing"]
+    return table[[*kept, "specificity", "recall", "iou", "dice"]].round(4)
+
+
+def maps_of(method: object, pairs: list[Example]) -> torch.Tensor:
+    """Maps [n, S, S] of pairs."""
+    found = [
+        metrics.resize(own.values, method.image_size)
+        for (_, own), _, _ in benchmark.answers(method, pairs, progress=False)
+    ]
+    return torch.stack(found)
+
+
+@torch.no_grad()
+def masks(network: G2D) -> tuple[pd.DataFrame, dict]:
+    """IoU of pseudo masks with lesions by test image and cut; means of the other numbers."""
+    test = films("test")
+    images = pictures(test)
+    attention = network(images, decode=False).attention
+    lesions = dense.task_masks(test, FINDINGS, network.shape.side)
+    scores = dense.mask_scores(attention, lesions, pseudo_masks.body_mask(images[:, 0]))
+    table = pd.DataFrame([(e.image_id, e.subject_id) for e in test], columns=["image", "subject"])
+    table = table.join(pd.DataFrame({c: s["iou"].numpy().round(4) for c, s in scores.items()}))
+    means = {
+        cut: {k: round(float(v.nanmean()), 4) for k, v in one.items()}
+        for cut, one in scores.items()
+    }
+    large = metrics.resize(attention.mean(1), network.shape.side)
+    there = lesions.flatten(1).any(1)
+    auc = metrics.auc_roc(large[there], lesions[there])
+    return table, {"masks": means, "auc": float(auc.mean()), **dense.spread(attention)}
+
+
+@torch.no_grad()
+def classification(joint: g2d_method.Joint) -> dict:
+    """Linear probe from 1 and 10 % of labels, and zero-shot: macro AUC over the findings."""
+    network, train, test = joint.network, films("train"), films("test")
+    pooled = [dense.levels(network, pictures(x))[0].mean((2, 3)).numpy() for x in (train, test)]
+    truth, goal = dense.labels(train), dense.labels(test)
+    found: dict = {}
+    for count, draws in LABELS:
+        aucs = []
+        for draw in range(draws):
+            rows = torch.randperm(len(train), generator=seeded(21, draw))[:count].numpy()
+            given = dense.linear_probe(pooled[0][rows], truth[rows], pooled[1])
+            aucs.append(round(dense.macro_auc(goal, given), 4))
+        found[f"linear/{count}"] = aucs
+    prompts = [[f"{no}{f.lower()}" for f in FINDINGS] for no in ("", "no ")]
+    vectors = [torch.cat([joint.words(text) for text in some]) for some in prompts]
+    scores = dense.zero_shot(network(pictures(test), decode=False).image, *vectors)
+    return found | {"zero-shot": round(dense.macro_auc(goal, scores), 4)}
+
+
+def network_of(config: configuration.Config, arm: str, seed: str) -> G2D:
+    """The network of an arm, or an untrained one for the arm `random`."""
+    if arm != "random":
+        return g2d.load(products.ensure(config, f"g2d/{arm}-s{seed}"))
+    width = config.encoders["mlm"].width
+    return training.build(experiment.shape(config, 4, None, width), int(seed)).eval()
+
+
+def folder(config: configuration.Config, arm: str, seed: str) -> Path:
+    """Folder of the scores of an arm and seed."""
+    place = places.build(config) / "g2d-scores" / f"{arm}-s{seed}"
+    place.mkdir(parents=True, exist_ok=True)
+    return place
+
+
+def segment(arm: str, seed: str, *tasks: str) -> None:
+    """Write the Dice of every test image, by task (default: all)."""
+    config = load()
+    for task in tasks or dense.TASKS:
+        rows = segmentation(network_of(config, arm, seed), arm, task)
+        rows.to_csv(folder(config, arm, seed) / f"{task}.csv", index=False)
+        print(arm, seed, rows.mean(numeric_only=True).to_dict())
+
+
+def score(arm: str, seed: str, text: str = "mlm") -> None:
+    """Write what a network is worth without training: masks, grounding, classification."""
+    config = load(text)
+    place, network = folder(config, arm, seed), network_of(config, arm, seed)
+    tokenizer, encoder = products.text_encoder(config, text)
+    joint = g2d_method.Joint(network, tokenizer, encoder, config.text.max_length)
+    table, summary = masks(network)
+    table.to_csv(place / "masks.csv", index=False)
+    summary |= classification(joint)
+    for features in GROUNDING:
+        rows = grounding(joint, features)
+        rows.to_csv(place / f"grounding-{features.replace(', ', '-')}.csv", index=False)
+        summary[features] = rows.mean(numeric_only=True).round(4).to_dict()
+    runs.write_json(place / "summary.json", summary)
+    print(arm, seed, summary)
+
+
+if __name__ == "__main__":
+    word, *rest = sys.argv[1:]
+    {"train": train, "score": score, "segment": segment}[word](*rest)
