@@ -85,7 +85,9 @@ class Section(BaseModel):
 class HeldOut(Section):
     """Source of the image-phrase pairs of validation or test, other than phantoms."""
 
-    source: Literal["ms_cxr", "chestxray14", "rsna", "mimic_cxr", "openi", "folder", "radiographs"]
+    source: Literal[
+        "ms_cxr", "chestxray14", "rsna", "siim", "mimic_cxr", "openi", "folder", "radiographs"
+    ]
     root: Path  # folder of the data set, or its table
     images: Path | None = None  # folder of its images, if they lie elsewhere
     patients: tuple[float, float] = (0.0, 1.0)  # share of the patients, [from, to) of a fixed order

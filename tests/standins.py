@@ -237,6 +237,15 @@ def rsna(root: Path) -> Path:
     return root
 
 
+def siim(root: Path) -> Path:
+    """The challenge's table with its blank before a column, and DICOM files of 1024² pixels."""
+    rows = [["s-1", " -1"], ["s-2", " 1034 3 1021 2"], ["s-3", " -1"], ["s-2", " 5 4"]]
+    table(root / "train-rle.csv", ["ImageId", " EncodedPixels"], rows)
+    for name in ("s-1", "s-2", "s-3"):
+        dicom(root / "dicom-images-train" / name / "series" / f"{name}.dcm", side=1024)
+    return root
+
+
 def openi(root: Path) -> Path:
     """The Kaggle edition of OpenI."""
     header = "uid,MeSH,Problems,image,indication,comparison,findings,impression".split(",")

@@ -30,6 +30,7 @@ from g2g_utils.data import (
     radiographs,
     reports,
     rsna,
+    siim,
     sources,
 )
 from g2g_utils.data.files import two_classes
@@ -174,6 +175,10 @@ def _boxed_rows(held: HeldOut, root: Path) -> tuple[Iterator[Row], tuple[str, ..
         return chestxray14.rows(root), ("Image Index", "Finding Label")
     if held.source == "radiographs":
         return read(root / radiographs.BOXES, radiographs.COLUMNS), ("image", "label")
+    if held.source == "siim":
+        return (row for row in siim.rows(root) if row["EncodedPixels"] != siim.NOTHING), (
+            "ImageId",
+        )
     if held.source == "rsna":
         return (row for row in rsna.rows(root) if row["Target"] == "1"), ("patientId",)
     return read(sources.table(root), ("image", "phrase")), ("image", "phrase", "finding")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from g2g_utils.data.files import Images, collect
@@ -21,6 +21,28 @@ FINDING = "Lung Opacity"
 def rows(root: Path) -> Iterator[Row]:
     """Rows of the table, one per box or image without a box. `root` may be the file itself."""
     return read(root if root.is_file() else locate(root, LABELS), COLUMNS)
+
+
+HELD = 5337  # films of validation, and as many of test, of the published split
+
+
+def published_split(films: Iterable[str], held: int = HELD) -> dict[str, list[str]]:
+    """MGCA's split of the films, which G2D and others report on, by name.
+
+    scikit-learn's `train_test_split` with seed 0 of the sorted names; of what is held out the first
+    half is tested. The 26 684 films of the challenge give 16 010, 5 337 and 5 337.
+
+    Raises:
+        ValueError: there are too few films for it.
+    """
+    from sklearn.model_selection import train_test_split
+
+    names = sorted(set(films))
+    if len(names) <= 2 * held:
+        raise ValueError(f"{len(names)} films: the published split holds out {2 * held} of 26684")
+    train, both = train_test_split(names, test_size=2 * held, random_state=0)
+    test, validation = train_test_split(both, test_size=0.5, random_state=0)
+    return {"train": train, "validation": validation, "test": test}
 
 
 def _target(row: Row) -> bool:

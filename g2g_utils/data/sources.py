@@ -18,6 +18,7 @@ from g2g_utils.data import (
     phantoms,
     radiographs,
     rsna,
+    siim,
     tables,
 )
 from g2g_utils.data.order import position
@@ -130,6 +131,8 @@ def boxed(
         )
     if source == "folder":
         return folder.load(table(root), images, problems)
+    if source == "siim":
+        return siim.load(root, images, problems=problems)
     if source == "rsna":
         return rsna.load(root, images, problems=problems)
     return chestxray14.load(root, images, problems=problems)

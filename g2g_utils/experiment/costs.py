@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from g2g_utils.config import Config, Data, Encoder, HeldOut
-from g2g_utils.data import chestxray14, mimic_cxr, ms_cxr, openi, rsna, sources, tables
+from g2g_utils.data import chestxray14, mimic_cxr, ms_cxr, openi, rsna, siim, sources, tables
 from g2g_utils.experiment import plan
 from g2g_utils.methods.registry import File, rows
 from g2g_utils.models import registry
@@ -30,6 +30,7 @@ LOOKED_FOR: dict[str, tuple[tuple[str, ...], ...]] = {  # tables of a source, ea
     "ms_cxr": (ms_cxr.TABLES,),
     "chestxray14": ((chestxray14.BOXES,),),
     "rsna": ((rsna.LABELS,),),
+    "siim": (siim.TABLES,),
     "openi": ((openi.REPORTS, openi.XML_FOLDER), (openi.PROJECTIONS,)),
 }
 PATIENTS = 100  # of MIMIC-CXR; one of them must have an image and a report

@@ -19,6 +19,7 @@ from g2g_utils.data import (
     phantoms,
     radiographs,
     rsna,
+    siim,
     sources,
 )
 from g2g_utils.data.order import position
@@ -37,7 +38,16 @@ def standins(script):
 def data(standins, tmp_path_factory):
     """Every source in one folder, as data/README.md lays them out."""
     root = tmp_path_factory.mktemp("data")
-    for name in ("mimic_cxr", "ms_cxr", "chestxray14", "rsna", "openi", "folder", "radiographs"):
+    for name in (
+        "mimic_cxr",
+        "ms_cxr",
+        "chestxray14",
+        "rsna",
+        "siim",
+        "openi",
+        "folder",
+        "radiographs",
+    ):
         getattr(standins, name)(root / name)
     standins.ms_cxr_coco(root / "ms_cxr_coco")
     return root
@@ -50,6 +60,7 @@ LOADERS = {
     "ms_cxr_coco": lambda d: ms_cxr.load(d / "ms_cxr_coco", d / "mimic_cxr"),
     "chestxray14": lambda d: chestxray14.load(d / "chestxray14"),
     "rsna": lambda d: rsna.load(d / "rsna"),
+    "siim": lambda d: siim.load(d / "siim", masks=True, negatives=True),
     "openi": lambda d: openi.load(d / "openi").examples,
     "folder": lambda d: folder.load(d / "folder" / "pairs.csv"),
     "radiographs": lambda d: radiographs.pairs(d / "radiographs"),
