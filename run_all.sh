@@ -43,6 +43,7 @@ Generate to Ground: phrase grounding in chest X-rays from the cross-attention of
   ./run_all.sh survival [--kills N] [--seed S]   kill the smoke run N times, compare its results
   ./run_all.sh ground IMAGE "PHRASE" [OPTIONS]   where in IMAGE is PHRASE? (PNG, JPEG, DICOM)
   ./run_all.sh explore [PROFILE] [VOILA OPTIONS] tokens, layers and timesteps in the browser
+  ./run_all.sh lab [OPTIONS]       the notebooks in JupyterLab, to step through; works on copies
   ./run_all.sh test [--fast | --update]          all checks; --fast: those of the sources and the
                                    quick tests; --update renews the notebooks' reference outputs
   ./run_all.sh publish                           put the executed miniature notebooks into notebooks/
@@ -246,6 +247,10 @@ survival)
     exec "$PYTHON" "$ROOT/workflow/survival.py" "$@"
     ;;
 ground) ground "$@" ;;
+lab)
+    prepare
+    exec "$PYTHON" "$ROOT/workflow/lab.py" "$@"
+    ;;
 explore)
     prepare
     exec "$PYTHON" "$ROOT/workflow/explore.py" "$@"
@@ -268,6 +273,6 @@ setup)
     ;;
 *)
     fail "unknown profile or command '$command': choose a profile (smoke, miniature, open, paper)" \
-        "or a command (sweep, fetch, survival, ground, explore, test, publish, setup, --help)"
+        "or a command (sweep, fetch, survival, ground, explore, lab, test, publish, setup, --help)"
     ;;
 esac

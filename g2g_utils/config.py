@@ -55,6 +55,7 @@ class World:
     second_image: float = 0.3  # share of patients with two images
     noise: tuple[float, float] = (0.01, 0.025)  # standard deviation of the noise
     backgrounds: str | tuple[str, ...] | None = None  # folder or files of normal radiographs
+    natural: bool = False  # on them: soft, mottled findings in the exposure of the film
 
     def __post_init__(self) -> None:
         checks = {
@@ -115,6 +116,10 @@ class Data(Section):
     world: dict[str, Any] = {}  # fields of `World` that differ from its defaults
     images: Path | None = None  # folder of the training images, if outside root
     reports: Path | None = None  # mimic_cxr: folder or zip of the reports, if outside root
+    repeats: int = Field(1, gt=0)  # radiographs: times each captioned film is taken
+    implants: int = Field(0, ge=0)  # radiographs: phantoms' findings drawn into normal films
+    implant_world: dict[str, Any] = {}  # fields of `World` for them
+    drawn: int = Field(0, ge=0)  # radiographs: phantoms beside the films
     validation_from: HeldOut | None = None  # None: from the training source
     test_from: HeldOut | None = None
 
@@ -124,7 +129,7 @@ class Data(Section):
             raise ValueError(f"source {self.source!r} needs root, the folder of its files")
         return self
 
-    @field_validator("world")
+    @field_validator("world", "implant_world")
     @classmethod
     def _world_exists(cls, world: dict[str, Any]) -> dict[str, Any]:
         known = [field.name for field in fields(World)]

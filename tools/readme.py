@@ -271,8 +271,9 @@ def main(*arguments: str) -> int:
     """Refresh results.json (unless --render) and all pages."""
     settings = config.load("miniature")
     if "--render" not in arguments:
-        runs.write_json(places.figures(settings) / "results.json", results(settings))
-        print(f"{len(claims.read(settings))} claims")
+        runs.write_json(places.kept_figures(settings) / "results.json", results(settings))
+        claimed = places.kept_figures(settings) / "findings.json"
+        print(f"{len(runs.read_json(claimed))} claims")
     for name, blocks in pages().items():
         page = ROOT / name
         page.write_text(render(page.read_text(), blocks))

@@ -149,7 +149,7 @@ def files(config: profiles.Config, notebook: Path, folder: Path | None) -> Files
         return Files(folder / notebook.name, *own, own_figures=True)
     executed = places.build(config) / "notebooks" / notebook.name
     beside = (executed.with_suffix(end) for end in (".run.json", ".metrics.json"))
-    return Files(executed, *beside, places.figures(config), own_figures=False)
+    return Files(executed, *beside, places.kept_figures(config), own_figures=False)
 
 
 def what_ran(

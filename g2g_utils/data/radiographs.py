@@ -178,15 +178,6 @@ def splits(found: Iterable[Film], boxed: set[str]) -> dict[str, str]:
     return out
 
 
-def of_split(root: Path, split: str) -> list[Example]:
-    """Examples of a split: films with captions for "train", else film–phrase pairs with boxes."""
-    return (
-        captioned(root, split)
-        if split == "train"
-        else [pair for pair in pairs(root) if pair.split == split]
-    )
-
-
 def captioned(root: Path, split: str) -> list[Example]:
     """Films of a split with the captions of their labels, without boxes."""
     of = split_of_patients(root)

@@ -59,6 +59,8 @@ def examples(config: Config, split: str) -> list[Example]:
             f"profile {config.profile!r}: no {split} examples in {(held or data).root}; "
             f"`python -m g2g_utils.data.check {config.profile}` says why"
         )
+    if split == "train" and data.source == "radiographs":
+        return found
     chosen = limited(found, counts[split])
     if split != "train":
         chosen = sorted(chosen, key=lambda example: position(example.image_id))
@@ -138,6 +140,21 @@ def boxed(
     return chestxray14.load(root, images, problems=problems)
 
 
+def _films_and_phantoms(config: Config, root: Path, split: str) -> list[Example]:
+    """Pairs of a pack with boxes; for training its films and the phantoms that the profile adds."""
+    if split != "train":
+        return [pair for pair in radiographs.pairs(root) if pair.split == split]
+    data, films = config.data, radiographs.captioned(root, split)
+    normal = tuple(str(film.image) for film in films if film.phrase == radiographs.NORMAL_CAPTION)
+    size = {"size": config.image_size}
+    implanted = {**size, **data.implant_world, "backgrounds": normal}
+    return [
+        *limited(films, data.train) * data.repeats,
+        *phantoms.generate(data.implants, data.seed, "train", **implanted),
+        *phantoms.generate(data.drawn, data.seed + 1, "train", **{**size, **data.world}),
+    ]
+
+
 def table(root: Path) -> Path:
     """Path of the CSV of a folder source: `root` itself, or the only CSV in the folder."""
     found = tables.matching(root, "*.csv") if root.is_dir() else [root]
@@ -153,7 +170,7 @@ def _training_examples(config: Config, split: str) -> list[Example]:
     assert data.root is not None  # the configuration's own check
     root, images = resolve(data.root), resolve(data.images) if data.images else None
     if data.source == "radiographs":  # its patients have a split of their own
-        return radiographs.of_split(root, split)
+        return _films_and_phantoms(config, root, split)
     if data.source == "folder":
         found = boxed("folder", root, images)
     else:

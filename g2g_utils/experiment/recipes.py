@@ -30,6 +30,7 @@ _OPTIONAL = (  # in keys only where set
 _OF_TEXT = ("steps", "text_learning_rate", "attention_lr_scale", "dropout")  # of no foundation
 SAMPLED = 1  # raise when fidelity measures otherwise, or more
 RETRIEVED = 1  # raise when retrieval ranks otherwise, or more
+FAMILIAR = 400  # training images that say what is familiar
 CLASSIFIED = 8000  # training images at most that the classifier of findings sees
 
 
@@ -51,6 +52,8 @@ def _training_data(config: Config, item: str) -> dict[str, Any]:
     if data.source == "phantoms":
         return {"data": data.model_dump(include={"source", "root", "train", "seed", "world"})}
     fields = {"source", "root", "train", "seed", "images", "reports"}
+    if data.source == "radiographs":
+        fields |= {"repeats", "implants", "implant_world", "drawn", "world"}
     held = [h for h in (data.validation_from, data.test_from) if h]
     roots = [data.root, data.reports, *(h.root for h in held if h.source == "ms_cxr")]
     return {
@@ -81,7 +84,7 @@ def pairs(config: Config, item: str, folder: Path) -> None:
         for i, example in enumerate(examples)
         for r in example.regions
     ]
-    if isinstance(examples[0].image, Path):
+    if all(isinstance(example.image, Path) for example in examples):
         labels = [text.named_findings(caption) for caption in captions]
         texts = parts.Texts(
             captions,
@@ -92,7 +95,10 @@ def pairs(config: Config, item: str, folder: Path) -> None:
             files=[str(example.image) for example in examples],
         )
     else:
-        labels = [sorted({r.finding for r in example.regions}) for example in examples]
+        labels = [
+            sorted({r.finding for r in example.regions}) or text.named_findings(example.phrase)
+            for example in examples
+        ]
         texts = parts.Texts(captions, labels, regions)
         images = np.stack([example.load(config.image_size) for example in examples])
         with runs.atomic(folder / "images.npy") as temporary, open(temporary, "wb") as stream:
@@ -496,6 +502,36 @@ def dense_arm(config: Config, item: str, folder: Path) -> None:
     from g2g_utils.experiment import dense
 
     dense.train(config, *_dense_item(config, item), folder)
+@product(
+    "novelty",
+    items=lambda config: [f"{arm}-s{config.seeds(arm)[0]}" for arm in config.training.compared],
+    needs=lambda config, item: [*model_needs(config, *arm_and_seed(config, item)), "pairs"],
+    parameters=lambda config, item: {
+        "data": config.data.model_dump(),
+        "films": FAMILIAR,
+        "item": item,
+        **loaded_parts(config, arm_and_seed(config, item)[0]),
+    },
+    bundle=lambda config, item: "references",
+)
+def novelty(config: Config, item: str, folder: Path) -> dict[str, Any]:
+    """What the images that an arm's first model knows look like to it: novelty.json."""
+    import numpy as np
+    from tqdm.auto import tqdm
+
+    from g2g_utils import novelty
+    from g2g_utils.data import sources
+
+    model = parts.Parts(config).model(*arm_and_seed(config, item))
+    images = parts.training_images(config)
+    rows = np.linspace(0, len(images) - 1, min(FAMILIAR, len(images))).round().astype(int)
+    training = [images[row].astype(np.float32) / 255 for row in rows]
+    held = {e.image_id: e for e in sources.examples(config, "validation")}
+    validation = [example.load(config.image_size) for example in held.values()]
+    found = [novelty.features(model, image) for image in tqdm([*training, *validation], "novelty")]
+    reference = novelty.fit(found[: len(training)], found[len(training) :])
+    runs.write_json(folder / "novelty.json", reference.as_json())
+    return {"metrics": {"limit": reference.limit, "training": len(training)}}
 
 
 # ---------------------------------------------------------------- evaluation

@@ -7,12 +7,16 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+LARGEST = 64  # pixels a side: larger images are averaged down to it
 
 
 class ImageBranch(nn.Module):
     """Small convolutional image encoder: grey or colour images -> patch features [b, d, h, w].
 
     With the text encoder's projections it is the miniature BioViL. The grid is 1/4 of the side.
+    Images of more than `LARGEST` pixels a side are made as small first.
     """
 
     def __init__(self, channels: int, width: int) -> None:
@@ -33,6 +37,8 @@ class ImageBranch(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Patch features [b, width, h, w] and global feature [b, width] of images in [0, 1]."""
+        if images.shape[-1] > LARGEST:
+            images = F.interpolate(images, (LARGEST, LARGEST), mode="area")
         features = self.trunk(images * 2 - 1)
         pooled = features.mean((2, 3)) + features.amax((2, 3))
         return self.local(features), self.pooled(pooled)

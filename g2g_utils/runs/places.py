@@ -47,10 +47,15 @@ def weights(config: Profile) -> Path:
 def figures(config: Profile) -> Path:
     """Folder of figures and results.
 
-    A point of a sweep has its own. Else figures/, which is committed, if the profile may be
-    published, and a folder in the build folder if not.
+    A point of a sweep has its own. A run of the workflow writes where its profile keeps figures; a
+    notebook that was opened by hand writes into the build folder, whatever its profile.
     """
     run = Run.current()
-    if run and run.figures:
-        return run.figures
+    if run is None:
+        return build(config) / "figures"
+    return run.figures or kept_figures(config)
+
+
+def kept_figures(config: Profile) -> Path:
+    """Folder of the workflow's figures: figures/, which is committed, of a publishable profile."""
     return ROOT / "figures" if config.publishable else build(config) / "figures"

@@ -119,17 +119,19 @@ def voila(notebook, tmp_path_factory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def lab(notebook, tmp_path_factory) -> Iterator[str]:
-    """Address of notebook 10 in JupyterLab."""
-    port, folder = free_port(), tmp_path_factory.mktemp("lab")
-    shutil.copy(notebook, folder)
-    command = [
-        sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}",
-        "--ServerApp.ip=127.0.0.1", "--IdentityProvider.token=", f"--ServerApp.root_dir={folder}",
-        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
-        "--LabApp.extension_manager=readonly", "--LabApp.expose_app_in_browser=True",
+    """Address of JupyterLab as `./run_all.sh lab` serves it; notebook 10 runs under smoke."""
+    from g2g_utils import config
+    from g2g_utils.runs import places
+
+    port, log = free_port(), tmp_path_factory.mktemp("lab") / "log"
+    options = [
+        f"--port={port}", "--no-browser", "--allow-root", "--IdentityProvider.token=",
+        "--LabApp.expose_app_in_browser=True",
     ]  # fmt: skip
-    process = started(command, port, folder / "log")
-    yield f"http://127.0.0.1:{port}/lab/tree/{notebook.name}"
+    shutil.rmtree(places.build(config.load("miniature")) / "lab", ignore_errors=True)
+    process = started([sys.executable, "workflow/lab.py", *options], port, log)
+    shutil.copy(notebook, places.build(config.load("miniature")) / "lab")
+    yield f"http://127.0.0.1:{port}/lab"
     stopped(process)
 
 

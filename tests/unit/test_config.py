@@ -63,7 +63,8 @@ def test_build_and_figures_folders(monkeypatch, tmp_path):
     monkeypatch.setenv("G2G_BUILD", str(tmp_path))
     assert places.build(config.load("smoke")) == tmp_path / "smoke"
     assert places.figures(config.load("smoke")) == tmp_path / "smoke" / "figures"
-    assert places.figures(config.load("miniature")) == places.ROOT / "figures"
+    assert places.figures(config.load("miniature")) == tmp_path / "miniature" / "figures"
+    assert places.kept_figures(config.load("miniature")) == places.ROOT / "figures"
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,7 @@ def draw_example(seed: int, split: str, index: int, world: World) -> tuple[Scene
         average = {name: sum(limits) / 2 for name, limits in ANATOMY.items()}
         scene = draw_scene(rng, draw, average, world)
         scene.background = pick(world.backgrounds, split, patient, 2 * world.size)
+        scene.natural = world.natural
     text = draw_impression(scene.facts, _absent(scene.facts), scene.devices, split, draw)
     return scene, text
 

@@ -24,7 +24,7 @@ Frame = tuple[float, float, float, float]  # scale u, v; shift u, v
 
 @lru_cache(maxsize=8)
 def files(source: Source) -> dict[str, tuple[Path, ...]]:
-    """The images of a folder, or a tuple of image paths, by split.
+    """The images of a folder by split; those of a tuple serve every split.
 
     An image goes to the split that the hash of its patient picks. The patient is the file name up
     to the first `_`, as ChestX-ray14 names files.
@@ -40,7 +40,7 @@ def files(source: Source) -> dict[str, tuple[Path, ...]]:
             )
         paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
     else:
-        paths = [Path(p) for p in source]
+        return dict.fromkeys(SPLITS, tuple(Path(p) for p in source))
     by_split = {s: tuple(p for p in paths if split_of(p.stem.split("_")[0]) == s) for s in SPLITS}
     for split, found in by_split.items():
         if not found:
@@ -58,13 +58,22 @@ class Background:
     image: NDArray[Any]  # float32 [size, size] in [0, 1], lungs near LUNG, mediastinum near BRIGHT
     scale: tuple[float, float]  # u, v
     shift: tuple[float, float]
+    film: NDArray[Any]  # the same before levelling
+    gain: float  # of the levelling
 
     def sample(self, u: NDArray[Any], v: NDArray[Any]) -> NDArray[Any]:
         """The image at body coordinates [H, W]; black beyond its edge."""
-        half = self.image.shape[0] / 2
+        return self._at(self.image, u, v)
+
+    def with_change(self, change: NDArray[Any], u: NDArray[Any], v: NDArray[Any]) -> NDArray[Any]:
+        """The film in its own exposure, after a change of the levelled image [H, W]."""
+        return self._at(self.film, u, v) + change / self.gain
+
+    def _at(self, image: NDArray[Any], u: NDArray[Any], v: NDArray[Any]) -> NDArray[Any]:
+        half = image.shape[0] / 2
         column = (u * self.scale[0] + self.shift[0] + 1) * half - 0.5
         row = (v * self.scale[1] + self.shift[1] + 1) * half - 0.5
-        return map_coordinates(self.image, [row, column], order=1, output=np.float32)
+        return map_coordinates(image, [row, column], order=1, output=np.float32)
 
 
 def _lungs(u: NDArray[Any], v: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -82,7 +91,7 @@ def film(path: Path, size: int) -> Background:
     lungs, tissue = _lungs(u, v)
 
     def levels(frame: Frame) -> tuple[float, float]:
-        seen = Background(image, frame[:2], frame[2:]).sample(u, v)
+        seen = Background(image, frame[:2], frame[2:], image, 1.0).sample(u, v)
         return float(seen[lungs].mean()), float(seen[tissue].mean())
 
     def contrast(frame: Frame) -> float:
@@ -93,8 +102,8 @@ def film(path: Path, size: int) -> Background:
     best = max(product((0.68, 0.76, 0.84), (0.76, 0.86, 0.96), *shifts), key=contrast)
     dark, bright = levels(best)
     gain = (BRIGHT - LUNG) / max(bright - dark, 0.1)
-    image = np.clip((image - dark) * gain + LUNG, 0, 1)
-    return Background(image, best[:2], best[2:])
+    levelled = np.clip((image - dark) * gain + LUNG, 0, 1)
+    return Background(levelled, best[:2], best[2:], image, gain)
 
 
 def pick(source: Source, split: str, rng: np.random.Generator, size: int) -> Background:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter1d
+from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
 from g2g_utils.data.phantoms.scene import DEVICE_KINDS, LEFT, RIGHT, SIGN, Part, Scene
 
@@ -224,6 +224,26 @@ def _pneumothorax(k: _Lesions) -> Rendered:
     return 0.2 * line - (p["air"] - 0.02) * air, (edge > 0.05) & (k.lung > 0.5)
 
 
+def _patches(k: _Lesions) -> Rendered:
+    """Pneumonia as it looks on films: confluent patches of haze, no separate foci."""
+    r = np.hypot(k.du, k.dv * (0.7 + 0.5 * k.noise[:, 6])) / k.extent * k.wobble(0.2)
+    haze = np.exp(-0.9 * r**2) * k.lung
+    return haze * (0.22 + 0.34 * k.texture()), (r < 1.05) & (k.lung > 0.5)
+
+
+def _soften(change: Array, parts: Sequence[Part]) -> Array:
+    """Blur and mottle changes [K, H, W], so that they have the texture of a film's findings."""
+    size = change.shape[-1]
+    out = []
+    for delta, part in zip(change, parts, strict=True):
+        rng = np.random.default_rng(np.frombuffer(np.ascontiguousarray(part.noise).tobytes(), "u4"))
+        mottle = gaussian_filter(rng.standard_normal((size, size), np.float32), size / 32)
+        strength = 0.65 + 0.35 * rng.random()
+        soft = gaussian_filter(delta, size * (0.008 + 0.014 * rng.random()))
+        out.append(soft * strength * np.clip(1 + 0.25 * mottle / mottle.std(), 0.3, 1.7))
+    return np.stack(out).astype(np.float32)
+
+
 RENDERERS: dict[str, Callable[[_Lesions], Rendered]] = {
     "Pneumothorax": _pneumothorax,  # first: it removes the markings that other findings cover
     "Edema": _edema,
@@ -303,11 +323,20 @@ def _normal_films(body: _Body, scenes: Sequence[Scene]) -> Array:
 
 
 def _render_finding(
-    body: _Body, density: Array, finding: str, jobs: list[tuple[int, int, int, Part]]
+    body: _Body,
+    density: Array,
+    finding: str,
+    jobs: list[tuple[int, int, int, Part]],
+    scenes: Sequence[Scene],
 ) -> Iterator[tuple[int, int, int, Array]]:
     """Add all parts of one finding to the images; yields (image, region, part, mask [H, W])."""
     lesions = _Lesions(body, [job[0] for job in jobs], [job[3] for job in jobs])
+    natural = [scenes[job[0]].natural for job in jobs]
     change, mask = RENDERERS[finding](lesions)
+    if any(natural):
+        if finding == "Pneumonia":
+            change, mask = _patches(lesions)
+        change = _soften(change, [job[3] for job in jobs])
     if finding == "Pneumothorax":
         level = density[[job[0] for job in jobs]]
         change = np.maximum(change, 0.03 - level)
@@ -332,7 +361,12 @@ def render(scenes: Sequence[Scene], size: int) -> tuple[Array, Masks]:
         masks[i, r, c] = heart[i]
     for finding in RENDERERS:
         if finding in jobs:
-            for i, r, c, mask in _render_finding(body, density, finding, jobs[finding]):
+            for i, r, c, mask in _render_finding(body, density, finding, jobs[finding], scenes):
                 masks[i, r, c] = mask
+    for i, scene in enumerate(scenes):
+        if scene.natural and scene.background is not None:
+            u, v = body.u[i], body.v[i]
+            change = density[i] - scene.background.sample(u, v)
+            density[i] = scene.background.with_change(change, u, v)
     _add_devices(body, scenes, density)
     return _expose(density, body, scenes), masks

@@ -95,6 +95,7 @@ class Scene:
     devices: tuple[str, ...]
     pixels: Array  # noise field [size, size]
     background: Background | None = None  # a real normal film, instead of drawn anatomy
+    natural: bool = False  # findings as soft and mottled as on films, in the film's exposure
 
 
 def world_of(**options: Any) -> World:

@@ -115,9 +115,9 @@ def test_runs_on_files_write_below_the_build_folder_whatever_the_profile_is_call
     for profile in ("open", "paper", str(named)):
         settings = config.load(profile)
         assert places.build(settings).is_relative_to(places.ROOT / "build")
-        assert places.figures(settings).is_relative_to(places.build(settings))
+        assert places.kept_figures(settings).is_relative_to(places.build(settings))
     own = {"source": "folder", "root": str(tmp_path)}
     for films in ({"data.test_from": own}, {"data.validation_from": own}):
         settings = config.load("miniature", **films)
-        assert places.figures(settings).is_relative_to(places.build(settings))
-    assert places.figures(config.load("miniature")) == places.ROOT / "figures"
+        assert places.kept_figures(settings).is_relative_to(places.build(settings))
+    assert places.kept_figures(config.load("miniature")) == places.ROOT / "figures"
