@@ -146,6 +146,8 @@ def _films_and_phantoms(config: Config, root: Path, split: str) -> list[Example]
         return [pair for pair in radiographs.pairs(root) if pair.split == split]
     data, films = config.data, radiographs.captioned(root, split)
     normal = tuple(str(film.image) for film in films if film.phrase == radiographs.NORMAL_CAPTION)
+    if data.implants and not normal:
+        raise ConfigError(f"{root}: no training film without a finding to draw implants into")
     size = {"size": config.image_size}
     implanted = {**size, **data.implant_world, "backgrounds": normal}
     return [

@@ -131,7 +131,7 @@ def lab(notebook, tmp_path_factory) -> Iterator[str]:
     shutil.rmtree(places.build(config.load("miniature")) / "lab", ignore_errors=True)
     process = started([sys.executable, "workflow/lab.py", *options], port, log)
     shutil.copy(notebook, places.build(config.load("miniature")) / "lab")
-    yield f"http://127.0.0.1:{port}/lab"
+    yield f"http://127.0.0.1:{port}/"
     stopped(process)
 
 

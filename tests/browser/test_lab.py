@@ -5,10 +5,11 @@ import subprocess
 
 from .conftest import SLOW, WORDS, Driver
 
+FIRST = "00_quickstart.ipynb"
 RUN = "notebook:run-all-cells"
-KERNEL_IS_IDLE = """() => {
-  const open = window.jupyterapp?.shell.currentWidget;
-  return open?.context?.sessionContext.session?.kernel?.status == 'idle';
+KERNEL_IS_IDLE = """name => {
+  const open = window.jupyterapp?.shell.currentWidget?.context;
+  return open?.path == name && open.sessionContext.session?.kernel?.status == 'idle';
 }"""
 
 
@@ -30,15 +31,13 @@ SET = """([name, value]) => {
 def run_all(page) -> None:
     """Run every cell and wait for the last."""
     page.evaluate(f"() => window.jupyterapp.commands.execute('{RUN}').then(() => true)")
-    page.wait_for_function(KERNEL_IS_IDLE, timeout=SLOW)
 
 
 def test_notebook_00_step_by_step_with_a_changed_parameter(new_page, lab, outside, root):
     """Opens at 00; runs; a parameter changes and it runs again; the repository stays clean."""
     before = subprocess.check_output(["git", "status", "--porcelain"], cwd=root, text=True)
     page = new_page(lab)
-    page.wait_for_function(KERNEL_IS_IDLE, timeout=SLOW)
-    assert "00_quickstart" in page.url
+    page.wait_for_function(KERNEL_IS_IDLE, arg=FIRST, timeout=SLOW)
     page.evaluate(SET, ["profile", "'smoke'"])
     run_all(page)
     assert page.evaluate(FAILED) == 0 and page.evaluate(SHOWN) > 3
@@ -50,8 +49,8 @@ def test_notebook_00_step_by_step_with_a_changed_parameter(new_page, lab, outsid
 
 
 def test_notebook_10_in_jupyterlab(new_page, lab, outside):
-    page = new_page(f"{lab}/tree/10_explorer.ipynb")
-    page.wait_for_function(KERNEL_IS_IDLE, timeout=SLOW)
+    page = new_page(f"{lab}lab/tree/10_explorer.ipynb?reset")
+    page.wait_for_function(KERNEL_IS_IDLE, arg="10_explorer.ipynb", timeout=SLOW)
     page.evaluate(f"() => {{ window.jupyterapp.commands.execute('{RUN}'); }}")
     explorer = Driver(page)
     page.locator(".g2g").scroll_into_view_if_needed()

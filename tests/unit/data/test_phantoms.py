@@ -283,10 +283,27 @@ def test_findings_are_implanted_into_real_backgrounds(radiographs):
 def test_backgrounds_of_splits_are_disjoint_patients(radiographs):
     by_split = files(str(radiographs))
     assert set(by_split) == set(SPLITS) and sum(map(len, by_split.values())) == 30
-    paths = tuple(str(p) for group in by_split.values() for p in group)
-    assert files(paths) == by_split
-    twin = files((*paths, str(by_split["test"][0]).replace("_000", "_001")))
-    assert len(twin["test"]) == len(by_split["test"]) + 1
+    chosen = tuple(str(path) for path in by_split["train"])
+    assert files(chosen) == dict.fromkeys(SPLITS, by_split["train"])  # named files serve any split
+    twin = radiographs / by_split["test"][0].name.replace("_000", "_001")
+    twin.write_bytes(by_split["test"][0].read_bytes())
+    files.cache_clear()
+    assert len(files(str(radiographs))["test"]) == len(by_split["test"]) + 1
+
+
+def test_natural_implants_leave_the_film_as_it_is_elsewhere(radiographs):
+    """Beyond the findings the film keeps its own exposure; inside them it changes softly."""
+    steady = {"zoom": (0.76, 0.76), "aspect": (1, 1), "shift": 0, "rotation": 0, "noise": (0, 0)}
+    world = {**steady, "backgrounds": str(radiographs), "devices": 0}
+    hard, soft = (
+        phantoms.generate(12, 5, "train", **world, natural=natural) for natural in (False, True)
+    )
+    edges = []
+    for a, b in zip(hard, soft, strict=True):
+        assert [r.finding for r in a.regions] == [r.finding for r in b.regions]
+        assert not np.array_equal(a.image, b.image) and 0 <= b.image.min() <= b.image.max() <= 1
+        edges.append([np.abs(np.diff(image)).max() for image in (a.image, b.image)])
+    assert np.median([s / h for h, s in edges]) < 1  # no sharper than drawn findings
 
 
 def test_unusable_backgrounds_are_clear(tmp_path):

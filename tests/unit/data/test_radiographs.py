@@ -97,6 +97,29 @@ def test_the_check_reads_a_pack_and_sees_a_truncated_film(pack, tmp_path):
     assert report.failed and "a_0.png" in str(report)
 
 
+def test_training_mixes_films_implants_and_phantoms(pack):
+    settings = config.load(
+        "miniature",
+        **{
+            "data.source": "radiographs",
+            "data.root": str(pack),
+            "data.repeats": 2,
+            "data.implants": 3,
+            "data.implant_world": {"natural": True},
+            "data.drawn": 2,
+        },
+    )
+    try:
+        mixed = sources.examples(settings, "train")
+    except ValueError as error:  # the stand-in's only normal film may be no training film
+        assert "no training film without a finding" in str(error)
+        return
+    films = [e for e in mixed if not e.image_id.startswith("phantom")]
+    assert len(mixed) - len(films) == 5 and len(films) == 2 * len({e.image_id for e in films})
+    held = {e.subject_id for s in ("validation", "test") for e in sources.examples(settings, s)}
+    assert not held & {e.subject_id for e in films}
+
+
 # ---------------------------------------------------------------- made by a user
 
 
