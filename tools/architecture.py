@@ -30,6 +30,7 @@ SAYS = {  # what a room does, and its steps in the flow of an image (i) and of a
     "bbm": ("bias merging", "i7"),
     "masks": ("map to mask", "i7"),
     "information": ("gain of a phrase", ""),
+    "novelty": ("is it a film?", ""),
     "training": ("loop, fine-tuning, pre-training", "p5"),
     "models": ("U-Net, VAE, encoders; weights", "i4 p4"),
     "text": ("words and tokens", "i5"),

@@ -512,7 +512,7 @@ def dense_arm(config: Config, item: str, folder: Path) -> None:
         "item": item,
         **loaded_parts(config, arm_and_seed(config, item)[0]),
     },
-    bundle=lambda config, item: "references",
+    bundle=lambda config, item: f"results/{item}",
 )
 def novelty(config: Config, item: str, folder: Path) -> dict[str, Any]:
     """What the images that an arm's first model knows look like to it: novelty.json."""

@@ -10,6 +10,7 @@ from PIL import Image
 
 from g2g_utils import config
 from g2g_utils.__main__ import main
+from g2g_utils.config import ConfigError
 from g2g_utils.data import check, radiographs, sources
 from g2g_utils.data.images import read_image
 from g2g_utils.data.prepare import SHIPPED, prepare
@@ -105,19 +106,21 @@ def test_training_mixes_films_implants_and_phantoms(pack):
             "data.root": str(pack),
             "data.repeats": 2,
             "data.implants": 3,
-            "data.implant_world": {"natural": True},
+            "data.implant_world": {"natural": True, "normal": 0},
+            "data.world": {"normal": 0},
             "data.drawn": 2,
         },
     )
-    try:
-        mixed = sources.examples(settings, "train")
-    except ValueError as error:  # the stand-in's only normal film may be no training film
-        assert "no training film without a finding" in str(error)
-        return
+    mixed = sources.examples(settings, "train")
     films = [e for e in mixed if not e.image_id.startswith("phantom")]
-    assert len(mixed) - len(films) == 5 and len(films) == 2 * len({e.image_id for e in films})
-    held = {e.subject_id for s in ("validation", "test") for e in sources.examples(settings, s)}
-    assert not held & {e.subject_id for e in films}
+    assert sorted(e.image_id for e in films) == sorted(2 * ["a_0.png", "a_1.png", "c_0.png"])
+    assert len(mixed) - len(films) == 3 + 2 and all(e.regions for e in mixed if e not in films)
+    assert [e.subject_id for e in sources.examples(settings, "validation")] == ["nih:2"]
+    (pack / "images.csv").write_text(
+        (pack / "images.csv").read_text().replace("No Finding", "Edema")
+    )
+    with pytest.raises(ConfigError, match="no training film without a finding"):
+        sources.examples(settings, "train")
 
 
 # ---------------------------------------------------------------- made by a user
