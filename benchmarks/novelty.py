@@ -24,8 +24,7 @@ from g2g_utils import novelty, runs
 from g2g_utils.data import radiographs, sources
 from g2g_utils.data.geometry import crop_resize
 from g2g_utils.data.images import read_image
-from g2g_utils.experiment import parts
-from g2g_utils.experiment.recipes import FAMILIAR
+from g2g_utils.experiment import parts, products
 
 OUT = Path(__file__).with_suffix(".json")
 PHOTOGRAPHS = (
@@ -69,8 +68,6 @@ def loaded(config: configuration.Config, split: str) -> list[np.ndarray]:
 def measure(config: configuration.Config, arm: str, seed: int) -> dict[str, object]:
     """Shares flagged under one model, with the counts."""
     model, size = parts.Parts(config).model(arm, seed), config.image_size
-    images = parts.training_images(config)
-    rows = np.linspace(0, len(images) - 1, min(FAMILIAR, len(images))).round().astype(int)
     validation, films = (loaded(config, split) for split in ("validation", "test"))
     films = films[:FILMS]
     shown = {"test images": films} | kinds(films, size)
@@ -81,7 +78,7 @@ def measure(config: configuration.Config, arm: str, seed: int) -> dict[str, obje
     def features(some: list[np.ndarray], name: str) -> list[object]:
         return [novelty.features(model, image) for image in tqdm(some, name, leave=False)]
 
-    training = features([images[row].astype(np.float32) / 255 for row in rows], "training")
+    training = features(products.familiar(config), "training")
     reference = novelty.fit(training, features(validation, "validation"))
     found = {}
     for name, some in shown.items():

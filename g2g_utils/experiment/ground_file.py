@@ -74,6 +74,8 @@ def ground_file(
     place = _writable(out or places.build(config) / "grounded")
     if method not in get_args(Method):
         raise ValueError(f"method {method!r}: choose one of {', '.join(get_args(Method))}")
+    from g2g_utils.experiment import novelty, presence
+
     model, plain = _model(config, arm), method == "attention"
     curve = config.grounding.curve if plain else None
     options = options_of(config) | {"curve": curve, "seed": seed}
@@ -83,6 +85,11 @@ def ground_file(
     elif not plain:
         result, told = informed(config, model, example, result, method, seed)
         print(f"presence: {told['presence']['said']}")
+    told["novelty"] = novelty.statement(
+        config, model, presence.item_of(model.name), example.array()
+    )
+    if told["novelty"]["flagged"]:
+        print(f"warning: {image} is {told['novelty']['said']}", file=sys.stderr)
     source = {"file": image.name, "sha256": runs.file_digest(image)}
     parameters = {"phrase": example.phrase, "model": model.name, "method": method, **options}
     parameters |= told.pop("settings", {})
@@ -351,7 +358,10 @@ def write_files(
     state = runs.git_state(places.ROOT)
     about = {"profile": config.profile, **state, "disclaimer": DISCLAIMER, **phantoms}
     runs.write_json(numbers, report | about)
-    draw(config, overlay, example, result, film, report.get("presence", {}).get("said", ""))
+    novel = report.get("novelty", {})
+    notes = [f"This picture is {novel['said']}." if novel.get("flagged") else ""]
+    notes.append(report.get("presence", {}).get("said", ""))
+    draw(config, overlay, example, result, film, " ".join(filter(None, notes)))
     return [overlay, maps, numbers]
 
 

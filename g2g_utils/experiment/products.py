@@ -5,6 +5,7 @@ by the other functions, which make what is missing.
 """
 
 from g2g_utils.experiment.make import ensure
+from g2g_utils.experiment.novelty import familiar
 from g2g_utils.experiment.parts import (
     evaluation_pairs,
     feature_networks,
@@ -34,6 +35,7 @@ __all__ = [
     "compared",
     "ensure",
     "evaluation_pairs",
+    "familiar",
     "feature_networks",
     "fidelity_features",
     "find",

@@ -30,7 +30,6 @@ _OPTIONAL = (  # in keys only where set
 _OF_TEXT = ("steps", "text_learning_rate", "attention_lr_scale", "dropout")  # of no foundation
 SAMPLED = 1  # raise when fidelity measures otherwise, or more
 RETRIEVED = 1  # raise when retrieval ranks otherwise, or more
-FAMILIAR = 400  # training images that say what is familiar
 CLASSIFIED = 8000  # training images at most that the classifier of findings sees
 
 
@@ -502,36 +501,6 @@ def dense_arm(config: Config, item: str, folder: Path) -> None:
     from g2g_utils.experiment import dense
 
     dense.train(config, *_dense_item(config, item), folder)
-@product(
-    "novelty",
-    items=lambda config: [f"{arm}-s{config.seeds(arm)[0]}" for arm in config.training.compared],
-    needs=lambda config, item: [*model_needs(config, *arm_and_seed(config, item)), "pairs"],
-    parameters=lambda config, item: {
-        "data": config.data.model_dump(),
-        "films": FAMILIAR,
-        "item": item,
-        **loaded_parts(config, arm_and_seed(config, item)[0]),
-    },
-    bundle=lambda config, item: f"results/{item}",
-)
-def novelty(config: Config, item: str, folder: Path) -> dict[str, Any]:
-    """What the images that an arm's first model knows look like to it: novelty.json."""
-    import numpy as np
-    from tqdm.auto import tqdm
-
-    from g2g_utils import novelty
-    from g2g_utils.data import sources
-
-    model = parts.Parts(config).model(*arm_and_seed(config, item))
-    images = parts.training_images(config)
-    rows = np.linspace(0, len(images) - 1, min(FAMILIAR, len(images))).round().astype(int)
-    training = [images[row].astype(np.float32) / 255 for row in rows]
-    held = {e.image_id: e for e in sources.examples(config, "validation")}
-    validation = [example.load(config.image_size) for example in held.values()]
-    found = [novelty.features(model, image) for image in tqdm([*training, *validation], "novelty")]
-    reference = novelty.fit(found[: len(training)], found[len(training) :])
-    runs.write_json(folder / "novelty.json", reference.as_json())
-    return {"metrics": {"limit": reference.limit, "training": len(training)}}
 
 
 # ---------------------------------------------------------------- evaluation
