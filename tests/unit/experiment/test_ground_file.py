@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from g2g_utils import models
+from g2g_utils import models, novelty
 from g2g_utils.config import ConfigError, load
 from g2g_utils.data.images import ImageError
 from g2g_utils.experiment import ground_file, products
@@ -293,3 +293,31 @@ def test_other_methods_write_their_own_maps_and_what_the_film_says(config, quick
     assert not np.allclose(maps["information"], maps["both"])
     with pytest.raises(ValueError, match="method 'magic': choose one of attention, information"):
         ground_file.ground_file(config, image, PHRASE, method="magic")
+
+
+def test_a_picture_unlike_the_training_images_is_told(config, quick, untrained, tmp_path, capsys):
+    """Beyond the calibrated limit stderr and the JSON say so; below it only the JSON does."""
+    from g2g_utils.experiment import novelty as calibrated
+
+    noisy = np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)
+    Image.fromarray(noisy).save(tmp_path / "noise.png")
+    found = novelty.features(untrained, noisy / 255).numpy()
+    near = novelty.Reference(found, np.eye(len(found)), np.ones(20))
+    far = novelty.Reference(found + 9, np.eye(len(found)), np.ones(20))
+    for reference, flagged in ((near, False), (far, True)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(calibrated, "reference", lambda *_, r=reference: r)
+            *_, report = ground_file.ground_file(
+                config, tmp_path / "noise.png", PHRASE, out=tmp_path / str(flagged)
+            )
+        told = json.loads(report.read_text())["novelty"]
+        assert told["flagged"] is flagged and told["limit"] == 1
+        assert ("unlike" in told["said"]) is flagged
+        assert (f"noise.png is {told['said']}" in capsys.readouterr().err) is flagged
+
+
+def test_without_a_reference_novelty_says_how_to_make_one(config, quick, tmp_path):
+    Image.fromarray(np.arange(4096, dtype=np.uint8).reshape(64, 64)).save(tmp_path / "a.png")
+    *_, report = ground_file.ground_file(config, tmp_path / "a.png", PHRASE, out=tmp_path / "o")
+    told = json.loads(report.read_text())["novelty"]
+    assert told["flagged"] is None and "make novelty/domain-frozen-s0" in told["said"]
