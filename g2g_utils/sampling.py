@@ -428,16 +428,24 @@ def _unknown() -> Trajectory:
     raise KeyError("a trajectory was forgotten while it was read")
 
 
-def round_trip(model: LatentDiffusion, latents: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def round_trip(
+    model: LatentDiffusion, latents: Tensor, count: int, stop: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Walk latents [b, c, h, w] to noise (variant R) and back by DDIM over the same levels.
 
     A difference between the first and the last latents is the error of the inversion: the U-Net is
     asked at the latents before a move on the way there, and at those after it on the way back.
 
+    Args:
+        model: gives the U-Net, its empty prompt and the noise schedule.
+        latents: of films, clean.
+        count: number T that sets the spacing of the moves.
+        stop: turn back after so many moves; None: after all.
+
     Returns:
         Latents [s + 1, b, c, h, w] on the way there, and on the way back in the same order.
     """
-    there = inversion_moves(model, count)
+    there = inversion_moves(model, count)[:stop]
     back = [Move(m.time, m.end, m.start) for m in reversed(there)]
     found: list[Tensor] = []
 
