@@ -1,6 +1,9 @@
 """One-factor ablation of the zero-shot method on the miniature's validation pairs, by seed.
 
-    python benchmarks/zero_shot_ablation.py [ARM [SEED …]]
+    python benchmarks/zero_shot_ablation.py [ARM [SEED … [study | steps | trips]]]
+
+With a piece named, rows are measured and kept below the build folder; without, all pieces are made
+and written together.
 
 Writes zero_shot_ablation.json: means, paired differences to the published choice with 95 %
 intervals over patients, the number of steps T, and the error of walking films to noise and back.
@@ -28,6 +31,7 @@ from g2g_utils.runs import places
 COLUMNS = ["cnr", "auc_roc", "pointing", "threshold_iou", "balanced_iou", "specificity"]
 COUNTS = (10, 50, 300)  # T; 50 is that of the study
 TRIPS = (10, 50, 100, 300, 1000)
+PIECES = ("study", "steps", "trips")
 FILMS = 4  # that walk to noise and back
 PLACE = Path(__file__).with_suffix(".json")
 
@@ -42,21 +46,18 @@ def steps(model: LatentDiffusion, pairs: list[Example], rows: int) -> pd.DataFra
     return pd.concat(tables, ignore_index=True)
 
 
-def trips(model: LatentDiffusion, pairs: list[Example]) -> dict[str, dict[str, float]]:
+def trips(model: LatentDiffusion, pairs: list[Example]) -> pd.DataFrame:
     """Relative error of latents after the walk to noise and back, and the noise's deviation."""
     films = list({pair.image_id: pair for pair in pairs}.values())[:FILMS]
     images = [torch.as_tensor(film.load(model.image_size))[None] for film in films]
     latents = sampling.posterior(model, images).mean
-    found = {}
+    found = []
     for count in TRIPS:
         there, back = sampling.round_trip(model, latents, count)
         short = sampling.round_trip(model, latents, count, step_window(count).stop - 1)
-        found[f"{count}"] = {
-            "error": lost(there, back),
-            "error_from_window": lost(*short),
-            "noise_std": float(there[-1].std()),
-        }
-    return found
+        row = {"T": count, "error": lost(there, back), "error_from_window": lost(*short)}
+        found.append(row | {"noise_std": float(there[-1].std())})
+    return pd.DataFrame(found)
 
 
 def lost(there: torch.Tensor, back: torch.Tensor) -> float:
@@ -80,40 +81,47 @@ def told(table: pd.DataFrame, base: str, resamples: int) -> dict[str, Any]:
     }
 
 
-def part(config: Config, arm: str, seed: int) -> Path:
-    """Rows of one seed below the build folder, measured if they are missing."""
+def part(config: Config, arm: str, seed: int, piece: str) -> Path:
+    """Rows of one seed and piece below the build folder, measured if they are missing."""
     folder = places.build(config) / "zero_shot_ablation"
-    file = folder / f"{arm}-s{seed}.csv"
+    file = folder / f"{arm}-s{seed}-{piece}.csv"
     if not file.is_file():
-        pairs = products.evaluation_pairs(config, "validation")
-        model, rows = products.model(config, arm, seed), config.grounding.batch_size
-        tables = [zero_shot.study(model, pairs, batch_size=rows), steps(model, pairs, rows)]
-        runs.write_json(file.with_suffix(".json"), trips(model, pairs))
+        pairs, rows = products.evaluation_pairs(config, "validation"), config.grounding.batch_size
+        model = products.model(config, arm, seed)
+        if piece == "study":
+            table = zero_shot.study(model, pairs, batch_size=rows)
+        else:
+            table = steps(model, pairs, rows) if piece == "steps" else trips(model, pairs)
         with runs.atomic(file) as temporary:
-            pd.concat(tables).assign(seed=seed).to_csv(temporary, index=False)
+            table.assign(seed=seed).to_csv(temporary, index=False)
     return file
 
 
 def measure(config: Config, arm: str, seeds: Sequence[int]) -> dict[str, Any]:
     """The whole study of one arm."""
-    files = [part(config, arm, seed) for seed in seeds]
-    table = pd.concat([statistics.read_rows(file) for file in files])
-    counted = table["choice"].str.startswith("T = ")
-    studied, n = table[~counted], config.evaluation.bootstrap
+    every = {
+        piece: pd.concat([statistics.read_rows(part(config, arm, s, piece)) for s in seeds])
+        for piece in PIECES
+    }
+    studied, n = every["study"], config.evaluation.bootstrap
     factors = studied.drop_duplicates("choice").set_index("choice")["factor"].fillna("")
     return {
-        "pairs": table.groupby(statistics.PAIR, dropna=False).ngroups,
+        "pairs": studied.groupby(statistics.PAIR, dropna=False).ngroups,
         "seeds": list(seeds),
         "factors": factors.to_dict(),
         "choices": told(studied, zero_shot.AS_PUBLISHED, n),
-        "timesteps": told(table[counted], "T = 300", n),
-        "there_and_back": {f.stem[-1]: runs.read_json(f.with_suffix(".json")) for f in files},
+        "timesteps": told(every["steps"], "T = 300", n),
+        "there_and_back": every["trips"].to_dict("records"),
     }
 
 
 def main(arm: str = "domain-frozen", *seeds: str) -> int:
     """Measure and write."""
     config = load("miniature")
+    if seeds and seeds[-1] in PIECES:
+        for seed in seeds[:-1]:
+            part(config, arm, int(seed), seeds[-1])
+        return 0
     found = runs.read_json(PLACE) if PLACE.is_file() else {}
     chosen = [int(seed) for seed in seeds] or list(config.seeds(arm))
     runs.write_json(PLACE, found | {arm: measure(config, arm, chosen)})
