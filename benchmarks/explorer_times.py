@@ -71,6 +71,8 @@ def controls(page: Any) -> dict[str, tuple[int, Callable[[int], float]]]:
         "compared, word": (200, lambda i: (compared(page), toggle(i))[1]),
         "tokens, word": (200, lambda i: (page.tab("Tokens"), toggle(i))[1]),
         "grid, word": (600, lambda i: (page.tab("Layers × timesteps"), toggle(i))[1]),
+        "information, word": (1000, lambda i: (informed(page), toggle(i))[1]),
+        "information, new phrase": (2000, lambda i: informed(page, PHRASES[i])),
         "new phrase": (2000, lambda i: page.phrase(PHRASES[i])),
         "first curve of a phrase": (2000, lambda i: first_curve(page, PHRASES[i])),
         "another curve": (200, alternately(*(lambda c=c: page.choose("Curve", c)
@@ -96,9 +98,21 @@ def compared(page: Any) -> None:
         page.click("Swap left/right")
 
 
+def informed(page: Any, phrase: str = "") -> float:
+    """Choose information, for a phrase whose attention is there and whose gain isn't."""
+    if phrase:
+        plain(page)
+        page.phrase(f"{phrase} again")
+    if page.value("Method") != "information":
+        return page.choose("Method", "information")
+    return 0.0
+
+
 def plain(page: Any) -> None:
     """Open the view tab with nothing compared and all layers: the start of every measurement."""
     page.tab("View")
+    if page.value("Method") != "attention":
+        page.choose("Method", "attention")
     if page.value("Compare with") != "nothing":
         page.choose("Compare with", "nothing")
     page.answered(page.button("all layers").click)

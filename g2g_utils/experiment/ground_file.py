@@ -20,6 +20,7 @@ from g2g_utils.config import Config, ConfigError
 from g2g_utils.data.geometry import crop_resize, restore_box
 from g2g_utils.data.images import read_image
 from g2g_utils.data.record import Example
+from g2g_utils.experiment import presence
 from g2g_utils.runs import places
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ Method = Literal["attention", "information", "both", "zero-shot-ldm"]
 ZERO_SHOT = "zero-shot-ldm"
 LONGEST_STEM = 200  # bytes; file systems allow 255 in a name
 FILM_SIDE = 512  # pixels of the film under exported maps
-NOTE = 96  # letters of a line of the overlay's note
+NOTE = 128  # letters of a line of the overlay's note
+NOTE_HIGH, LEGEND = 0.45, 0.32  # inches of the note below the overlay's panels, and of the legend
 CANDIDATES = 64  # pairs among which another phrase is drawn
 DISCLAIMER = "for research, not a medical device"
 PHANTOM_CAUTION = (
@@ -84,7 +86,7 @@ def ground_file(
         result, told = zero_shot(config, model, example, result)
     elif not plain:
         result, told = informed(config, model, example, result, method, seed)
-        print(f"presence: {told['presence']['said']}")
+        print(f"presence: {presence.line(told['presence'])}")
     told["novelty"] = novelty.statement(
         config, model, presence.item_of(model.name), example.array()
     )
@@ -263,7 +265,6 @@ def informed(
     compared with. It is no probability: `presence` says one, where the model is calibrated.
     """
     from g2g_utils.bench.presence import measure
-    from g2g_utils.experiment import presence
     from g2g_utils.masks import gmm_mask
 
     options = presence.options(config) | {"seed": seed}
@@ -360,7 +361,7 @@ def write_files(
     runs.write_json(numbers, report | about)
     novel = report.get("novelty", {})
     notes = [f"This picture is {novel['said']}." if novel.get("flagged") else ""]
-    notes.append(report.get("presence", {}).get("said", ""))
+    notes.append(presence.line(report.get("presence", {})))
     draw(config, overlay, example, result, film, " ".join(filter(None, notes)))
     return [overlay, maps, numbers]
 
@@ -398,13 +399,18 @@ def draw(
     from g2g_utils.plots import overlays
 
     with rc_context(plots.STYLE), runs.atomic(path) as temporary:
-        fig = Figure(figsize=(3 * overlays.PANEL + 0.7, overlays.PANEL + 0.9))
+        extra = NOTE_HIGH if note else 0.0
+        high = overlays.PANEL + 0.9 + extra
+        fig = Figure(figsize=(3 * overlays.PANEL + 0.7, high), layout="constrained")
+        room: dict[str, Any] = {"rect": (0, extra / high, 1, 1 - extra / high)}
+        if engine := fig.get_layout_engine():
+            engine.set(**room)
         overlays.grounding_panels(
             example.array(), result.heatmap, result.mask,
             phrase=result.phrase, boxes=example.boxes, film=film, fig=fig,
         )  # fmt: skip
         small: dict[str, Any] = {"va": "bottom", "fontsize": 7, "color": "0.4"}
         fig.text(0.99, 0.01, DISCLAIMER, ha="right", **small)
-        fig.text(0.01, 0.01, overlays.wrapped(note, NOTE), ha="left", **small)
+        fig.text(0.01, LEGEND / high, overlays.wrapped(note, NOTE), ha="left", **small)
         metadata = plots.provenance(plots.run_id(config), "grounding")
         fig.savefig(temporary, format="png", dpi=plots.SAVED_DPI, metadata=metadata)

@@ -252,6 +252,11 @@ def statement(phrase: str, score: float, known: Calibrated | str) -> dict[str, A
     }
 
 
+def line(found: dict[str, Any]) -> str:
+    """A statement in one line: what the film says, and what can't be read from it."""
+    return "; ".join(filter(None, (found.get("said", ""), found.get("limits", ""))))
+
+
 def _said(probability: float, supported: bool, errors: dict[str, list[float]]) -> str:
     """The line: what is said, its probability, and how often it is wrong."""
     p = f"p {'<' if probability < 0.01 else '='} {max(probability, 0.01):.2f}"
