@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from g2g_utils.models import GroundingModel
 
 PRESENCE = 1  # raise when questions are asked or scored otherwise
-FILMS = 100  # of a split at most
+FILMS = 64  # of a split at most
 PART = 16  # films after which a product keeps its rows
+IDENTITY = ["image_id", "subject_id", "kind", "truth", "phrase"]
 QUESTIONS, CALIBRATION = "questions.csv.gz", "calibration.json"
 LIMITS = "it reads finding and side, neither zone nor denial; it is no statement about a patient"
 
@@ -93,8 +94,8 @@ def presence(config: Config, item: str, folder: Path) -> dict[str, Any]:
         raise ConfigError(f"presence/{item} of {config.profile}: {reason}")
     model, rivals = parts.model(config, *arm_and_seed(config, item)), _built(config)
     found = {
-        split: _asked(config, split, model, rivals, folder / "parts" / split)
-        for split in ("validation", "test")
+        split: _asked(config, split, model, own, folder / "parts" / split)
+        for split, own in (("validation", {}), ("test", rivals))
     }
     shutil.rmtree(folder / "parts")
     table = pd.concat([rows.assign(split=split) for split, rows in found.items()])
@@ -109,15 +110,19 @@ def presence(config: Config, item: str, folder: Path) -> dict[str, Any]:
 def _asked(
     config: Config, split: str, model: GroundingModel, rivals: dict[str, Grounder], place: Path
 ) -> pd.DataFrame:
-    """Scores of a split's questions, kept part by part."""
+    """Scores of a split's questions, kept part by part; on validation only kinds that are read."""
     from g2g_utils.bench import presence as bench
 
-    films = _films(config, split)
-    asked, chosen = bench.questions(films), options(config)
+    films, chosen = _films(config, split), options(config)
+    asked, columns = bench.questions(films), None
+    if split == "validation":  # for calibrations, which need no more
+        asked = [[q for q in own if q.kind in bench.READ] for own in asked]
+        columns = [*IDENTITY, bench.SCORE, bench.GAIN]
 
     def some(part: slice) -> pd.DataFrame:
         title = f"{model.name}, {split} from {part.start}"
-        return bench.ask(model, films[part], asked[part], rivals, title=title, **chosen)
+        found = bench.ask(model, films[part], asked[part], rivals, title=title, **chosen)
+        return found if columns is None else found[columns]
 
     return in_parts(place, len(films), some, PART)
 

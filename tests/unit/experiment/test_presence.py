@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from g2g_utils import config, runs
-from g2g_utils.bench.presence import Calibration
+from g2g_utils.bench.presence import Calibration, Question
 from g2g_utils.experiment import presence, products
 from g2g_utils.experiment.presence import Calibrated, calibrated, statement
 from g2g_utils.runs import places
@@ -92,7 +92,7 @@ def test_what_a_product_holds_is_read_again(tmp_path, monkeypatch):
     monkeypatch.setenv("G2G_BUILD", str(tmp_path))
     monkeypatch.setattr(presence.parts, "model", lambda *given: SimpleNamespace(name="m"))
     monkeypatch.setattr(presence, "_built", lambda config: {})
-    films, asked = list(range(80)), [["?"]] * 80
+    films, asked = list(range(80)), [[Question("absent", True, "?")]] * 80
     monkeypatch.setattr(presence, "_films", lambda *given: films)
     monkeypatch.setattr("g2g_utils.bench.presence.questions", lambda films: asked)
     monkeypatch.setattr(
@@ -108,3 +108,6 @@ def test_what_a_product_holds_is_read_again(tmp_path, monkeypatch):
     again = products.questions(smoke)
     assert list(again["image_id"]) == list(table["image_id"]) and set(again["seed"]) == {0}
     assert np.allclose(again["presence"], table["presence"], rtol=1e-4)
+    assert not {"maximum of attention"} & set(
+        products.questions(smoke, "validation").dropna(axis=1)
+    )
