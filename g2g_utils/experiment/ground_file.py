@@ -76,7 +76,7 @@ def ground_file(
     place = _writable(out or places.build(config) / "grounded")
     if method not in get_args(Method):
         raise ValueError(f"method {method!r}: choose one of {', '.join(get_args(Method))}")
-    from g2g_utils.experiment import novelty, presence
+    from g2g_utils.experiment import novelty
 
     model, plain = _model(config, arm), method == "attention"
     curve = config.grounding.curve if plain else None
