@@ -299,7 +299,7 @@ charts.readable(counted)
 # ## What in it matters?
 # One factor changed at a time, on validation pairs; bars are paired differences to the published
 # choice (95 % intervals over patients). `noising` is G2G's input: drawn noise in place of the walk.
-# All seeds and every T: [the miniature's log](../docs/miniature_log.md).
+# Over all pairs and seeds, and for several T: `python benchmarks/zero_shot_ablation.py`.
 
 # %%
 tests = products.evaluation_pairs(config, "validation")[:study_pairs]
