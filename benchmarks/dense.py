@@ -25,7 +25,6 @@ from g2g_utils.methods import g2d as g2d_method
 from g2g_utils.methods import registry
 from g2g_utils.models import g2d
 from g2g_utils.models.g2d import G2D
-from g2g_utils.runs import places
 from g2g_utils.training import g2d as training
 from g2g_utils.training import pseudo_masks
 from g2g_utils.training.fit import seeded
@@ -47,6 +46,7 @@ ARMS = {
     "per-head": {"per_head": True},
     "no-skips": {"skips": 0},
 }
+PLACE = Path(__file__).parent / "dense"  # of the tables
 POOL = 800  # training images with labels: a tenth
 LABELS = ((80, 5), (800, 1))  # labelled images and draws of them: 1 and 10 %
 TRANSFERS = ("encoder", "encoder-decoder")
@@ -57,6 +57,7 @@ GROUNDING = {  # ways to ground
     "projected": {"features": "projected"},
     "attention": {"features": "attention"},
 }
+KEPT = ("value", "value, normal")  # ways whose rows are kept, beside their means
 STEPS = {"warmup_steps": 300, "steps": 1000}
 
 
@@ -120,8 +121,8 @@ def grounding(joint: g2d_method.Joint, features: str) -> pd.DataFrame:
     threshold = dense.best_threshold(heat["validation"], goal["validation"])
     for name, values in dense.overlaps(heat["test"] > threshold, goal["test"]).items():
         table[name] = values.numpy()
-    kept = ["image_id", "subject_id", "finding", "phrase", "cnr", "auc_roc", "pointing"]
-    return table[[*kept, "specificity", "recall", "iou", "dice"]].round(4)
+    kept = ["image_id", "subject_id", "cnr", "auc_roc", "pointing"]
+    return table[[*kept, "specificity", "recall", "iou", "dice"]].round(3)
 
 
 def maps_of(method: object, pairs: list[Example]) -> torch.Tensor:
@@ -181,9 +182,9 @@ def network_of(config: configuration.Config, arm: str, seed: str) -> G2D:
     return training.build(experiment.shape(config, 4, None, width), int(seed)).eval()
 
 
-def folder(config: configuration.Config, arm: str, seed: str) -> Path:
+def folder(arm: str, seed: str) -> Path:
     """Folder of the scores of an arm and seed."""
-    place = places.build(config) / "g2d-scores" / f"{arm}-s{seed}"
+    place = PLACE / f"{arm}-s{seed}"
     place.mkdir(parents=True, exist_ok=True)
     return place
 
@@ -193,14 +194,14 @@ def segment(arm: str, seed: str, *tasks: str) -> None:
     config = load()
     for task in tasks or dense.TASKS:
         rows = segmentation(network_of(config, arm, seed), arm, task)
-        rows.to_csv(folder(config, arm, seed) / f"{task}.csv", index=False)
+        rows.to_csv(folder(arm, seed) / f"{task}.csv", index=False)
         print(arm, seed, rows.mean(numeric_only=True).to_dict())
 
 
 def score(arm: str, seed: str, text: str = "mlm") -> None:
     """Write what a network is worth without training: masks, grounding, classification."""
     config = load(text)
-    place, network = folder(config, arm, seed), network_of(config, arm, seed)
+    place, network = folder(arm, seed), network_of(config, arm, seed)
     tokenizer, encoder = products.text_encoder(config, text)
     joint = g2d_method.Joint(network, tokenizer, encoder, config.text.max_length)
     table, summary = masks(network)
@@ -208,12 +209,103 @@ def score(arm: str, seed: str, text: str = "mlm") -> None:
     summary |= classification(joint)
     for features in GROUNDING:
         rows = grounding(joint, features)
-        rows.to_csv(place / f"grounding-{features.replace(', ', '-')}.csv", index=False)
+        if features in KEPT:
+            rows.to_csv(place / f"grounding-{features.replace(', ', '-')}.csv", index=False)
         summary[features] = rows.mean(numeric_only=True).round(4).to_dict()
     runs.write_json(place / "summary.json", summary)
     print(arm, seed, summary)
 
 
+# ---------------------------------------------------------------- claims
+
+
+SEGMENTATION = (  # claim, better and worse (arm, transfer)
+    ("G1: ps > vla, encoder", ("ps", "encoder"), ("vla", "encoder")),
+    ("G2: ps with decoder > vla, fresh", ("ps", "encoder-decoder"), ("vla", "encoder")),
+    ("G4: ps > shuffled, encoder", ("ps", "encoder"), ("shuffled", "encoder")),
+    ("G4: ps > shuffled, decoder", ("ps", "encoder-decoder"), ("shuffled", "encoder-decoder")),
+    ("G4: ps > reconstruction, encoder", ("ps", "encoder"), ("reconstruction", "encoder")),
+    ("G4: ps > reconstruction, decoder", ("ps", "encoder-decoder"),
+     ("reconstruction", "encoder-decoder")),
+    ("G5: 85th > 75th, encoder", ("ps", "encoder"), ("p75", "encoder")),
+    ("G5: 75th > median, encoder", ("p75", "encoder"), ("median", "encoder")),
+    ("G5: 85th > mixture, encoder", ("ps", "encoder"), ("gmm", "encoder")),
+    ("G6: vla > shuffled, encoder", ("vla", "encoder"), ("shuffled", "encoder")),
+    ("ceiling: oracle > vla, encoder", ("oracle", "encoder"), ("vla", "encoder")),
+    ("ceiling: oracle with decoder > vla, fresh", ("oracle", "encoder-decoder"),
+     ("vla", "encoder")),
+)  # fmt: skip
+CUT_CLAIMS = (("85th", "75th"), ("75th", "median"), ("85th", "mixture"), ("85th", "shuffled"))
+
+
+def tables(arm: str, file: str) -> dict[int, pd.DataFrame]:
+    """The tables of an arm by seed, as far as they are there."""
+    found = {k: PLACE / f"{arm}-s{k}" / f"{file}.csv" for k in load().g2d.seeds}
+    return {k: pd.read_csv(path) for k, path in found.items() if path.is_file()}
+
+
+def claim(
+    text: str, better: dict[int, pd.DataFrame], worse: dict[int, pd.DataFrame], columns: list
+) -> dict:
+    """Verdict on a difference over the seeds that both have; columns: pairs (better, worse)."""
+    seeds = sorted(set(better) & set(worse))
+    if not seeds:
+        return {"claim": text, "verdict": "not run", "seeds": []}
+    some = better[seeds[0]]
+    gaps = [better[k][a].to_numpy(float) - worse[k][b] for k in seeds for a, b in columns]
+    gap = np.stack(gaps, 1)
+    if "positive" in some:
+        gap[some["positive"] == 0] = np.nan
+    people = some["subject" if "subject" in some else "subject_id"]
+    value, low, high = (round(end, 4) for end in dense.crossed(gap, list(people)))
+    verdict = "holds" if low > 0 else "reversed" if high < 0 else "not shown"
+    if len(seeds) < len(load().g2d.seeds):
+        verdict = f"preliminary: {verdict}"
+    return {"claim": text, "verdict": verdict, "seeds": seeds, "gap": [value, low, high]}
+
+
+def report() -> None:
+    """Print the claims G1 to G6 and the means, and write them to dense.json."""
+    found = []
+    for task in dense.TASKS:
+        count, draws = LABELS[0]
+        for text, (first, one), (second, other) in SEGMENTATION:
+            columns = [(f"{count}/{one}/{k}", f"{count}/{other}/{k}") for k in range(draws)]
+            both = tables(first, task), tables(second, task)
+            found.append(claim(f"{text}, {task} of {count} labels", *both, columns))
+    for way in ("value", "value-normal"):
+        both = (tables(arm, f"grounding-{way}") for arm in ("ps", "vla"))
+        first, second = both
+        for name in ("cnr", "iou", "dice"):
+            found.append(claim(f"G3: ps > vla, {name} of {way}", first, second, [(name, name)]))
+    for one, other in CUT_CLAIMS:
+        own = tables("ps", "masks")
+        found.append(claim(f"G5: masks, IoU of {one} > {other}", own, own, [(one, other)]))
+    means = {path.name: summary(path) for path in sorted(PLACE.glob("*-s*"))}
+    for row in found:
+        print(row["verdict"], row["claim"], row.get("gap", ""), row["seeds"])
+    runs.write_json(PLACE.with_suffix(".json"), {"claims": found, "networks": means})
+
+
+def summary(place: Path) -> dict:
+    """Means of a network's tables: positives' Dice, the published one, and predicting nothing."""
+    known = runs.read_json(place / "summary.json") if (place / "summary.json").is_file() else {}
+    for task in dense.TASKS:
+        if not (place / f"{task}.csv").is_file():
+            continue
+        rows = pd.read_csv(place / f"{task}.csv")
+        there = rows["positive"] == 1
+        for name in sorted({c.rpartition("/")[0] for c in rows if c.count("/") == 2}):
+            scores = rows[[c for c in rows if c.startswith(f"{name}/")]].mean(axis=1)
+            dice = {"positives": scores[there].mean(), "published": scores.mean()}
+            known[f"{task}, {name}"] = {k: round(float(v), 4) for k, v in dice.items()}
+        known[f"{task}, nothing predicted"] = {
+            "positives": 0.0,
+            "published": float(1 - there.mean()),
+        }
+    return known
+
+
 if __name__ == "__main__":
     word, *rest = sys.argv[1:]
-    {"train": train, "score": score, "segment": segment}[word](*rest)
+    {"train": train, "score": score, "segment": segment, "report": report}[word](*rest)

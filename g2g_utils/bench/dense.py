@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from g2g_utils import models
+from g2g_utils.bench import statistics
 from g2g_utils.data.record import FINDINGS, Example
 from g2g_utils.models.g2d import G2D
 from g2g_utils.training import pseudo_masks
@@ -70,6 +71,32 @@ def best_threshold(maps: Tensor, targets: Tensor, count: int = 50) -> float:
     )
     scores = [float(overlaps(maps > t, targets)["dice"].mean()) for t in levels]
     return float(levels[int(np.argmax(scores))])
+
+
+def crossed(
+    differences: Floats, groups: Sequence[str], n: int = 2000, seed: int = 0
+) -> statistics.Interval:
+    """Mean of paired differences [images, runs], its 95 % interval over patients and over runs.
+
+    Patients and runs (draws of labels, seeds) are resampled independently of each other. NaN where
+    an image does not count.
+
+    Raises:
+        ValueError: no image counts.
+    """
+    known = np.isfinite(differences)
+    if not known.any():
+        raise ValueError("no image counts: the finding is on none of them")
+    codes = np.unique(np.asarray(groups), return_inverse=True)[1]
+    sums, counts = np.zeros((2, codes.max() + 1, differences.shape[1]))
+    np.add.at(sums, codes, np.nan_to_num(differences))
+    np.add.at(counts, codes, known)
+    rng = np.random.default_rng(seed)
+    people, runs = (rng.multinomial(k, np.full(k, 1 / k), n) for k in sums.shape)
+    above, below = (((people @ table) * runs).sum(1) for table in (sums, counts))
+    with np.errstate(invalid="ignore"):
+        low, high = np.nanquantile(above / below, [0.025, 0.975])
+    return statistics.Interval(float(sums.sum() / counts.sum()), float(low), float(high))
 
 
 # ---------------------------------------------------------------- segmentation from few labels

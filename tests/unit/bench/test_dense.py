@@ -137,3 +137,17 @@ def test_masks_against_lesions():
     assert (
         same["between"] == pytest.approx(0, abs=1e-9) and dense.spread(attention)["between"] > 0.5
     )
+
+
+def test_intervals_over_patients_and_runs():
+    rng = np.random.default_rng(0)
+    people = [f"p{k // 2}" for k in range(60)]
+    gap = 0.2 + rng.normal(size=(60, 1)) * 0.1 + rng.normal(size=(1, 5)) * 0.05
+    found = dense.crossed(gap, people)
+    assert found.low < found.value < found.high and found.low > 0
+    same = gap.mean(1, keepdims=True) + np.zeros((60, 5))
+    assert np.ptp(dense.crossed(same, people)[1:]) < np.ptp(found[1:])  # draws widen it
+    gap[3] = np.nan
+    assert dense.crossed(gap, people).value == pytest.approx(np.nanmean(gap))
+    with pytest.raises(ValueError, match="no image counts"):
+        dense.crossed(np.full((4, 2), np.nan), ["a"] * 4)
