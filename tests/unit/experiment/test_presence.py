@@ -111,3 +111,12 @@ def test_what_a_product_holds_is_read_again(tmp_path, monkeypatch):
     assert not {"maximum of attention"} & set(
         products.questions(smoke, "validation").dropna(axis=1)
     )
+
+
+def test_the_shipped_calibration_is_that_of_these_settings_and_sound(tmp_path, monkeypatch):
+    monkeypatch.setenv("G2G_BUILD", str(tmp_path))
+    known = calibrated(config.load("miniature"), "domain-frozen-s0")
+    assert isinstance(known, Calibrated), known
+    assert known.curve.slope > 0 and 0 < known.curve.threshold < 0.5
+    assert known.errors["wrong"][0] < 0.3
+    assert known.areas["absent finding"]["presence"][1] > 0.5
