@@ -49,13 +49,15 @@ def choose(settings: Config, joint: Joint) -> tuple[dict[str, Any], list[dict[st
     """The reading with the best CNR of validation pairs, and all that were tried."""
     pairs = parts.evaluation_pairs(settings, "validation")
     tried = []
-    for boxes, pool, sigma in product((True, False), ("mean", "max"), SIGMAS):
-        if boxes or pool == "mean":  # cells of the grid don't overlap
-            method = Matcher("AdaMatch", joint, boxes, pool, sigma)
+    choices = product((True, False), ("mean", "max"), SIGMAS, (True, False))
+    for boxes, pool, sigma, centred in choices:
+        if boxes or pool == "max":  # cells of the grid don't overlap
+            method = Matcher("AdaMatch", joint, boxes, pool, sigma, centred)
             rows = bench.score(method, pairs, others=False, measure="quick", progress=False)
-            tried.append({"boxes": boxes, "pool": pool, "sigma": sigma, "cnr": rows["cnr"].mean()})
+            own = {"boxes": boxes, "pool": pool, "sigma": sigma, "centred": centred}
+            tried.append(own | {"cnr": rows["cnr"].mean()})
     best = max((row for row in tried if row["boxes"]), key=lambda row: row["cnr"])
-    return {key: best[key] for key in ("pool", "sigma")}, tried
+    return {key: best[key] for key in ("pool", "sigma", "centred")}, tried
 
 
 def interval(rows: pd.DataFrame, column: str, settings: Config) -> dict[str, float]:

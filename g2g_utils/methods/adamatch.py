@@ -1,16 +1,19 @@
 """AdaMatch (Chen et al., ACL 2024): heat map of the cosines between moving patches and words.
 
-Each patch gets the mean cosine with the phrase's content words, and paints the box it was sampled
-from; where boxes overlap their values are averaged (or the largest is taken), where none lies the
-map has its minimum. The paper shows boxes and words (figure 8) and scores no grounding: this map is
-the project's own reading. On its nominal grid instead (`boxes: false`) an adaptive patch is read
-where it did not look. Own code, from the paper's text.
+Each patch gets its mean cosine with the phrase's content words, less its mean cosine with every
+word that the text side knows (`centred`): the contrast leaves patches that agree with any word more
+than others, and says nothing of that. The value is painted over the box that the patch was sampled
+from; where boxes overlap the largest is taken (or the mean), where none lies the map has its
+minimum. The paper shows boxes and words (figure 8) and scores no grounding: this map is the
+project's own reading, chosen on validation pairs. On its nominal grid instead (`boxes: false`) an
+adaptive patch is read where it did not look. Own code, from the paper's text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,8 @@ from g2g_utils.models import adamatch
 from g2g_utils.models.adamatch import AdaMatch, Patches
 from g2g_utils.text import PhraseError, content_words, select_tokens, tokenize
 
+SHORTEST = 3  # letters of a vocabulary's words; shorter entries are letters and pieces
+
 
 @dataclass(frozen=True, eq=False)
 class Joint:
@@ -39,6 +44,18 @@ class Joint:
     def patches(self, image: Tensor) -> Patches:
         """Patches of an image [1 or 3, S, S] in [0, 1], averaged to grey."""
         return self.network.patches(image.float().mean(0, keepdim=True)[None])
+
+    @cached_property
+    def habit(self) -> Tensor:
+        """Mean unit vector [d] of the content words of the tokenizer's vocabulary, read alone."""
+        known = sorted(w for w in self.tokenizer.get_vocab() if w.isalpha() and len(w) >= SHORTEST)
+        found = [torch.zeros(1, self.network.shape.joint)]
+        for word in known:
+            try:
+                found.append(self.words(word)[1])
+            except PhraseError:  # a function word
+                continue
+        return torch.cat(found).sum(0) / max(1, len(found) - 1)
 
     @torch.no_grad()
     def words(self, phrase: str) -> tuple[list[str], Tensor]:
@@ -71,7 +88,7 @@ def drawn(boxes: Tensor, margin: float) -> Tensor:
     return (boxes + margin * boxes.new_tensor([-1, -1, 1, 1])).clamp(0, 1)
 
 
-def painted(values: Tensor, boxes: Tensor, side: int, pool: str = "mean") -> tuple[Tensor, Tensor]:
+def painted(values: Tensor, boxes: Tensor, side: int, pool: str = "max") -> tuple[Tensor, Tensor]:
     """Map [side, side] of the values [n] of boxes [n, 4], and where any box lies (bool).
 
     Args:
@@ -98,8 +115,9 @@ class Matcher:
     name: str
     joint: Joint
     boxes: bool = True  # False: every patch at its place in the grid
-    pool: str = "mean"
+    pool: str = "max"
     sigma: float = 0.0  # width of the Gaussian, in pixels
+    centred: bool = True  # less each patch's mean over the vocabulary
 
     @property
     def image_size(self) -> int:
@@ -119,7 +137,8 @@ class Matcher:
             _, words = self.joint.words(phrase)
         except PhraseError as error:
             return no_map(error)
-        return self.heat((patches.vectors[0] @ words.T).mean(1), patches.boxes[0])
+        asked = words.mean(0) - self.joint.habit if self.centred else words.mean(0)
+        return self.heat(patches.vectors[0] @ asked, patches.boxes[0])
 
     def heat(self, values: Tensor, boxes: Tensor) -> HeatMap:
         """Heat map of the patches' values [n] and boxes [n, 4], with shares of the boxes."""
@@ -142,4 +161,4 @@ class Matcher:
 def build(parts: Parts, name: str, row: AdaMatchRow, seed: int | None) -> Matcher:
     """The method of a network of the profile's section `adamatch`."""
     joint = load(parts.product(row.product), parts.config.text.max_length)
-    return Matcher(name, joint, row.boxes, row.pool, row.sigma)
+    return Matcher(name, joint, row.boxes, row.pool, row.sigma, row.centred)

@@ -185,8 +185,9 @@ class AdaMatchRow(Section):
     network: str = "adaptive"  # an arm of `adamatch.arms`
     seed: int = Field(0, ge=0)
     boxes: bool = True  # false: patches are read at their places in the grid
-    pool: Literal["mean", "max"] = "mean"  # of the boxes over a pixel
-    sigma: float = Field(3.0, ge=0)  # width of the Gaussian, in pixels
+    pool: Literal["mean", "max"] = "max"  # of the boxes over a pixel
+    sigma: float = Field(5.0, ge=0)  # width of the Gaussian, in pixels
+    centred: bool = True  # less each patch's mean cosine with all words that the text side knows
 
     @property
     def product(self) -> str:

@@ -34,7 +34,7 @@ def test_boxes_at_the_start_are_drawn_as_the_cells_of_the_grid():
 
 def test_overlaps_are_averaged_and_gaps_take_the_minimum():
     boxes = torch.tensor([[0.0, 0.0, 0.5, 1.0], [0.25, 0.0, 0.75, 1.0]])
-    mean, covered = method.painted(torch.tensor([1.0, 3.0]), boxes, 4)
+    mean, covered = method.painted(torch.tensor([1.0, 3.0]), boxes, 4, "mean")
     most, _ = method.painted(torch.tensor([1.0, 3.0]), boxes, 4, "max")
     assert mean[0].tolist() == [1, 2, 3, 1] and most[0].tolist() == [1, 3, 3, 1]
     assert covered[0].tolist() == [True, True, True, False]
@@ -63,6 +63,19 @@ def test_words_are_content_words_as_in_training(joint):
     words, vectors = joint.words("small effusion in the left lung")
     assert words == ["small", "effusion", "left", "lung"]
     torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(4))
+
+
+def test_the_habit_of_a_patch_is_its_mean_over_the_vocabulary(joint):
+    names = ("edema", "effusion", "left", "lung", "opacity", "right", "small")
+    vectors = torch.cat([joint.words(name)[1] for name in names])
+    torch.testing.assert_close(joint.habit, vectors.mean(0))
+    image = torch.rand(1, 32, 32, generator=torch.Generator().manual_seed(0))
+    found = method.Matcher("m", joint).ground([Query(image, name) for name in names])
+    plain = method.Matcher("m", joint, centred=False).ground([Query(image, "edema")])[0]
+    assert not torch.allclose(found[0].values, plain.values)
+    whole = method.Matcher("m", joint, pool="mean").ground([Query(image, name) for name in names])
+    total = sum(one.values for one in whole)
+    assert float(total.abs().max()) < 1e-5  # over all words nothing is left
 
 
 def test_a_phrase_without_content_words_is_a_note(joint):

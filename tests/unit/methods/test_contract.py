@@ -18,7 +18,7 @@ from g2g_utils.training import pretrain
 from tests.duck import PHRASES, Model
 
 CASES: dict[str, list[dict[str, Any]]] = {  # kind -> settings of its rows
-    "adamatch": [{"sigma": 1.0}, {"boxes": False, "pool": "max", "sigma": 0}],
+    "adamatch": [{"sigma": 1.0}, {"boxes": False, "pool": "mean", "sigma": 0, "centred": False}],
     "biovil": [{}],
     "daam": [{"arm": "domain-frozen"}, {"arm": "domain-frozen", "normalize": True}],
     "g2d": [{}, {"features": "projected"}, {"features": "attention"}, {"against": ["no edema"]}],
