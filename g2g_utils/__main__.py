@@ -58,7 +58,20 @@ def _parser() -> argparse.ArgumentParser:
     ground.add_argument("--out", type=Path, help="folder (default: build/<profile>/grounded)")
     ground.set_defaults(run=_ground)
     _add_prepare(commands)
+    _add_convert(commands)
     return parser
+
+
+def _add_convert(commands: Any) -> None:
+    convert = commands.add_parser("convert", help="weights of another package as folders")
+    convert.add_argument("what", choices=["monai"])
+    convert.add_argument("folder", type=Path, help="has diffusion_model.pth and autoencoder.pth")
+    convert.add_argument("out", type=Path, help="the new folder")
+    text = "heads of every attention, which the weights do not tell (published: 1)"
+    convert.add_argument("--heads", type=int, default=1, help=text)
+    text = "groups of every norm, which the weights do not tell (published: 32)"
+    convert.add_argument("--groups", type=int, default=32, help=text)
+    convert.set_defaults(run=_convert, profile="miniature", set=[])
 
 
 def _add_prepare(commands: Any) -> None:
@@ -96,6 +109,14 @@ def _prepare(config: configuration.Config, options: argparse.Namespace) -> int:
         films=options.films, size=options.size,
     )  # fmt: skip
     print(f"{pack}: now `data.source: radiographs` with `data.root: {pack}` reads it")
+    return 0
+
+
+def _convert(config: configuration.Config, options: argparse.Namespace) -> int:
+    from g2g_utils.models import monai
+
+    out = monai.convert(options.folder, options.out, heads=options.heads, groups=options.groups)
+    print(f"{out}: an arm's `pipeline` loads it (docs/methods.md)")
     return 0
 
 

@@ -235,6 +235,9 @@ class Arm(Section):
     seeds: tuple[int, ...] | None = None  # None: those of all arms
     lora_rank: int | None = Field(None, ge=0)  # None: as in `adaptation`; 0: all weights
     untuned: bool = False  # control: the pretrained U-Net, without any training here
+    pipeline: str | None = (
+        None  # folder whose U-Net, VAE and schedule are loaded, not the profile's
+    )
     pictures: Literal["glyphs"] | None = None  # other pictures to train on than the profile's
 
 
@@ -542,8 +545,14 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _arms_of_other_pictures_are_trained(self) -> Config:
+    def _arms_of_other_pictures_or_pipelines_are_clear(self) -> Config:
         for name, arm in self.training.arms.items():
+            loaded = arm.learnable or arm.shuffled or arm.untuned or arm.pictures
+            if arm.pipeline and (loaded or arm.lora_rank is not None):
+                raise ValueError(
+                    f"training.arms.{name}.pipeline leaves no use for learnable, shuffled, "
+                    "untuned, pictures and lora_rank: nothing is trained in this arm"
+                )
             if arm.pictures and (self.unet.pretrained or arm.shuffled):
                 raise ValueError(
                     f"training.arms.{name}.pictures trains a new U-Net on other pictures: leave "
@@ -553,6 +562,8 @@ class Config(Section):
 
     def loaded_unet(self, arm: str) -> tuple[str, str | None] | None:
         """Source and revision of the U-Net that an arm loads unchanged, or None."""
+        if pipeline := self.training.arms[arm].pipeline:
+            return pipeline, None
         if self.training.arms[arm].untuned:
             return str(self.unet.pretrained), self.unet.revision
         if self.unet.pretrained and self.adaptation.released:

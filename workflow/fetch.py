@@ -85,6 +85,9 @@ def main() -> None:
             missing += 1
             line = (str(error).strip().splitlines() or [type(error).__name__])[0]
             print(f"error: {name}: {line}", file=sys.stderr)
+    for arm in config.training.arms:
+        if line := costs.absent_pipeline(config, arm):
+            print(f"optional: {line}", flush=True)
     if missing:
         place = os.environ.get("HF_HOME", "~/.cache/huggingface")
         print(f"error: {missing} of {len(tasks)} models missing in {place}", file=sys.stderr)

@@ -12,12 +12,13 @@ from transformers import (
 )
 
 from g2g_utils import config as configuration
-from g2g_utils.experiment import plan
+from g2g_utils.experiment import costs, plan
 from g2g_utils.models import (
     GroundingModel,
     MissingWeights,
     build_scheduler,
     load_adapted,
+    load_scheduler,
     load_text_encoder,
     load_unet,
     load_vae,
@@ -52,19 +53,25 @@ def load(
         raise configuration.ConfigError(f"unknown arm {arm!r}: choose one of {known}")
     seed = config.training.seeds[0] if seed is None else seed
     name = f"ldm/{arm}-s{seed}"
+    pipeline = whole_pipeline(config, arm)
     tokenizer, encoder = arm_text_encoder(config, arm, seed)
     check_length(config, arm, encoder)
     if loaded := config.loaded_unet(arm):
-        unet = load_unet(*loaded)
+        unet = load_unet(pipeline) if pipeline else load_unet(*loaded)
         check_width(config, arm, encoder, unet)
     else:
         unet = load_adapted(config, locate(config, name))
+    if pipeline:
+        vae, scheduler = load_vae(pipeline), load_scheduler(pipeline)
+    else:
+        vae = load_vae(config.vae.pretrained or locate(config, "vae"), config.vae.revision)
+        scheduler = build_scheduler(config.unet)
     model = GroundingModel(
         tokenizer=tokenizer,
         text_encoder=encoder,
-        vae=load_vae(config.vae.pretrained or locate(config, "vae"), config.vae.revision),
+        vae=vae,
         unet=unet,
-        scheduler=build_scheduler(config.unet),
+        scheduler=scheduler,
         image_size=config.image_size,
         max_length=config.text.max_length,
         zero_padding=config.text.zero_padding,
@@ -72,6 +79,17 @@ def load(
     )
     check_supported(model.unet.config, model.vae.config, model.name)
     return model.to(device)
+
+
+def whole_pipeline(config: configuration.Config, arm: str) -> Path | None:
+    """Folder of an arm's own pipeline (relative to the repository), None for other arms.
+
+    Raises:
+        MissingWeights: the folder lacks a file.
+    """
+    if line := costs.absent_pipeline(config, arm):
+        raise MissingWeights(f"arm {arm}: {line}")
+    return plan.pipeline(config, arm)
 
 
 def check_length(config: configuration.Config, arm: str, encoder: PreTrainedModel) -> None:

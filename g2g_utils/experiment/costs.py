@@ -205,9 +205,23 @@ def _missing_weights(config: Config) -> Iterator[str]:
             part = ["--include", f"'{Path(file).parent}/*'"] if "/" in file else []
             fix = registry.command(source, revision, *part)
             yield f"weights: no {absent} of {source}: run `{fix}`"
+    for arm in config.training.arms:
+        if line := absent_pipeline(config, arm):
+            yield f"optional: {line}"
     for published in method_files(config):
         if not published.path.is_file():
             yield f"optional: no {published.path}: `{published.command}`"
+
+
+def absent_pipeline(config: Config, arm: str | None) -> str:
+    """What an arm's own pipeline lacks, and where to get it; "" if it is whole or has none."""
+    folder = plan.pipeline(config, arm) if arm else None
+    if folder is None:
+        return ""
+    from g2g_utils.models import monai
+
+    absent = monai.missing(folder)
+    return f"{folder} has no {absent}; {monai.how(folder)}" if absent else ""
 
 
 def method_files(config: Config) -> list[File]:
@@ -217,7 +231,8 @@ def method_files(config: Config) -> list[File]:
 
 def used_encoders(config: Config) -> list[Encoder]:
     """Text encoders of the training arms and of methods that have none."""
-    used = {arm.encoder for arm in config.training.arms.values()}
+    arms = config.training.arms.items()  # an absent pipeline leaves no use for its encoder
+    used = {arm.encoder for name, arm in arms if not absent_pipeline(config, name)}
     used |= {name for row in rows(config).values() for name in row.kind.encoders(row.settings)}
     return [encoder for name, encoder in config.encoders.items() if name in used]
 

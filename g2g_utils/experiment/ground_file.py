@@ -296,7 +296,9 @@ def zero_shot(
     (found,) = asked.ground([Query(torch.as_tensor(example.array())[None], example.phrase)])
     if found.mask is None:
         raise ValueError(found.note)
+    heads = {model.unet.get_submodule(layer).heads for layer in asked.read}
     told = {
+        "heads": sorted(heads),  # averaged
         "timesteps": [asked.times[i] for i in asked.steps],
         "keep_last": None,
         "layers": asked.read,

@@ -65,6 +65,12 @@ def inputs(config: Config, name: str) -> dict[str, str]:
     return found
 
 
+def pipeline(config: Config, arm: str) -> Path | None:
+    """Folder of the pipeline that an arm loads in place of the profile's parts, or None."""
+    own = config.training.arms[arm].pipeline
+    return places.ROOT / Path(own).expanduser() if own else None
+
+
 def folder(config: Config, name: str) -> Path:
     """Folder of a product: its name and key below the profile's build folder."""
     return places.build(config) / f"{name}-{key(config, name)}"

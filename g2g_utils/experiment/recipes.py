@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from g2g_utils import runs, tagger
 from g2g_utils.config import AdaMatchSettings, Config, ConfigError, G2DSettings, Section
-from g2g_utils.experiment import apart, parts
+from g2g_utils.experiment import apart, parts, plan
 from g2g_utils.experiment.make import ensure
 from g2g_utils.experiment.plan import needs
 from g2g_utils.experiment.product import arm_and_seed, present, product
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 TABLES = (".csv", ".csv.gz", ".json", ".json.gz")
 _OPTIONAL = (  # in keys only where set
-    "subfolder", "lora_rank", "scheduler_revision", "untuned", "pictures",
+    "subfolder", "lora_rank", "scheduler_revision", "untuned", "pictures", "pipeline",
 )  # fmt: skip
 _OF_TEXT = ("steps", "text_learning_rate", "attention_lr_scale", "dropout")  # of no foundation
 SAMPLED = 1  # raise when fidelity measures otherwise, or more
@@ -257,6 +257,9 @@ def pretrained_parts(config: Config, arm: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if encoder.pretrained:
         found["encoder"] = dump(encoder)
+    if pipeline := plan.pipeline(config, arm):
+        record = runs.sound_record(pipeline / "converted.json", ["sources"])
+        return found | {"pipeline": [config.training.arms[arm].pipeline, record]}
     if config.unet.pretrained:
         exclude = {"released", "revision", "gradient_checkpointing"}  # the last: same gradients
         found["adaptation"] = config.adaptation.model_dump(exclude=exclude)
@@ -539,6 +542,8 @@ def loaded_parts(config: Config, arm: str) -> dict[str, Any]:
     """Settings of an arm's loaded U-Net; a trained one is a product with a key of its own."""
     if config.loaded_unet(arm) is None:
         return {}
+    if config.training.arms[arm].pipeline:
+        return pretrained_parts(config, arm) | {"text": dump(config.text)}
     sections = {"unet": config.unet, "vae": config.vae, "text": config.text}
     fields = set() if config.training.arms[arm].untuned else {"released", "revision"}
     released = config.adaptation.model_dump(include=fields)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from g2g_utils import runs, tagger
 from g2g_utils.config import Config, ConfigError
-from g2g_utils.experiment import apart, parts
+from g2g_utils.experiment import apart, costs, parts
 from g2g_utils.experiment.make import ensure
 from g2g_utils.experiment.product import product
 from g2g_utils.experiment.recipes import loaded_parts, model_needs
@@ -83,7 +83,7 @@ def score(config: Config, item: str, folder: Path) -> dict[str, Any]:
     row, seed = _item(config, item)
     if item == next(iter(_items(config))):
         apart.warn_of_shared(config)
-    found = row.kind.build(parts.Parts(config), row.label, row.settings, seed)
+    found = _built(config, row, seed)
     if found is None:
         return {}
     many = row.kind.variants(found, row.settings)
@@ -194,7 +194,17 @@ def method(config: Config, name: str, seed: int | None = None) -> Grounder | Non
     if name not in known:
         raise ConfigError(f"no method {name!r} in {config.profile}: choose from {', '.join(known)}")
     row = known[name]
-    return row.kind.build(parts.Parts(config), row.label, row.settings, seed)
+    return _built(config, row, seed)
+
+
+def _built(
+    config: Config, row: Row, seed: int | None, regions: Sequence[dict[str, Any]] | None = None
+) -> Grounder | None:
+    """The method of a row; None, with a line, where its files are absent."""
+    if line := costs.absent_pipeline(config, row.arm):
+        print(f"no {row.label}: {line}")
+        return None
+    return row.kind.build(parts.Parts(config, regions), row.label, row.settings, seed)
 
 
 def methods(
@@ -207,7 +217,7 @@ def methods(
     for row, seed in _items(config).values():
         if row.merged or (row.arm and config.training.arms[row.arm].control):
             continue
-        if found := row.kind.build(parts.Parts(config, regions), row.label, row.settings, seed):
+        if found := _built(config, row, seed, regions):
             yield found, seed
 
 

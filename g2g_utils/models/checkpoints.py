@@ -30,7 +30,7 @@ from transformers import (
 from transformers.utils import logging
 
 from g2g_utils import config as configuration
-from g2g_utils.models import registry
+from g2g_utils.models import monai, registry
 from g2g_utils.models.components import SD_SCHEDULE, add_projection
 from g2g_utils.models.supported import check_supported
 
@@ -139,7 +139,7 @@ def load_vae(source: str | Path, revision: str | None = None) -> AutoencoderKL:
     check_supported(None, stored_config(source, "vae", revision), source)
     vae = _load(AutoencoderKL, source, "vae", revision)
     check_supported(None, vae.config, source)
-    return vae
+    return monai.restore(vae)
 
 
 def load_unet(source: str | Path, revision: str | None = None) -> UNet2DConditionModel:
@@ -288,10 +288,7 @@ def build_scheduler(config: configuration.Unet) -> DDIMScheduler:
     """
     if not config.scheduler:
         return DDIMScheduler(**SD_SCHEDULE, prediction_type=config.prediction)
-    revision = config.schedule_revision
-    options = _options(revision)
-    with _explained(config.scheduler, "scheduler/scheduler_config.json", revision):
-        loaded = DDIMScheduler.from_pretrained(config.scheduler, subfolder="scheduler", **options)
+    loaded = load_scheduler(config.scheduler, config.schedule_revision)
     if loaded.config.prediction_type != config.prediction:
         raise configuration.ConfigError(
             f"unet.prediction = {config.prediction!r}, but the schedule of {config.scheduler} is "
@@ -299,3 +296,9 @@ def build_scheduler(config: configuration.Unet) -> DDIMScheduler:
             "unet.scheduler"
         )
     return loaded
+
+
+def load_scheduler(source: str | Path, revision: str | None = None) -> DDIMScheduler:
+    """Noise schedule of a folder or hub id, from its subfolder `scheduler`."""
+    with _explained(source, "scheduler/scheduler_config.json", revision):
+        return DDIMScheduler.from_pretrained(source, subfolder="scheduler", **_options(revision))

@@ -180,17 +180,24 @@ def unshuffle_factor(vae: AutoencoderKL) -> int:
     return 1 if channels in (1, 3) else round(channels**0.5)
 
 
+def image_range(vae: AutoencoderKL) -> tuple[float, float]:
+    """Black and white of the VAE's images: -1 and 1, unless its config says otherwise."""
+    low, high = vae.config.get("image_range") or (-1, 1)
+    return low, high
+
+
 def vae_input(vae: AutoencoderKL, images: Tensor) -> Tensor:
-    """Images [b, 1 or 3, S, S] in [0, 1] in the VAE's range [-1, 1] and channel count.
+    """Images [b, 1 or 3, S, S] in [0, 1] in the VAE's range, [-1, 1], and channel count.
 
     Colours are averaged for a VAE of grey images.
     """
+    low, high = image_range(vae)
     factor, channels = unshuffle_factor(vae), vae.config.in_channels
     if factor > 1 or images.shape[1] != channels:
         images = images.mean(1, keepdim=True)
     if factor > 1:
-        return F.pixel_unshuffle(images * 2 - 1, factor)
-    return images.expand(-1, channels, -1, -1) * 2 - 1
+        return F.pixel_unshuffle(images * (high - low) + low, factor)
+    return images.expand(-1, channels, -1, -1) * (high - low) + low
 
 
 def image_posterior(vae: AutoencoderKL, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -205,7 +212,8 @@ def vae_output(vae: AutoencoderKL, decoded: Tensor) -> Tensor:
     """Grey images [b, 1, S, S] in [0, 1] from the output of the VAE's decoder."""
     factor = unshuffle_factor(vae)
     grey = F.pixel_shuffle(decoded, factor) if factor > 1 else decoded.mean(1, keepdim=True)
-    return (grey / 2 + 0.5).clamp(0, 1)
+    low, high = image_range(vae)
+    return (grey / (high - low) - low / (high - low)).clamp(0, 1)
 
 
 def build_vae(config: configuration.Vae) -> AutoencoderKL:
