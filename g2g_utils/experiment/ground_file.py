@@ -296,7 +296,7 @@ def zero_shot(
     (found,) = asked.ground([Query(torch.as_tensor(example.array())[None], example.phrase)])
     if found.mask is None:
         raise ValueError(found.note)
-    heads = {model.unet.get_submodule(layer).heads for layer in asked.read}
+    heads = {m.heads for name, m in model.unet.named_modules() if name.endswith(".attn2")}
     told = {
         "heads": sorted(heads),  # averaged
         "timesteps": [asked.times[i] for i in asked.steps],
