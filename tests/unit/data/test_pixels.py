@@ -1,8 +1,6 @@
 """One decoder: the same film in every container, depth, colour and compression is the same film."""
 
 import itertools
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pydicom import uid
-from pydicom.dataset import FileMetaDataset
 
 from g2g_utils.data.images import ImageError, image_size, read_image
+from tests.pictures import SYNTAXES, dicom, film, lut, png
 
 CASES = Path(__file__).parent / "cases"
 REFERENCE = np.asarray(Image.open(CASES / "reference.png"), np.float64) / 255
@@ -23,13 +21,6 @@ GRID = settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 DEPTHS = (8, 10, 12, 14, 16)
-
-
-def film(seed: int, bits: int) -> np.ndarray:
-    """A made-up film of 12 by 17 pixels that holds 0 and the depth's maximum."""
-    values = np.random.default_rng(seed).integers(0, 2**bits, (12, 17))
-    values[0, 0], values[-1, -1] = 0, 2**bits - 1
-    return values
 
 
 def agrees(path, bits, seed, inverted=False):
@@ -70,33 +61,6 @@ def test_the_advised_decoders_leave_numpy_as_it_is():
 
 
 # ---------------------------------------------------------------- PNG
-
-
-def png(path, values, colour, interlaced=False):
-    """Write 16-bit samples [H, W, C]; row filters differ from row to row."""
-    rows, height, width = b"", *values.shape[:2]
-    passes = [(0, 0, 1, 1)]
-    if interlaced:
-        passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4)]
-        passes += [(1, 0, 2, 2), (0, 1, 1, 2)]
-    for x, y, dx, dy in passes:
-        part = values[y::dy, x::dx].astype(">u2")
-        if not part.size:
-            continue
-        step, above = 2 * values.shape[-1], np.zeros(part[0].nbytes, np.uint8)
-        for number, row in enumerate(part):
-            line = np.frombuffer(row.tobytes(), np.uint8)
-            left = np.concatenate([np.zeros(step, np.uint8), line[:-step]])
-            filtered = (line, line - left, line - above)[number % 3]
-            rows, above = rows + bytes([number % 3]) + filtered.tobytes(), line
-    header = struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, interlaced)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
-    body = b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in chunks
-    )
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
-    return path
 
 
 @GRID
@@ -158,38 +122,6 @@ def test_orientation_of_16_bit_tiffs(tmp_path, turned, way, order):
 
 # ---------------------------------------------------------------- DICOM
 
-SYNTAXES = {
-    "implicit": uid.ImplicitVRLittleEndian, "explicit": uid.ExplicitVRLittleEndian,
-    "big": uid.ExplicitVRBigEndian, "deflated": uid.DeflatedExplicitVRLittleEndian,
-    "rle": uid.RLELossless,
-}  # fmt: skip
-
-
-def dicom(path, stored, bits, photometric="MONOCHROME2", syntax="explicit", **tags):
-    """Write pixels of so many bits; ``tags`` are elements of the header, None removes one."""
-    data = pydicom.Dataset()
-    data.file_meta = FileMetaDataset()
-    little = SYNTAXES[syntax] != uid.ExplicitVRBigEndian
-    data.file_meta.TransferSyntaxUID = SYNTAXES["explicit" if syntax == "rle" else syntax]
-    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = uid.SecondaryCaptureImageStorage
-    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = "1.2.3"
-    data.PhotometricInterpretation = photometric
-    planar = tags.get("PlanarConfiguration", 0)
-    data.Rows, data.Columns = stored.shape[1:] if planar else stored.shape[:2]
-    data.SamplesPerPixel = 3 if stored.ndim == 3 else 1
-    data.BitsAllocated, data.BitsStored, data.HighBit = 8 * stored.itemsize, bits, bits - 1
-    data.PixelRepresentation = int(stored.dtype.kind == "i")
-    data.PixelData = stored.astype(stored.dtype.newbyteorder("<" if little else ">")).tobytes()
-    data["PixelData"].VR = "OW" if stored.itemsize == 2 else "OB"
-    if stored.nbytes % 2:
-        data.PixelData += b"\0"
-    for name, value in tags.items():
-        setattr(data, name, value)
-    if syntax == "rle":
-        data.compress(uid.RLELossless, generate_instance_uid=False)
-    data.save_as(path, enforce_file_format=True)
-    return path
-
 
 @settings(GRID, max_examples=120)
 @given(
@@ -230,15 +162,6 @@ def test_fragments_without_a_transfer_syntax_are_named(tmp_path):
     data.save_as(path, enforce_file_format=False, implicit_vr=False, little_endian=True)
     with pytest.raises(ImageError, match="no Transfer Syntax UID says how"):
         read_image(path)
-
-
-def lut(first, entries, bits, packed=True):
-    """A LUT item; its descriptor's first number is written as a signed or unsigned word."""
-    item = pydicom.Dataset()
-    item.add_new("LUTDescriptor", "SS" if first < 0 else "US", [len(entries) % 65536, first, bits])
-    data = np.asarray(entries).astype("<u2").tobytes() if packed else [int(e) for e in entries]
-    item.add_new("LUTData", "OW" if packed else "US", data)
-    return pydicom.Sequence([item])
 
 
 @pytest.mark.parametrize("declared", [12, 14, 16])
