@@ -175,7 +175,7 @@ def _seen(values: NDArray[Any], clear: Any, raw: set[str]) -> NDArray[Any] | Non
         return np.asarray((values != clear).any(-1))
     if not isinstance(clear, int):
         return None
-    scale = next((s for end, s in {"1": 255, "L;2": 85, "L;4": 17}.items() if end in raw), 1)
+    scale = next((s for end, s in {"L;2": 85, "L;4": 17}.items() if end in raw), 1)
     return np.asarray(values != clear * scale)
 
 
@@ -220,17 +220,18 @@ def _wide(path: Path, frame: int) -> Samples:
 
 def _decoded(path: Path, frame: int, names: Mapping[str, str]) -> NDArray[Any]:
     """Bytes [H, W, C] of a file whose raw modes are renamed before it is decoded."""
-    with Image.open(path, formats=FORMATS) as image:
+    with Image.open(path, formats=FORMATS) as opened:
+        image: Any = opened
         image.seek(frame)
         tiles = []
-        for tile in image.tile:  # type: ignore[attr-defined]
+        for tile in image.tile:
             many = isinstance(tile[3], tuple)
             name = names.get(tile[3][0] if many else tile[3])
             if name is None:
                 raise ImageError(path, "colour planes of 16 bits", WIDE_FIX)
             tiles.append(tile._replace(args=(name, *tile[3][1:]) if many else name))
-        image.tile = tiles  # type: ignore[attr-defined]
-        image._mode = next(iter(names.values())).partition(";")[0]  # noqa: SLF001
+        image.tile = tiles
+        image._mode = next(iter(names.values())).partition(";")[0]
         image.load()
         return np.asarray(image)
 

@@ -152,7 +152,8 @@ def _through_colormap(path: Path, indices: NDArray[Any], page: Any) -> NDArray[A
     table = page.colormap
     if table is None or int(indices.max()) >= table.shape[-1]:
         raise ImageError(path, "a palette image without all of its palette", "save it as grey")
-    return np.asarray(table.T[indices])
+    bytes_above = not (table & 255).any()  # 8 bits, in the high bytes of their words
+    return np.asarray((table >> 8 if bytes_above else table).T[indices])
 
 
 def _through_pillow(path: Path, page: Any) -> Samples:
@@ -162,7 +163,8 @@ def _through_pillow(path: Path, page: Any) -> Samples:
     wraps = (form, bits) in ((1, 32), (2, 8))  # unsigned ones are read as signed and the other way
     unknown = page.samplesperpixel > 3 and bits > 8 and page.extrasamples[:1] in ((), (0,))
     below = len(np.atleast_1d(page.treeindex)) > 1
-    if several or wraps or unknown or below or page.photometric not in (*COLOURS, 6):
+    other = form not in (1, 2, 3, 4)  # complex numbers, say
+    if several or wraps or unknown or below or other or page.photometric not in (*COLOURS, 6):
         kind = f"{getattr(page.photometric, 'name', page.photometric)}, {bits} bits"
         packed = getattr(page.compression, "name", page.compression)
         problem = f"TIFF of an unknown kind ({kind}, {packed})"
