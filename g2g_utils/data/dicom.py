@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import zlib
 from collections.abc import Callable
@@ -17,11 +16,10 @@ from g2g_utils.data.pixels import (
     Samples,
     ceiling,
     check_size,
+    log,
     warn_frames,
     warn_stretched,
 )
-
-log = logging.getLogger(__name__)
 
 SUFFIXES = (".dcm", ".dicom", ".dic")
 GREY, COLOUR, PALETTE = (

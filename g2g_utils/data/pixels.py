@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from g2g_utils.data.plain import printable
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("g2g_utils.data.images")  # one for all readers
 
 LARGEST = 100_000_000  # pixels: a film of 10 000 × 10 000
 SMALLEST_SIDE = 8  # pixels: nothing can be seen in less

@@ -231,7 +231,7 @@ def _decoded(path: Path, frame: int, names: Mapping[str, str]) -> NDArray[Any]:
                 raise ImageError(path, "colour planes of 16 bits", WIDE_FIX)
             tiles.append(tile._replace(args=(name, *tile[3][1:]) if many else name))
         image.tile = tiles
-        image._mode = next(iter(names.values())).partition(";")[0]
+        image._mode = next(iter(names.values())).partition(";")[0]  # noqa: SLF001
         image.load()
         return np.asarray(image)
 
