@@ -113,9 +113,10 @@ def test_what_a_product_holds_is_read_again(tmp_path, monkeypatch):
     )
 
 
-def test_the_shipped_calibration_is_that_of_these_settings_and_sound(tmp_path, monkeypatch):
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_shipped_calibrations_are_those_of_these_settings_and_sound(seed, tmp_path, monkeypatch):
     monkeypatch.setenv("G2G_BUILD", str(tmp_path))
-    known = calibrated(config.load("miniature"), "domain-frozen-s0")
+    known = calibrated(config.load("miniature"), f"domain-frozen-s{seed}")
     assert isinstance(known, Calibrated), known
     assert known.curve.slope > 0 and 0 < known.curve.threshold < 0.5
     assert known.errors["wrong"][0] < 0.3
