@@ -107,7 +107,7 @@ def test_a_config_without_weights_is_listed(standins, tmp_path):
     world = standins.real_profile(tmp_path, films=4) | {"methods.biovil.image": None}
     (tmp_path / "sd" / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     (tmp_path / "clip" / "model.safetensors").rename(tmp_path / "clip" / "training_args.bin")
-    clip, unet = costs.missing(config.load("open", **world))
+    clip, unet = (x for x in costs.missing(config.load("open", **world)) if "cxr_ldm" not in x)
     assert f"no *.safetensors or *.bin of {tmp_path / 'clip'}" in clip
     assert f"no unet/*.safetensors or *.bin of {tmp_path / 'sd'}" in unet
     assert f"HUB_ID --local-dir {tmp_path / 'sd'} --include 'unet/*'" in unet
