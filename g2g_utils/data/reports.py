@@ -26,24 +26,30 @@ _OPEN = (
 _CLOSE = r"[ \t\])}>\"'*`~]*+(?:_(?!_))?+[ \t]*+"
 _OF = r"(?:(?:\([^()\n]{1,30}\)|\[[^\[\]\n]{1,30}\]|(?:#|No\.)[ ]?\d{0,2})[ \t]*+|\.[ \t]*+)?+"
 _COLON = rf"{_CLOSE}{_OF}[:;]+{_CLOSE}(?:\.+(?=\s))?+"
+_BY_MACHINE = r"(?:electronically|digitally|e)[ -]?(?:signed|authenticated|approved|verified)\b"
+_DONE = (
+    r"(?:dictated|transcribed|signed|reported|read|interpreted|approved|verified|reviewed"
+    r"|finali[sz]ed|authenticated)"
+)
 SIGNERS = (
-    r"(?i:(?:(?:this|the) )?(?:(?:report|document) )?(?:(?:was|has been|is) )?"
-    r"(?:electronically|digitally|e)[ -]?(?:signed|authenticated|approved|verified)\b"
-    r"|(?:(?:report|dictated|reviewed|read)(?: and|,)? )?(?:dictated|transcribed|signed|reported"
-    r"|read|interpreted|approved|verified|reviewed|finali[sz]ed|authenticated)"
-    r"(?: electronically)? by\b"
+    r"(?i:(?:(?:this|the) )?(?:(?:(?:final|preliminary) )?(?:report|document) )?"
+    rf"(?:(?:was|has been|is) )?{_BY_MACHINE}"
+    r"|(?:(?:(?:final )?report|dictated|reviewed|read)(?: and|,)? )?"
+    rf"{_DONE}(?: electronically)? by\b"
+    rf"|(?:date |report )?(?:dictated|transcribed|signed|verified|finali[sz]ed)(?:[ ]?(?=:)| on\b)"
     r"|(?:(?:reporting|attending|consultant|dictating|referring|ordering|interpreting|staff) )?"
-    r"(?:radiologist|physician|attending|resident|fellow|transcriptionist|signed|cc)[ ]?(?=:)"
+    r"(?:radiologist|physician|attending|resident|fellow|transcriptionist|author|cc)"
+    r"(?=[ ]?:|[ ]+-|[ ]{2,}[A-Z])|signed,?$|/s/"
     r"|end of (?:the )?(?:report|impression|addendum|dictation)\b|workstation performed\b"
     r"|I have (?:personally )?reviewed\b|thank you for (?:referring|this referral)\b)"
 )
 """Who signed, dictated or read a report, and other words behind its text."""
 _NAME = (
-    r"(?:Dr\.?(?:[ ][A-Z][\w.'-]*){1,4}|[A-Z][\w'-]+(?:[ ][A-Z][\w.'-]*){1,3},?[ ]"
+    r"(?:Dr\.?(?:[ ][A-Z][\w.'-]*){1,4}|[A-Z][\w'-]+,?(?:[ ][A-Z][\w.'-]*){1,3},?[ ]"
     r"(?:M\.?D|D\.?O|MBBS|FRCR|Ph\.?D)\b[^\n]{0,40})[ \t.]*$"
 )
 HEADING = re.compile(
-    rf"^{_OPEN}(?P<signed>(?=[A-Z][a-z]|(?i:this|electr|digit|e-))(?:{SIGNERS})"
+    rf"^{_OPEN}(?P<signed>(?=[A-Z][a-z]|(?i:this|electr|digit|e-|/s))(?:{SIGNERS})"
     rf"|{SIGNERS}(?=[ ]?:)|{_NAME}|[DT]D?:[ ]*\d{{1,2}}/)"
     r"|^[ \t]*+(?P<capitals>[A-Z][A-Z0-9 ()/,&.'_-]{2,70}?)[ \t]*:(?=\s|$)"
     rf"|^[ \t]*+[\[({{<](?P<boxed>{USUAL})[\])}}>](?=[ \t]*[^a-z\s:;])"
@@ -56,7 +62,8 @@ HEADING = re.compile(
     rf"|(?=[A-Z])(?P<trailing>{USUAL})\.{{3,}}(?=[ \t])"
     rf"|(?P<spelt>[A-Za-z]{{6,13}}){_COLON}"
     rf"|(?P<misspelt>[A-Za-z]{{6,13}}){_CLOSE}$)"
-    rf"|(?:(?<=[.;!?)\]][ \t])|(?<=[ \t][ \t]))(?=[A-Z])(?P<signs>{SIGNERS})"
+    rf"|(?:(?<=[.;!?)\]][ \t])|(?<=[ \t][ \t]))[(\[]?(?=[A-Z])(?P<signs>{SIGNERS})"
+    rf"|(?<=\s)[(\[]?(?P<machine>(?i:{_BY_MACHINE}))"
     rf"|(?<=[\s.;!?)\]])(?=[A-Z][A-Z])(?P<inline>{USUAL})[ \t]*:"
     rf"|(?:(?<=[.;!?)\]][ \t])|(?<=[ \t][ \t])|(?<=[.;!?)\]]))(?=[A-Z])(?P<after>{USUAL})"
     r"[ \t]*(?::|[ \t]-+(?=\s))"
@@ -69,11 +76,13 @@ The usual ones come in any case, with dashes, brackets and stops, misspelt, on a
 without a colon, and inside of a line. `LONE` ones must stand where a sentence may begin. A
 signature is a heading too: nothing behind it is text.
 """
-STARTS = re.compile(r"^|(?<=[\s.;!?)\]])(?=[A-Z])", re.MULTILINE)
+STARTS = re.compile(
+    r"^|[ \t.;!?)\]](?=[A-Z(\[]|(?:electronical|digital)ly |e-signed)", re.MULTILINE
+)
 """Places where a heading may begin; asking for one at each is ten times as fast as a search."""
 LONE = ("small", "bare", "stopped", "inline", "told", "initials", "misspelt")
 SPELT = ("spelt", "misspelt")  # which must be close to a word for an impression or findings
-SIGNED = ("signed", "signs", "initials")
+SIGNED = ("signed", "signs", "machine", "initials")
 SHOUTED = ("inline",)  # of which capitals are proof enough
 HOW = {"capitals": "heading", "usual": "heading", "small": "heading", "spelt": "heading",
        "inline": "heading inside a line", "after": "heading inside a line",
@@ -100,7 +109,7 @@ ASIDE = (  # their text says nothing about this image
 )  # fmt: skip
 BEFORE = ("technique", "comparison", "exam", "procedure", "history", "indication", "information")
 """Asides that stand before the findings; behind them, in small letters, they are words."""
-POINTERS = frozenset(("as", "see", "per", "refer", "same", "ditto", "above", "below"))
+POINTERS = frozenset(("as", "see", "per", "refer", "same", "ditto", "above", "below", "pending"))
 POINTING = POINTERS | frozenset(
     "please kindly the to in of for are is detailed described discussed noted stated mentioned "
     "outlined given findings finding report body full complete section details detail comment "
@@ -182,9 +191,9 @@ def headings(report: str) -> list[re.Match[str]]:
     """Headings of a report that was `read`, in order."""
     found: list[re.Match[str]] = []
     for place in STARTS.finditer(report):
-        if found and place.start() < found[-1].end():
+        if found and place.end() < found[-1].end():
             continue
-        mark = HEADING.match(report, place.start())
+        mark = HEADING.match(report, place.end())
         if mark is None:
             continue
         way = mark.lastgroup or ""

@@ -317,6 +317,10 @@ def test_no_report_takes_long(part):
 
 
 TAILS = [
+    "Date dictated: 01/01/2020", "Report dictated on 01/01/2020 by John Doe", "/S/ John Doe",
+    "Doe, John MD", "Final report signed by John Doe on 1/1/20", "Signed,\nJohn Doe",
+    "Radiologist - Dr John Doe", "RADIOLOGIST  JOHN DOE", "Author: John Doe", "Verified: John Doe",
+    "Electronically verified by DOE, JOHN", "__________________\nJohn Doe, M.D.", "JOHN DOE MD",
     "Electronically signed by: John Smith, MD",
     "Electronically signed by John Smith, MD on 01/02/2020",
     "ELECTRONICALLY SIGNED BY: JOHN SMITH", "Electronically Signed: John Smith",
@@ -357,6 +361,9 @@ def test_nothing_of_a_signature_is_text(tail, joint):
         ("Edema. Electronically signed by John Doe", "Edema."),
         ("Edema.  Dictated by: Dr. Doe", "Edema."),
         ("Edema.\n\nElectronically signed by:\n\nJohn Doe, MD\n01/02/2020", "Edema."),
+        ("Edema. (Electronically signed by John Doe)", "Edema."),
+        ("Edema. [Dictated by: JD]", "Edema."),
+        ("Edema electronically signed by: John Doe", "Edema"),
         ("Edema.\n\nSigned by: X\n\nADDENDUM: Seen.\n\nIMPRESSION: Less edema.", "Less edema."),
     ],
 )  # fmt: skip
@@ -407,7 +414,7 @@ def test_text_that_looks_like_a_heading_is_kept(text, joint):
         "Per findings.", "As per findings above.", "Same.", "See comment.",
         "See comments above.", "See full report above.", "See text.", "Refer to above.",
         "Above.", "Ditto.", "Please see above report for details.", "As in findings.", "nan",
-        "None", "N/A", "#N/A", "NULL.",
+        "None", "N/A", "#N/A", "NULL.", "pending",
     ],
 )  # fmt: skip
 def test_an_impression_that_says_nothing_gives_way(pointer):
