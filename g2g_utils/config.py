@@ -651,6 +651,8 @@ def value(name: str, text: str) -> Any:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{name}: not YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ConfigError(f"{name}: nested too deeply: settings have a few levels") from None
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -68,7 +68,7 @@ charts.use_colours(products.compared(config))
 # exceptions: one has the captions of other images, and on real data one is the pretrained model
 # as it was published. All are scored on the same pairs of the **test** split; choices are made on
 # the validation split. Pairs of one image are not independent, so every interval resamples
-# patients. A seed is one training of the *U-Net*: every text encoder, the rival's included, was
+# patients. A seed is one training of the *U-Net*: every text encoder, BioViL's included, was
 # trained once.
 
 # %%
@@ -111,7 +111,7 @@ print("degenerate cases:", rows["note"].value_counts().to_dict() or "none")
 # box per finding` reads one thing only, the class: it has a specificity of its own, and an arm that
 # does not exceed it has learned no more than where such findings usually lie. `its map of another
 # phrase` is the first arm's map, asked the wrong question. The `BioViL-like` row is the
-# discriminative rival: cosines between words and image patches, smoothed as BioViL's authors do,
+# discriminative method: cosines between words and image patches, smoothed as BioViL's authors do,
 # from contrastive training of the same text encoder on the same pairs.
 
 # %%
@@ -279,9 +279,10 @@ for arm in shuffled:
 # ("doubling mIoU" against BioViL) in the form that earlier work reports.
 
 # %%
-rival, compared_by = config.methods["biovil"].label, ["cnr", "threshold_iou", "specificity"]
-f3 = claims_of("F3-generative", "domain-frozen", rival, compared_by)
-f3 += claims_of("F3-generative-all-layers", "domain-frozen", rival, compared_by, **every)
+discriminative = config.methods["biovil"].label
+compared_by = ["cnr", "threshold_iou", "specificity"]
+f3 = claims_of("F3-generative", "domain-frozen", discriminative, compared_by)
+f3 += claims_of("F3-generative-all-layers", "domain-frozen", discriminative, compared_by, **every)
 print(*f3, sep="\n")
 
 # %% [markdown]
@@ -317,7 +318,8 @@ for name, some in groups.items():
 # micro average and much in the macro average.
 
 # %%
-shown = [name for name in table.index if name in (*arms, "BioViL-like", "mean box per finding")]
+compared = (*arms, discriminative, "mean box per finding")
+shown = [name for name in table.index if name in compared]
 per_class = partial(statistics.per_class, column="cnr")
 by_class = {name: per_class(everything[everything["method"] == name]) for name in shown}
 cnr = pd.DataFrame({name: part["cnr"] for name, part in by_class.items()})
@@ -412,9 +414,9 @@ if hard is not None:
     display(
         charts.readable(statistics.summary(hard, "method", columns, config.evaluation.bootstrap))
     )
-    rivals = [name for name in (*arms[1:], "mean box per finding") if name in set(hard["method"])]
+    others = [name for name in (*arms[1:], "mean box per finding") if name in set(hard["method"])]
     first_arm, resamples = hard[hard["method"] == arms[0]], config.evaluation.bootstrap
-    for method in rivals:
+    for method in others:
         other = hard[hard["method"] == method]
         gap = {name: statistics.difference(first_arm, other, name, resamples) for name in measures}
         print(f"{arms[0]} − {method}:", {charts.LABELS[name]: str(gap[name]) for name in gap})

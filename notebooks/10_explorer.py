@@ -109,9 +109,9 @@ display(Image(filename=str(paths[2])))
 # One image decides nothing (notebook 08 has the whole validation set), but it shows how to look.
 
 # %% tags=["notebook-only"]
-stranger = study.other_phrase(session, start)
-print(f"the other phrase: {stranger!r}" if stranger else "no other phrase: no specificity")
-scores = study.by_resolution(session, start, stranger)
+other = study.other_phrase(session, start)
+print(f"the other phrase: {other!r}" if other else "no other phrase: no specificity")
+scores = study.by_resolution(session, start, other)
 scores
 
 # %% [markdown] tags=["notebook-only"]

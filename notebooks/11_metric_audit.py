@@ -173,7 +173,7 @@ print(f"the average alone moves CNR by {spread.iloc[0]:.2f} ({spread.index[0]}) 
 # appendix: notebooks 02, 08 and 09 repeat its studies with nothing to compare with.
 
 # %%
-audit.beside_paper(everything, audit.MS_CXR_COUNTS)
+audit.beside_paper(everything, audit.MS_CXR_COUNTS, config.methods["biovil"].label)
 
 # %% [markdown]
 # ## Boxes that grow

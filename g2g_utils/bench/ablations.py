@@ -7,7 +7,7 @@ averages, intervals and paired differences are all taken from the same rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ from g2g_utils import metrics
 from g2g_utils.attention import Layers, block_of
 from g2g_utils.bench.benchmark import FILMS, Measure, Others, answers, identity, score
 from g2g_utils.data.record import Example
-from g2g_utils.grounding import Grounding, ground
+from g2g_utils.grounding import Grounding, GroundOptions, ground
 from g2g_utils.methods import g2g
 from g2g_utils.methods.base import HeatMap, Query
 from g2g_utils.models.protocol import LatentDiffusion
@@ -35,7 +35,7 @@ def compare(
     *,
     others: Others | bool = True,
     measure: Measure = "quick",
-    **options: Any,
+    **options: Unpack[GroundOptions],
 ) -> pd.DataFrame:
     """Score the maps that `maps_of` makes of each pair's grounding: one row per pair and setting.
 
@@ -67,7 +67,10 @@ def compare(
 
 
 def curves(
-    model: LatentDiffusion, pairs: Sequence[Example], others: Others | bool = True, **options: Any
+    model: LatentDiffusion,
+    pairs: Sequence[Example],
+    others: Others | bool = True,
+    **options: Unpack[GroundOptions],
 ) -> pd.DataFrame:
     """All metrics of the plain activation map and of its three merged forms (paper, eq. 5-7)."""
     method = g2g.G2G("attention", model, options | {"curve": "mixture"})
@@ -82,7 +85,9 @@ def curves(
     )
 
 
-def filters(model: LatentDiffusion, pairs: Sequence[Example], **options: Any) -> pd.DataFrame:
+def filters(
+    model: LatentDiffusion, pairs: Sequence[Example], **options: Unpack[GroundOptions]
+) -> pd.DataFrame:
     """Scores under the three token filters, from one capture of every token's map."""
 
     def filtered(query: Query, found: Grounding) -> dict[Any, Tensor]:
@@ -98,7 +103,7 @@ def filters(model: LatentDiffusion, pairs: Sequence[Example], **options: Any) ->
 
 
 def layers_and_steps(
-    model: LatentDiffusion, pairs: Sequence[Example], **options: Any
+    model: LatentDiffusion, pairs: Sequence[Example], **options: Unpack[GroundOptions]
 ) -> pd.DataFrame:
     """Scores of every single (layer, timestep) map, to find those that carry the signal."""
 
@@ -126,7 +131,9 @@ def layer_groups(found: Grounding) -> dict[str, Layers | None]:
     return groups | {f"{side}×{side}": side for side in sorted(set(sides.values()), reverse=True)}
 
 
-def resolutions(model: LatentDiffusion, pairs: Sequence[Example], **options: Any) -> pd.DataFrame:
+def resolutions(
+    model: LatentDiffusion, pairs: Sequence[Example], **options: Unpack[GroundOptions]
+) -> pd.DataFrame:
     """Scores of `layer_groups`."""
 
     def grouped(query: Query, found: Grounding) -> dict[Any, Tensor]:
@@ -137,7 +144,10 @@ def resolutions(model: LatentDiffusion, pairs: Sequence[Example], **options: Any
 
 
 def step_counts(
-    model: LatentDiffusion, pairs: Sequence[Example], counts: Sequence[int], **options: Any
+    model: LatentDiffusion,
+    pairs: Sequence[Example],
+    counts: Sequence[int],
+    **options: Unpack[GroundOptions],
 ) -> pd.DataFrame:
     """Scores against the number T of ground-truth timesteps (all kept)."""
 
@@ -152,7 +162,10 @@ def step_counts(
 
 
 def kept_steps(
-    model: LatentDiffusion, pairs: Sequence[Example], kept: Sequence[int], **options: Any
+    model: LatentDiffusion,
+    pairs: Sequence[Example],
+    kept: Sequence[int],
+    **options: Unpack[GroundOptions],
 ) -> pd.DataFrame:
     """Scores of the k least noisy of T timesteps, from one capture."""
 
@@ -164,7 +177,9 @@ def kept_steps(
     return compare(model, pairs, "last k", "keep_last", last, **options)
 
 
-def step_halves(model: LatentDiffusion, pairs: Sequence[Example], **options: Any) -> pd.DataFrame:
+def step_halves(
+    model: LatentDiffusion, pairs: Sequence[Example], **options: Unpack[GroundOptions]
+) -> pd.DataFrame:
     """Scores of the noisier and of the cleaner half of T >= 2 timesteps, from one capture.
 
     For odd T the middle step is in neither half.
@@ -183,7 +198,11 @@ def step_halves(model: LatentDiffusion, pairs: Sequence[Example], **options: Any
 
 
 def box_growth(
-    model: LatentDiffusion, pairs: Sequence[Example], frame: int, source: int, **options: Any
+    model: LatentDiffusion,
+    pairs: Sequence[Example],
+    frame: int,
+    source: int,
+    **options: Unpack[GroundOptions],
 ) -> pd.DataFrame:
     """Score the same maps against exact boxes and against boxes resized as pictures (as published).
 
@@ -212,7 +231,9 @@ def box_growth(
     return pd.DataFrame(rows)
 
 
-def example_grounding(model: LatentDiffusion, example: Example, **options: Any) -> Grounding:
+def example_grounding(
+    model: LatentDiffusion, example: Example, **options: Unpack[GroundOptions]
+) -> Grounding:
     """Ground one pair and score it against its boxes."""
     framed = example.framed(model.image_size)
     return ground(

@@ -61,9 +61,9 @@ PAPER_AVERAGES = _paper_averages()
 """The paper's averages as text, printed ones marked."""
 
 
-def paper_gaps(rival: str = "BioViL-L") -> pd.DataFrame:
+def paper_gaps(baseline: str = "BioViL-L") -> pd.DataFrame:
     """Lead of the paper's LDM over a baseline: as printed (two averages), and under one average."""
-    ours, theirs = _PAPER["LDM, CXR-BERT"], _PAPER[rival]
+    ours, theirs = _PAPER["LDM, CXR-BERT"], _PAPER[baseline]
     pairs = {
         "as printed": (ours[ours["printed"]], theirs[theirs["printed"]]),
         "macro": (ours["macro"], theirs["macro"]),
@@ -99,20 +99,20 @@ def reweighted(table: pd.DataFrame, counts: pd.Series, column: str) -> pd.DataFr
     return means.fillna(0) @ weights / (means.notna().astype(float) @ weights)
 
 
-def beside_paper(table: pd.DataFrame, counts: pd.Series) -> pd.DataFrame:
+def beside_paper(table: pd.DataFrame, counts: pd.Series, biovil: str) -> pd.DataFrame:
     """Averages of the paper's Table 1 and of our rows for the same two methods, as text.
 
     Args:
         counts: pairs of each class.
+        biovil: label of our row of BioViL's method.
 
     Returns:
         Rows (method, whose), columns (metric, average). A method that was not run has the paper's
-            row
-        alone.
+        row alone.
     """
     columns = {"balanced IoU": "balanced_iou", "CNR": "cnr"}
     ours = pd.concat({k: reweighted(table, counts, v) for k, v in columns.items()}, axis=1)
-    here = {"LDM, CXR-BERT": str(table["method"].iloc[0]), "BioViL": "BioViL-like"}
+    here = {"LDM, CXR-BERT": str(table["method"].iloc[0]), "BioViL": biovil}
     rows = {}
     for method, name in here.items():
         rows[method, "paper, on MS-CXR"] = PAPER_AVERAGES.loc[method]

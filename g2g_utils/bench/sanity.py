@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from g2g_utils.bench.benchmark import answer, answers, score
 from g2g_utils.data.record import Example
-from g2g_utils.grounding import Grounding
+from g2g_utils.grounding import Grounding, GroundOptions
 from g2g_utils.methods import no_skill
 from g2g_utils.methods.base import Given, Grounder
 from g2g_utils.methods.g2g import G2G
@@ -91,7 +91,9 @@ def share_of_side(heatmap: Tensor, side: str) -> float:
     return float(columns.sum() / heatmap.sum().clamp(min=1e-9))
 
 
-def side_shift(model: LatentDiffusion, pairs: Sequence[Example], **options: Any) -> pd.DataFrame:
+def side_shift(
+    model: LatentDiffusion, pairs: Sequence[Example], **options: Unpack[GroundOptions]
+) -> pd.DataFrame:
     """For pairs that name one side: heat that moves there, compared with the swapped phrase.
 
     Returns:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,7 @@ from g2g_utils.bench.benchmark import FILMS, answers, identity
 from g2g_utils.bench.sanity import one_sided, share_of_side
 from g2g_utils.bench.statistics import Interval
 from g2g_utils.data.record import Example
-from g2g_utils.grounding import Grounding, record_image
+from g2g_utils.grounding import Grounding, GroundOptions, record_image
 from g2g_utils.methods.g2g import G2G
 from g2g_utils.models.protocol import LatentDiffusion
 from g2g_utils.text import PhraseTokens
@@ -43,7 +43,7 @@ def group_positions(phrase: PhraseTokens) -> dict[str, list[int]]:
 
 
 def attention_mass(
-    model: LatentDiffusion, pairs: Sequence[Example], **options: Any
+    model: LatentDiffusion, pairs: Sequence[Example], **options: Unpack[GroundOptions]
 ) -> pd.DataFrame:
     """Share of all attention that each token group holds, one row per pair. Rows add up to 1.
 
@@ -63,7 +63,7 @@ def attention_mass(
 
 
 def side_word_shares(
-    model: LatentDiffusion, pairs: Sequence[Example], **options: Any
+    model: LatentDiffusion, pairs: Sequence[Example], **options: Unpack[GroundOptions]
 ) -> pd.DataFrame:
     """For pairs that name one side: share of the side word's attention on the patient's side."""
     rows = []

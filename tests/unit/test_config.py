@@ -73,6 +73,7 @@ def test_build_and_figures_folders(monkeypatch, tmp_path):
         (b"", "no settings"),
         (b"- a list", "no settings"),
         (b"a: [", "not YAML"),
+        (b"[" * 5000, "nested too deeply"),
         (b"a: 1\nb: 2\na: 3\n", "key 'a' occurs twice"),
         ("a: \u00e4".encode("latin-1"), "not UTF-8"),
         (b"profile: paper", "remove the key 'profile'"),

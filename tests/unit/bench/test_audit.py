@@ -41,14 +41,16 @@ def test_the_papers_averages_stand_beside_ours():
     cells = [("arm", "Edema", 0.2, 1.0), ("arm", "Pneumonia", 0.4, 3.0), ("other", "Edema", 0, 0)]
     table = pd.DataFrame(cells, columns=["method", "finding", "balanced_iou", "cnr"])
     counts = pd.Series({"Edema": 1, "Pneumonia": 3})
-    found = audit.beside_paper(table, counts)
+    found = audit.beside_paper(table, counts, "BioViL-like")
     ldm = found.loc["LDM, CXR-BERT"]
     assert ldm.loc["here: arm", "CNR"].to_dict() == {"micro": "2.5", "macro": "2", "n²": "2.8"}
     assert ldm.loc["paper, on MS-CXR", ("CNR", "n²")] == "1.21 *"
     assert list(found.loc["BioViL"].index) == ["paper, on MS-CXR"]  # not run here
     more = pd.concat([table, table[:2].assign(method="BioViL-like", cnr=1.0)])
     assert (
-        audit.beside_paper(more, counts).loc[("BioViL", "here: BioViL-like"), ("CNR", "macro")]
+        audit.beside_paper(more, counts, "BioViL-like").loc[
+            ("BioViL", "here: BioViL-like"), ("CNR", "macro")
+        ]
         == "1"
     )
 
