@@ -84,7 +84,9 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise _named(path) from None
     except Image.DecompressionBombError as error:
         raise ImageError(path, str(error), "resize the image first") from error
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError) as error:
+    except (
+        OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error,
+    ) as error:  # fmt: skip
         problem = "truncated or damaged image" if isinstance(error, OSError) else "damaged image"
         raise ImageError(path, f"{problem} ({error})", AGAIN) from error
 
