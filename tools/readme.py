@@ -46,11 +46,16 @@ FINDINGS = {  # of the paper: what it says, and the notebook that asks
     ),
     "F5": ("Content words ground at least as well as disease words", "08_hyperparameters"),
     "F6": ("About five timesteps suffice", "08_hyperparameters"),
+    "F7": ("Information × attention grounds better than attention", "13_information_maps"),
+    "F8": ("The gain tells an absent finding, and a wrong side", "13_information_maps"),
 }
 MEASURES = {
     "cnr": "CNR",
     "fid": "Fréchet distance",
     "balanced_iou": "balanced IoU",
+    "pointing": "Top-1",
+    "specificity": "specificity",
+    "presence": "area under the ROC curve − 0.5",
     "timesteps": "timesteps; CNR of 5 less that of 20, + 0.05",
 }
 CARDS = (16, 24, 40, 48, 80)  # GB of GPU memory
