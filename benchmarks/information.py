@@ -4,17 +4,17 @@
     python benchmarks/information.py arms [ARM …]     # test: every arm and seed, cheap
     python benchmarks/information.py report           # both, into information.json
 
-`curve` scores the product and the information alone for T timesteps × d noise draws. Its cost is
-counted in U-Net rows of one phrase. `arms` measures all arms, controls included, against their own
-attention, paired by test pair. Rows of pairs are kept in build/miniature/information, so that a
-stopped run goes on; the report holds means and 95 % intervals over patients.
+`curve` scores the product and the information alone for T timesteps × d noise draws, without the
+other phrase; its cost is counted in U-Net rows of one phrase. `arms` measures all arms, controls
+included, on the first 96 test pairs against their own attention, paired. Rows of pairs are kept in
+build/miniature/information, so that a stopped run goes on; the report holds means and 95 % intervals
+over patients.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ from g2g_utils.methods.registry import InformationRow
 from g2g_utils.runs import places
 
 OUT = Path(__file__).with_suffix(".json")
-TIMESTEPS, DRAWS = (3, 5, 10, 20), (1, 2, 4)
+SETTINGS = ((3, 1), (5, 1), (10, 1), (10, 2), (10, 4), (20, 1), (20, 2))  # T, draws
+PAIRS = 96  # test pairs of an arm: the first ones
 METRICS = ["cnr", "auc_roc", "pointing", "threshold_iou", "balanced_iou", "specificity"]
 CONFIG = configuration.load("miniature")
 FOLDER = places.build(CONFIG) / "information"
@@ -43,11 +44,11 @@ def both(query: Query, found: HeatMap) -> dict[str, HeatMap]:
     return {"product": HeatMap(told.product()), "alone": HeatMap(told.heatmap())}
 
 
-def measured(name: str, method: InformationMaps, split: str, others: bool = True) -> pd.DataFrame:
+def measured(name: str, method: InformationMaps, split: str, others: bool) -> pd.DataFrame:
     """Scores of a method on the pairs of a split; kept, and read again, under a name."""
     file = FOLDER / f"{name}.csv"
     if not file.is_file():
-        pairs = parts.evaluation_pairs(CONFIG, split)
+        pairs = parts.evaluation_pairs(CONFIG, split)[:PAIRS]
         table = benchmark.score(
             method, pairs, others=others, variants=both, size=CONFIG.image_size, title=name
         )
@@ -69,10 +70,10 @@ def curve(*seeds: str) -> pd.DataFrame:
     for seed in map(int, seeds or CONFIG.seeds(arm)):
         model = parts.Parts(CONFIG).model(arm, seed)
         row = InformationRow(arm=arm)
-        for T, draws in product(TIMESTEPS, DRAWS):
+        for T, draws in SETTINGS:
             asked = options(CONFIG, row) | {"timesteps": T, "draws": draws}
             name = f"curve-s{seed}-T{T}-d{draws}"
-            table = measured(name, InformationMaps(name, model, True, asked), "validation")
+            table = measured(name, InformationMaps(name, model, True, asked), "validation", False)
             cost = Options(timesteps=T, draws=draws).rows()
             found.append(table.assign(T=T, draws=draws, rows=cost, seed=seed))
     return pd.concat(found, ignore_index=True)
@@ -83,7 +84,7 @@ def arms(*names: str) -> Iterator[tuple[str, pd.DataFrame]]:
     for arm in names or [arm for arm in CONFIG.training.arms if arm != "foundation"]:
         tables = []
         for seed in CONFIG.seeds(arm):
-            told = measured(f"{arm}-s{seed}", method(arm, seed), "test")
+            told = measured(f"{arm}-s{seed}", method(arm, seed), "test", True)
             tables.append(told.assign(seed=seed))
         yield arm, pd.concat(tables, ignore_index=True)
 
@@ -91,7 +92,9 @@ def arms(*names: str) -> Iterator[tuple[str, pd.DataFrame]]:
 def attention(arm: str) -> pd.DataFrame:
     """Scores of an arm's attention on the same pairs, from its products."""
     table = products.scores(CONFIG)
-    return table[table["arm"] == arm]
+    first = {(p.image_id, p.phrase) for p in parts.evaluation_pairs(CONFIG)[:PAIRS]}
+    same = [pair in first for pair in zip(table["image_id"], table["phrase"], strict=True)]
+    return table[same & (table["arm"] == arm)]
 
 
 def report() -> dict[str, Any]:
@@ -99,7 +102,7 @@ def report() -> dict[str, Any]:
     resamples = CONFIG.evaluation.bootstrap
     found: dict[str, Any] = {"curve": [], "arms": []}
     for (T, draws, rows, variant), some in curve().groupby(["T", "draws", "rows", "variant"]):
-        numbers = {m: _interval(some, m, resamples) for m in METRICS}
+        numbers = {m: _interval(some, m, resamples) for m in METRICS if m in some}
         found["curve"].append({"T": T, "draws": draws, "rows": rows, "map": variant, **numbers})
     for arm, table in arms():
         plain = attention(arm)
