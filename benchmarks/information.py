@@ -2,29 +2,33 @@
 
     python benchmarks/information.py curve [SEED …]   # validation: several T and draws
     python benchmarks/information.py arms [ARM …]     # test: every arm and seed, cheap
-    python benchmarks/information.py report           # both, into information.json
+    python benchmarks/information.py sd               # cost at Stable Diffusion's size, T = 1
+    python benchmarks/information.py report           # all, into information.json
 
 `curve` scores the product and the information alone for T timesteps × d noise draws, without the
 other phrase; its cost is counted in U-Net rows of one phrase. `arms` measures all arms, controls
 included, on the first 96 test pairs against their own attention, paired. Rows of pairs are kept in
-build/miniature/information, so that a stopped run goes on; the report holds means and 95 % intervals
-over patients.
+build/miniature/information, so that a stopped run goes on; the report holds means and 95 %
+intervals over patients. `sd` times one phrase on a U-Net of random weights.
 """
 
 from __future__ import annotations
 
+import resource
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from g2g_utils import config as configuration
-from g2g_utils import runs
+from g2g_utils import grounding, runs
 from g2g_utils.bench import benchmark, statistics
 from g2g_utils.experiment import parts, products
-from g2g_utils.information import Options
+from g2g_utils.information import Options, measure
 from g2g_utils.methods.base import HeatMap, Query
 from g2g_utils.methods.information import InformationMaps, options
 from g2g_utils.methods.registry import InformationRow
@@ -97,10 +101,40 @@ def attention(arm: str) -> pd.DataFrame:
     return table[same & (table["arm"] == arm)]
 
 
+def sd() -> dict[str, Any]:
+    """Rows, seconds and peak memory of one phrase at Stable Diffusion's size, one timestep."""
+    import attention as sizes  # benchmarks/attention.py
+
+    model = sizes.build(sizes.SIZES["sd"], torch.device("cpu"))
+    image = sizes.image_of(model)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    grounding.ground(model, image, sizes.PHRASE, timesteps=1, keep_last=1, curve=None)  # warm
+    rows = {}
+    plain = {"timesteps": 1, "keep_last": 1, "curve": None}
+    asked = {"timesteps": 1, "draws": 1, "batch_size": 3, "conditions": ("", "no effusion")}
+    calls = {
+        "attention": lambda: grounding.ground(model, image, sizes.PHRASE, **plain),
+        "information, cheap": lambda: measure(model, image, [sizes.PHRASE], **asked),
+    }
+    for name, call in calls.items():
+        started = time.perf_counter()
+        call()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        seconds = time.perf_counter() - started
+        cost = 1 if name == "attention" else 3
+        rows[name] = {"rows": cost, "seconds": seconds, "peak_gib": (peak - before) / 2**20}
+    found = {"threads": torch.get_num_threads(), "timesteps": 1, **rows}
+    runs.write_json(FOLDER / "sd.json", found)
+    return found
+
+
 def report() -> dict[str, Any]:
     """Means with intervals: the curve per cost and variant, the arms per variant and paired."""
     resamples = CONFIG.evaluation.bootstrap
+    sized = FOLDER / "sd.json"
     found: dict[str, Any] = {"curve": [], "arms": []}
+    if sized.is_file():
+        found["sd"] = runs.read_json(sized)
     for (T, draws, rows, variant), some in curve().groupby(["T", "draws", "rows", "variant"]):
         numbers = {m: _interval(some, m, resamples) for m in METRICS if m in some}
         found["curve"].append({"T": T, "draws": draws, "rows": rows, "map": variant, **numbers})
@@ -135,10 +169,12 @@ def main(word: str, *rest: str) -> None:
     elif word == "arms":
         for arm, table in arms(*rest):
             print(arm, table.groupby("variant")[METRICS].mean().round(3).to_dict("index"))
+    elif word == "sd":
+        print(sd())
     elif word == "report":
         runs.write_json(OUT, {"machine": runs.provenance(), **report()})
     else:
-        raise SystemExit(f"unknown part {word!r}: curve, arms or report")
+        raise SystemExit(f"unknown part {word!r}: curve, arms, sd or report")
 
 
 if __name__ == "__main__":
