@@ -103,7 +103,7 @@ def score(config: Config, item: str, folder: Path) -> dict[str, Any]:
             title=f"{row.label}, pairs from {part.start}",
         )
 
-    table = in_parts(folder / "parts", count, some).drop(columns="method")
+    table = in_parts(folder / "parts", count, some, PART).drop(columns="method")
     if variants is None:
         table.insert(0, "variant", "own")
     _write_table(folder / FILE, table)
@@ -114,7 +114,7 @@ def score(config: Config, item: str, folder: Path) -> dict[str, Any]:
 
 
 def in_parts(
-    place: Path, count: int, score: Callable[[slice], pd.DataFrame], size: int = PART
+    place: Path, count: int, score: Callable[[slice], pd.DataFrame], size: int
 ) -> pd.DataFrame:
     """A table of `count` pairs, kept part by part: a killed job goes on after the last part."""
     import pandas as pd
