@@ -30,7 +30,7 @@ from g2g_utils.bench import benchmark, statistics
 from g2g_utils.experiment import parts, products
 from g2g_utils.information import Options, measure
 from g2g_utils.methods.base import HeatMap, Query
-from g2g_utils.methods.information import InformationMaps, options
+from g2g_utils.methods.information import DRAWS, InformationMaps, options
 from g2g_utils.methods.registry import InformationRow
 from g2g_utils.runs import places
 
@@ -90,6 +90,11 @@ def arms(*names: str) -> Iterator[tuple[str, pd.DataFrame]]:
         for seed in CONFIG.seeds(arm):
             told = measured(f"{arm}-s{seed}", method(arm, seed), "test", True)
             tables.append(told.assign(seed=seed))
+            if arm == next(iter(CONFIG.training.arms)):
+                twice = method(arm, seed, draws=DRAWS["default"])
+                told = measured(f"default-{arm}-s{seed}", twice, "test", True)
+                variant = told["variant"] + ", default cost"
+                tables.append(told.assign(seed=seed, variant=variant))
         yield arm, pd.concat(tables, ignore_index=True)
 
 
@@ -141,7 +146,7 @@ def report() -> dict[str, Any]:
     for arm, table in arms():
         plain = attention(arm)
         found["arms"].append({"arm": arm, "map": "attention", **_means(plain, resamples)})
-        for variant, some in table.groupby("variant"):
+        for variant, some in table.groupby("variant", sort=False):
             differences = {m: _difference(some, plain, m, resamples) for m in METRICS}
             row = {"arm": arm, "map": variant, **_means(some, resamples)}
             found["arms"].append(row | {"against_attention": differences})
@@ -154,12 +159,12 @@ def _means(table: pd.DataFrame, resamples: int) -> dict[str, list[float]]:
 
 def _interval(table: pd.DataFrame, metric: str, resamples: int) -> list[float]:
     found = statistics.interval(table, metric, resamples)
-    return [round(float(v), 4) for v in (found.estimate, found.low, found.high)]
+    return [round(float(v), 4) for v in (found.value, found.low, found.high)]
 
 
 def _difference(one: pd.DataFrame, other: pd.DataFrame, metric: str, resamples: int) -> list[float]:
     found = statistics.difference(one, other, metric, resamples)
-    return [round(float(v), 4) for v in (found.estimate, found.low, found.high)]
+    return [round(float(v), 4) for v in (found.value, found.low, found.high)]
 
 
 def main(word: str, *rest: str) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from g2g_utils import runs, tagger
 from g2g_utils.config import Config, ConfigError
-from g2g_utils.experiment import apart, costs, parts
+from g2g_utils.experiment import apart, parts
 from g2g_utils.experiment.make import ensure
 from g2g_utils.experiment.product import product
 from g2g_utils.experiment.recipes import loaded_parts, model_needs
@@ -201,6 +201,8 @@ def _built(
     config: Config, row: Row, seed: int | None, regions: Sequence[dict[str, Any]] | None = None
 ) -> Grounder | None:
     """The method of a row; None, with a line, where its files are absent."""
+    from g2g_utils.experiment import costs
+
     if line := costs.absent_pipeline(config, row.arm):
         print(f"no {row.label}: {line}")
         return None

@@ -172,6 +172,7 @@ def test_figures_of_a_run_with_its_own_folder_go_there(run, monkeypatch):
     profile = type("Profile", (), {"profile": "miniature", "publishable": True})()
     assert places.figures(profile) == run.figures
     run.end()
-    assert places.figures(profile) == places.ROOT / "figures"
+    assert places.kept_figures(profile) == places.ROOT / "figures"
+    assert places.figures(profile) == places.build(profile) / "figures"  # opened by hand
     profile.publishable = False
-    assert places.figures(profile) == places.build(profile) / "figures"
+    assert places.kept_figures(profile) == places.build(profile) / "figures"
