@@ -456,8 +456,8 @@ print(f"true phrases called not supported: {mistakes['wrong'].value:.0%} "
 #
 # ## With real data
 # `./run_all.sh ground film.png "phrase" --method information` (or `both`) works under every
-# profile; `open` and `paper` list the method as a row to uncomment. What changes: the U-Net must
-# *know* such films (fine-tuned with dropped captions: 30 % in the paper), and at Stable Diffusion's
+# profile; for the whole benchmark uncomment its row in `open` or `paper`. What changes: the U-Net
+# must *know* such films (fine-tuned with dropped captions: 30 % in the paper), and at Stable Diffusion's
 # size 30 rows at the cheap setting take three times as long as attention at $T=10$.
 # Under the miniature's weights real films give noise, because they were never seen in training.
 #
