@@ -316,7 +316,7 @@ per_map = {
 }
 
 # %%
-title = "Validation; attention costs 10 rows, the cheap setting 30, the default 60"
+title = "Validation, three seeds; attention costs 10 rows, the cheap setting 30, the default 60"
 fig = charts.lines(per_map, shown_metrics, "U-Net rows a phrase", title, True)
 plots.save_figure(config, fig, "13_cost")
 
@@ -457,8 +457,8 @@ print(f"true phrases called not supported: {mistakes['wrong'].value:.0%} "
 # ## With real data
 # `./run_all.sh ground film.png "phrase" --method information` (or `both`) works under every
 # profile; for the whole benchmark uncomment its row in `open` or `paper`. What changes: the U-Net
-# must *know* such films (fine-tuned with dropped captions: 30 % in the paper), and at Stable Diffusion's
-# size 30 rows at the cheap setting take three times as long as attention at $T=10$.
+# must *know* such films (fine-tuned with dropped captions: 30 % in the paper), and at Stable
+# Diffusion's size 30 rows at the cheap setting take three times as long as attention at $T=10$.
 # Under the miniature's weights real films give noise, because they were never seen in training.
 #
 # ## What we learned
