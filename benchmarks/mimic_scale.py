@@ -1,9 +1,11 @@
 """Check, pairs and dry run at MIMIC-CXR's size, on made-up tables, reports and one film.
 
     nice python benchmarks/mimic_scale.py [--share 0.02] [--place FOLDER]
+    python benchmarks/mimic_scale.py --render            only render docs/scale.md
 
 At share 1: tables of 377,110 rows, 227,835 reports in folders, 1,162 pairs of MS-CXR. Images
-are hard links to a few films. Prints minutes and peak memory of each step; nothing is committed.
+are hard links to a few films. Prints minutes and peak memory of each step; at share 1 they are
+kept in mimic_scale.json and shown in docs/scale.md.
 """
 
 from __future__ import annotations
@@ -11,18 +13,22 @@ from __future__ import annotations
 import argparse
 import csv
 import gzip
+import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import standins  # noqa: E402
 
+RESULTS, PAGE = ROOT / "benchmarks" / "mimic_scale.json", ROOT / "docs" / "scale.md"
+BEGIN, END = "<!-- mimic -->", "<!-- /mimic -->"
 IMAGES, STUDIES, PAIRS = 377_110, 227_835, 1_162
 CHECK = "from g2g_utils.data import check; check.main(['{profile}'])"
 LOAD = (
@@ -104,15 +110,28 @@ def main() -> None:
     )
     parser.add_argument("--share", type=float, default=0.02)
     parser.add_argument("--place", type=Path, help="folder for the stand-ins (default: temporary)")
+    parser.add_argument("--render", action="store_true")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=options.place) as folder:
+    if not options.render:
+        steps = measure(options.share, options.place)
+        if options.share == 1:
+            beside = f"load average {os.getloadavg()[2]:.0f}"
+            found = {"date": time.strftime("%Y-%m-%d"), "cores": os.cpu_count(), "beside": beside}
+            found["steps"] = steps
+            RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+    if options.render or options.share == 1:
+        render(json.loads(RESULTS.read_text()))
+
+
+def measure(share: float, place: Path | None) -> dict[str, dict[str, float]]:
+    """Minutes and peak MiB of every step, on stand-ins made for it."""
+    found = {}
+    with tempfile.TemporaryDirectory(dir=place) as folder:
         root = Path(folder) / "mimic"
         root.mkdir()
         start = time.time()
-        build(root, options.share)
-        print(
-            f"stand-ins of share {options.share}: {(time.time() - start) / 60:.1f} min", flush=True
-        )
+        build(root, share)
+        print(f"stand-ins of share {share}: {(time.time() - start) / 60:.1f} min", flush=True)
         environment = {**os.environ, "G2G_BUILD": str(Path(folder) / "build")}
         environment["PYTHONPATH"] = str(ROOT)
         setup = (
@@ -123,6 +142,20 @@ def main() -> None:
         for name, code in STEPS.items():
             minutes, peak, last = measured(setup + code.format(profile="paper"), environment)
             print(f"{name:12} {minutes:6.2f} min {peak:7.0f} MiB  {last}", flush=True)
+            found[name] = {"minutes": round(minutes, 2), "mib": round(peak)}
+    return found
+
+
+def render(found: dict[str, Any]) -> None:
+    """Put the table between the markers of the page."""
+    lines = ["| step | minutes | peak memory, MiB |", "|---|---|---|"]
+    lines += [f"| {name} | {s['minutes']} | {s['mib']} |" for name, s in found["steps"].items()]
+    lines += [
+        "",
+        f"One process on {found['cores']} cores, beside: {found['beside']}; {found['date']}.",
+    ]
+    head, _, rest = PAGE.read_text().partition(BEGIN)
+    PAGE.write_text("\n".join([head + BEGIN, *lines, END + rest.partition(END)[2]]))
 
 
 if __name__ == "__main__":
