@@ -56,6 +56,7 @@ from g2g_utils.methods import registry
 from g2g_utils.plots import charts, overlays
 from g2g_utils.runs import places
 
+# %%
 plots.use_style()
 charts.use_colours(products.compared(config))
 
