@@ -32,7 +32,7 @@ from g2g_utils.experiment import parts
 
 OUT = Path(__file__).with_suffix(".json")
 METRICS = ["cnr", "pointing", "threshold_iou"]
-T = 10
+T, PAIRS = 10, 32  # the first validation pairs
 SUBSETS = {
     "every second": list(range(0, 20, 2)),
     "middle": list(range(5, 15)),
@@ -146,7 +146,7 @@ def main() -> None:
     """Measure all seeds and write the table."""
     settings = config.load("miniature")
     arm = next(iter(settings.training.arms))
-    pairs = parts.evaluation_pairs(settings, "validation")
+    pairs = parts.evaluation_pairs(settings, "validation")[:PAIRS]
     tables = []
     for seed in settings.seeds(arm):
         model = parts.Parts(settings).model(arm, seed)
