@@ -318,6 +318,7 @@ def test_no_gradient_passes_the_mask(pairs):
 
 @pytest.mark.parametrize("batch", [2, 3, 8])
 def test_no_image_keeps_its_mask_when_shuffled(pairs, batch):
+    torch.manual_seed(0)  # of unlucky numbers two images may have one mask
     attention, rows = torch.rand(batch, 2, 4, 4), torch.arange(batch)
     own, other = (
         training.target_of(DenseArm(target=t), pairs, SIDE)(attention, rows, None)
