@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -25,6 +27,9 @@ from g2g_utils.runs import places
 
 if TYPE_CHECKING:
     from g2g_utils.grounding import Grounding
+    from g2g_utils.methods.base import HeatMap
+    from g2g_utils.methods.registry import ZeroShotLDMRow
+    from g2g_utils.methods.zero_shot_ldm import ZeroShotLDM
     from g2g_utils.models import GroundingModel
 
 Method = Literal["attention", "information", "both", "zero-shot-ldm"]
@@ -39,6 +44,81 @@ PHANTOM_CAUTION = (
     "the model was trained on computed phantoms alone: on a real radiograph its map is a "
     "demonstration of the method, not a finding"
 )
+
+
+@dataclass(frozen=True)
+class Asked:
+    """All that results depend on but image and phrase.
+
+    Args:
+        config: the profile, with its defaults of grounding.
+        arm: fine-tuned model (default: the first).
+        seed: of the sampling noise.
+        method: the paper's attention, merged with its biases as the profile says; the information
+            of the phrase; both multiplied (never merged); or the zero-shot method, with the
+            settings of the profile's first such row, else as published.
+
+    Raises:
+        ValueError: an unknown arm or method; one line.
+    """
+
+    config: Config
+    arm: str | None = None
+    seed: int = 0
+    method: Method = "attention"
+
+    def __post_init__(self) -> None:
+        check_arm(self.config, self.arm)
+        if self.method not in get_args(Method):
+            known = ", ".join(get_args(Method))
+            raise ValueError(f"method {self.method!r}: choose one of {known}")
+
+    @property
+    def item(self) -> str:
+        """Model ARM-sSEED."""
+        arm = self.arm or next(iter(self.config.training.arms))
+        return f"{arm}-s{self.config.training.seeds[0]}"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options of `grounding.ground`. Only attention is merged with its biases."""
+        curve = self.config.grounding.curve if self.method == "attention" else None
+        return options_of(self.config) | {"curve": curve, "seed": self.seed}
+
+    @property
+    def row(self) -> ZeroShotLDMRow:
+        """Settings of the zero-shot method."""
+        from g2g_utils.methods import registry
+
+        rows = registry.rows(self.config).values()
+        kinds = [row.settings for row in rows if row.kind.name == ZERO_SHOT]
+        return kinds[0] if kinds else registry.ZeroShotLDMRow.model_validate({"arm": ""})
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """All settings of a result, the model's name included."""
+        model = f"{self.config.profile}/ldm/{self.item}"
+        own = self.row.model_dump(mode="json", exclude={"arm"}) if self.method == ZERO_SHOT else {}
+        return {"model": model, "method": self.method, **self.options, **own}
+
+    @cached_property
+    def weights(self) -> str:
+        """Identity of the model's weights, trained or loaded."""
+        from g2g_utils.experiment import products
+
+        released = self.config.adaptation.released
+        return str(released or products.key(self.config, f"ldm/{self.item}"))
+
+    def about(self, image: Path, phrase: str) -> dict[str, Any]:
+        """Image and parameters of a result, for its JSON file."""
+        source = {"file": image.name, "sha256": runs.once(runs.file_digest, image)}
+        return {"image": source, "parameters": {"phrase": phrase, **self.settings}}
+
+    def name(self, image: Path, phrase: str) -> str:
+        """Folder of a result: the same for the same request. Nothing is loaded for it."""
+        known = self.about(image, phrase)
+        digest = runs.digest([known["image"], known["parameters"], self.weights], 8)
+        return f"{short_name(image.stem)}-{digest}"
 
 
 def ground_file(
@@ -57,12 +137,8 @@ def ground_file(
 
     Args:
         image: PNG, JPEG or DICOM of any size. Its centre square is used.
-        arm: fine-tuned model (default: the first).
-        seed: of the sampling noise.
         out: folder for results (default: build/<profile>/grounded).
-        method: the paper's attention, merged with its biases as the profile says; the information
-            of the phrase; both multiplied (never merged); or the zero-shot method, with the
-            settings of the profile's first such row, else as published.
+        arm, seed, method: see `Asked`.
 
     Returns:
         Paths of the files written.
@@ -72,37 +148,19 @@ def ground_file(
     """
     image = Path(image)
     example = example_of_file(config, image, phrase)
-    check_arm(config, arm)
-    place = _writable(out or places.build(config) / "grounded")
-    if method not in get_args(Method):
-        raise ValueError(f"method {method!r}: choose one of {', '.join(get_args(Method))}")
-    from g2g_utils.experiment import novelty
-
-    model, plain = _model(config, arm), method == "attention"
-    curve = config.grounding.curve if plain else None
-    options = options_of(config) | {"curve": curve, "seed": seed}
-    result, told = _ground(model, example, options), dict[str, Any]()
-    if method == "zero-shot-ldm":
-        result, told = zero_shot(config, model, example, result)
-    elif not plain:
-        result, told = informed(config, model, example, result, method, seed)
+    asked = Asked(config, arm, seed, method)
+    place = writable(out or places.build(config) / "grounded")
+    ((result, told),) = answers(asked, _model(config, arm), [example])
+    if "presence" in told:
         print(f"presence: {presence.line(told['presence'])}")
-    told["novelty"] = novelty.statement(
-        config, model, presence.item_of(model.name), example.array()
-    )
     if told["novelty"]["flagged"]:
         print(f"warning: {image} is {told['novelty']['said']}", file=sys.stderr)
-    source = {"file": image.name, "sha256": runs.file_digest(image)}
-    parameters = {"phrase": example.phrase, "model": model.name, "method": method, **options}
-    parameters |= told.pop("settings", {})
-    digest = runs.digest([source, parameters, _weights(config, model)], 8)
-    name = f"{short_name(image.stem)}-{digest}"
-    folder = place / name
-    report = {**_report(result, image), **told, "image": source, "parameters": parameters}
+    report = {**report_of(result, image), **told, **asked.about(image, example.phrase)}
+    folder = place / asked.name(image, example.phrase)
     return write_files(config, folder, example, result, report, film=film_of(image))
 
 
-def _writable(folder: Path) -> Path:
+def writable(folder: Path) -> Path:
     """The folder for results, made; one line if that cannot be."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -229,86 +287,143 @@ def _model(config: Config, arm: str | None) -> GroundingModel:
     return products.model(config, arm)
 
 
-def _weights(config: Config, model: GroundingModel) -> str:
-    """Identity of the weights of a trained or loaded model."""
-    from g2g_utils.experiment import products
+def answers(
+    asked: Asked, model: GroundingModel, examples: Sequence[Example]
+) -> list[tuple[Grounding, dict[str, Any]]]:
+    """Groundings of several pairs, and what is told of each besides; in shared forwards.
 
-    _, _, name = model.name.partition("/")
-    return str(config.adaptation.released or products.key(config, name))
+    Raises:
+        ValueError: a phrase or film that cannot be grounded; one line.
+    """
+    from g2g_utils import grounding
+    from g2g_utils.experiment import novelty
+
+    _warn_of_cuts(model, examples)
+    if asked.method == ZERO_SHOT:
+        found = zero_shot(asked, model, examples)
+    else:
+        images, phrases = [e.array() for e in examples], [e.phrase for e in examples]
+        plain = grounding.ground_batch(model, images, phrases, **asked.options)
+        found = [(result, dict[str, Any]()) for result in plain]
+    if asked.method in ("information", "both"):
+        found = informed(asked, model, examples, plain)
+    films = {example.image_id: example for example in examples}
+    unlike = {
+        name: novelty.statement(asked.config, model, asked.item, film.array())
+        for name, film in films.items()
+    }
+    return [
+        (result, told | {"novelty": unlike[example.image_id]})
+        for (result, told), example in zip(found, examples, strict=True)
+    ]
 
 
-def _ground(model: GroundingModel, example: Example, options: dict[str, Any]) -> Grounding:
-    """Ground, after a line about words beyond the maximum number of tokens."""
-    from g2g_utils import grounding, text
+def _warn_of_cuts(model: GroundingModel, examples: Sequence[Example]) -> None:
+    """Print a line about words beyond the maximum number of tokens."""
+    from g2g_utils import text
 
-    cut = text.tokenize(model.tokenizer, example.phrase, model.max_length).truncated
-    if cut:
-        print(
-            f"warning: the phrase is longer than {model.max_length} tokens; cut off: "
-            f"{' '.join(cut)}; shorten it",
-            file=sys.stderr,
-        )
-    return grounding.ground(model, example.array(), example.phrase, **options)
+    for example in examples:
+        if cut := text.tokenize(model.tokenizer, example.phrase, model.max_length).truncated:
+            print(
+                f"warning: the phrase is longer than {model.max_length} tokens; cut off: "
+                f"{' '.join(cut)}; shorten it",
+                file=sys.stderr,
+            )
 
 
 def informed(
-    config: Config,
-    model: GroundingModel,
-    example: Example,
-    result: Grounding,
-    method: Method,
-    seed: int,
-) -> tuple[Grounding, dict[str, Any]]:
-    """The grounding with the information's heat map and mask; total gains and presence.
+    asked: Asked, model: GroundingModel, examples: Sequence[Example], plain: Sequence[Grounding]
+) -> list[tuple[Grounding, dict[str, Any]]]:
+    """Groundings with the information's heat map and mask; total gains and presence.
 
     A total is a difference of squared errors over the film, for each condition that the phrase was
-    compared with. It is no probability: `presence` says one, where the model is calibrated.
+    compared with. It is no probability: `presence` says one, where the model is calibrated. Phrases
+    of a film share the forwards that depend on it alone.
     """
     from g2g_utils.bench.presence import measure
     from g2g_utils.masks import gmm_mask
 
-    options = presence.options(config) | {"seed": seed}
-    told, score = measure(model, example.array(), [example.phrase], **options)[0]
-    heat = told.product() if method == "both" else told.heatmap()
-    gains = dict(zip(told.conditions, (round(total, 4) for total in told.totals), strict=True))
-    known = presence.calibrated(config, presence.item_of(model.name))
-    said = presence.statement(example.phrase, score, known)
-    found = {"total_gain_over": gains, "presence": said}
-    return replace(result, heatmap=heat, mask=gmm_mask(heat)), found
+    options = presence.options(asked.config) | {"seed": asked.seed}
+    known = presence.calibrated(asked.config, asked.item)
+    films: dict[str, list[int]] = {}
+    for row, example in enumerate(examples):
+        films.setdefault(example.image_id, []).append(row)
+    found: dict[int, tuple[Grounding, dict[str, Any]]] = {}
+    for rows in films.values():
+        phrases = [examples[row].phrase for row in rows]
+        measured = measure(model, examples[rows[0]].array(), phrases, **options)
+        for row, (told, score) in zip(rows, measured, strict=True):
+            heat = told.product() if asked.method == "both" else told.heatmap()
+            totals = (round(total, 4) for total in told.totals)
+            said = presence.statement(examples[row].phrase, score, known)
+            gains = dict(zip(told.conditions, totals, strict=True))
+            result = replace(plain[row], heatmap=heat, mask=gmm_mask(heat))
+            found[row] = result, {"total_gain_over": gains, "presence": said}
+    return [found[row] for row in range(len(examples))]
 
 
 def zero_shot(
-    config: Config, model: GroundingModel, example: Example, result: Grounding
-) -> tuple[Grounding, dict[str, Any]]:
-    """The grounding with the zero-shot method's heat map and mask, and how they came about.
+    asked: Asked, model: GroundingModel, examples: Sequence[Example]
+) -> list[tuple[Grounding, dict[str, Any]]]:
+    """Groundings by the zero-shot method, and how they came about.
+
+    The activation is its map before Otsu's threshold. There are no maps of single tokens.
 
     Raises:
-        ValueError: the attention is constant.
+        ValueError: a phrase has no words, or the attention is constant.
     """
     import torch
 
-    from g2g_utils.methods import registry, zero_shot_ldm
+    from g2g_utils.methods import zero_shot_ldm
     from g2g_utils.methods.base import Query
 
-    kinds = [row.settings for row in registry.rows(config).values() if row.kind.name == ZERO_SHOT]
-    row = kinds[0] if kinds else registry.ZeroShotLDMRow.model_validate({"arm": ""})
-    asked = zero_shot_ldm.of_row(model, ZERO_SHOT, row, config.grounding.batch_size)
-    (found,) = asked.ground([Query(torch.as_tensor(example.array())[None], example.phrase)])
-    if found.mask is None:
-        raise ValueError(found.note)
+    method = zero_shot_ldm.of_row(model, ZERO_SHOT, asked.row, asked.config.grounding.batch_size)
+    films = {e.image_id: torch.as_tensor(e.array())[None] for e in examples}
+    heats = method.ground([Query(films[e.image_id], e.phrase) for e in examples])
     heads = {m.heads for name, m in model.unet.named_modules() if name.endswith(".attn2")}
     told = {
         "heads": sorted(heads),  # averaged
-        "timesteps": [asked.times[i] for i in asked.steps],
+        "timesteps": [method.times[i] for i in method.steps],
         "keep_last": None,
-        "layers": asked.read,
-        **found.details,
-        "settings": row.model_dump(mode="json", exclude={"arm"}),
+        "layers": method.read,
     }
-    return replace(result, heatmap=found.values, mask=found.mask), told
+    return [
+        (_of_zero_shot(method, heat, example.phrase), told | dict(heat.details))
+        for heat, example in zip(heats, examples, strict=True)
+    ]
 
 
-def _report(result: Grounding, image: Path) -> dict[str, Any]:
+def _of_zero_shot(method: ZeroShotLDM, heat: HeatMap, phrase: str) -> Grounding:
+    """A heat map of the zero-shot method as a grounding without maps of single tokens."""
+    from g2g_utils.attention import AttentionMaps
+    from g2g_utils.grounding import Grounding
+
+    if heat.mask is None:
+        raise ValueError(f"{phrase!r}: {heat.note}")
+    words, tokens = method.words(phrase)
+    size = (heat.values.shape[-2], heat.values.shape[-1])
+    window = method.steps
+    last = len(method.times) - 1
+    return Grounding(
+        phrase=words.text,
+        heatmap=heat.values,
+        activation=heat.capture.scaled,
+        interaction=None,
+        confidence=None,
+        mask=heat.mask,
+        words=tuple(w.text for w in words.words if set(w.tokens) & set(tokens)),
+        tokens=tuple(tokens),
+        phrase_tokens=words,
+        token_maps=heat.values.new_zeros((0, *size)),
+        layers=(),
+        timesteps=tuple(method.times[::-1]),
+        steps=(last - window[-1], last - window[0]),
+        metrics={},
+        maps=AttentionMaps({}, size, (), (), ()),
+    )
+
+
+def report_of(result: Grounding, image: Path) -> dict[str, Any]:
     """Words and numbers of a grounding. Places are in pixels of the image file."""
     from g2g_utils.data.images import image_size
 

@@ -179,7 +179,7 @@ class ZeroShotLDM:
         asked: list[tuple[int, PhraseTokens, list[int]]] = []
         for row, query in enumerate(queries):
             try:
-                asked.append((row, *self._words(query)))
+                asked.append((row, *self.words(query.phrase, query.finding)))
             except PhraseError as error:
                 found[row] = no_map(error)
         for start in range(0, len(asked), self.batch_size):
@@ -226,10 +226,10 @@ class ZeroShotLDM:
         """Width of the Gaussian in pixels of the frame."""
         return self.sigma * self.image_size / min(height for height, _ in maps.sizes.values())
 
-    def _words(self, query: Query) -> tuple[PhraseTokens, list[int]]:
+    def words(self, phrase: str, finding: str | None = None) -> tuple[PhraseTokens, list[int]]:
         """A phrase's tokens, and the positions of those that ground."""
-        phrase = tokenize(self.model.tokenizer, query.phrase, self.model.max_length)
-        return phrase, select_tokens(phrase, self.filter, query.finding)
+        found = tokenize(self.model.tokenizer, phrase, self.model.max_length)
+        return found, select_tokens(found, self.filter, finding)
 
     def _heat_map(self, maps: AttentionMaps, phrase: PhraseTokens) -> HeatMap:
         """The answer to one query from its attention."""
