@@ -22,6 +22,7 @@ BUILD = Path(os.environ.get("G2G_BUILD", ROOT / "build"))
 NOTEBOOKS = ROOT / "notebooks"
 REFERENCE = ROOT / "tests" / "notebooks" / "reference"
 MARK = "# NBVAL_CHECK_OUTPUT"
+CHECKED = "nbval-check-output"  # the tag that says the same
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 WIDGET = "application/vnd.jupyter.widget-view+json"
 MAX_CELL, MAX_DEF, MAX_BYTES = 15, 10, 5 * 2**20  # lines, lines, bytes
@@ -61,6 +62,11 @@ def code_cells(notebook: NotebookNode) -> list[tuple[int, NotebookNode]]:
     """Position and cell of every code cell that has code."""
     numbered = enumerate(notebook.cells)
     return [(i, c) for i, c in numbered if c.cell_type == "code" and c.source.strip()]
+
+
+def is_checked(cell: NotebookNode) -> bool:
+    """True if a cell's output is compared with the reference."""
+    return CHECKED in tags(cell) or MARK in cell.source
 
 
 # --- what can be wrong ---------------------------------------------------------------------------
@@ -162,9 +168,9 @@ def not_executed(path: Path) -> list[str]:
 def unguarded(path: Path) -> list[str]:
     """Reasons why a comparison with this reference would prove little or nothing."""
     notebook, wrong = read(path), []
-    checked = [(i, c) for i, c in code_cells(notebook) if MARK in c.source]
+    checked = [(i, c) for i, c in code_cells(notebook) if is_checked(c)]
     if not checked:
-        wrong.append(f"{path.name} checks nothing: no cell says {MARK}")
+        wrong.append(f"{path.name} checks nothing: no cell has the tag {CHECKED}")
     for number, cell in checked:
         if not cell.execution_count or not output_text(cell).strip():
             wrong.append(f"{path.name} cell {number} is to be checked but has no count or no text")

@@ -50,7 +50,8 @@ class Claim:
 
     def __str__(self) -> str:
         number = shown(self.estimate, self.low, self.high)
-        return f"{self.claim}: {self.holds}, {number} ({len(self.seeds)} seeds, {self.split})"
+        seeds = f"{len(self.seeds)} seed{'s' * (len(self.seeds) != 1)}"
+        return f"{self.claim}: {verdict(self)}, {number} ({seeds}, {self.split})"
 
 
 def claim(
@@ -104,6 +105,25 @@ def verdicts(claims: Sequence[Claim]) -> str:
             f"- **{verdict(made)}**: {made.claim} — {number}, {len(made.seeds)} seeds, {made.split}"
         )
     return "\n".join(rows)
+
+
+def said(row: Claim) -> str:
+    """Verdict and number of a claim for a sentence: '**holds** (+0.31 [+0.24, +0.38])'."""
+    return f"**{verdict(row)}** ({shown(row.estimate, row.low, row.high)})"
+
+
+def folded(shown: Sequence[Claim], more: Sequence[Claim], about: str) -> str:
+    """Markdown list of the claims that matter, the others folded below it.
+
+    Args:
+        shown: claims that are listed, at most a dozen.
+        more: claims behind the fold.
+        about: what the folded ones are about.
+    """
+    if not more:
+        return verdicts(shown)
+    summary = f"<summary>{len(more)} more: {about}</summary>"
+    return f"{verdicts(shown)}\n\n<details>{summary}\n\n{verdicts(more)}\n\n</details>"
 
 
 def path(config: Config) -> Path:

@@ -17,6 +17,7 @@ from torch import Tensor
 from g2g_utils import bbm, grounding
 from g2g_utils.attention import AttentionMaps, block_of
 from g2g_utils.models.protocol import LatentDiffusion
+from g2g_utils.plots import overlays
 from g2g_utils.text import PhraseTokens
 
 Progress = Callable[[str, int, int], None]  # what, done, total
@@ -182,11 +183,9 @@ def merging(image: Capture, text: Capture, chosen: Selection) -> tuple[Tensor, f
 
 
 def layer_labels(capture: Capture, short: bool = False) -> tuple[str, ...]:
-    """Label of every layer: position in forward order, block and resolution."""
-    return tuple(
-        f"{i} {block_of(name)}{h}" if short else f"{i} {block_of(name)} {h}×{w}"
-        for i, (name, (h, w)) in enumerate(capture.maps.sizes.items(), start=1)
-    )
+    """Label of every layer, in forward order, as in all figures: 'up 1.0 (8×8)', short 'up 1.0'."""
+    labels = overlays.layer_labels(dict(capture.maps.sizes))
+    return tuple(label.rpartition(" ")[0] if short else label for label in labels)
 
 
 def blocks(capture: Capture) -> dict[str, tuple[int, int]]:

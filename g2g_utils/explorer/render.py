@@ -25,10 +25,11 @@ from g2g_utils import metrics
 from g2g_utils.data.geometry import Box
 from g2g_utils.explorer import maps, state
 from g2g_utils.explorer.session import Panel, View
+from g2g_utils.plots import overlays
 
 NOTICE = "For research, not a medical device"
 SIDES = "patient right is image left"
-MAP_COLOURS, DIFFERENCE_COLOURS = "magma", "RdBu_r"
+MAP_COLOURS, DIFFERENCE_COLOURS = overlays.HEAT, overlays.SIGNED  # those of all figures
 BOX, CONTOUR, MASK = (0, 229, 255), (255, 255, 255), (255, 159, 28)
 PAPER, INK, FAINT = (255, 255, 255), (33, 37, 41), (95, 102, 110)
 GAP, BAR = 16, 66
@@ -376,7 +377,7 @@ def word_view(
     sheet = _sheet(tiles, columns)
     label = "gain given the rest"
     bar = colour_bar(DIFFERENCE_COLOURS, -high, high, label, min(sheet.height, 300))
-    legend = [("● chosen", None), ("red: the word explains the film here", None)]
+    legend = [("● chosen", None), ("orange: the word explains the film here", None)]
     return framed(beside([sheet, bar]), [*legend, (SIDES, None), (NOTICE, None)])
 
 
@@ -409,7 +410,7 @@ def grid_view(view: View, side: int = 56, most: int = 10) -> Image.Image:
     high = max(float(m.max()) for m in found.values())
     shared = view.state.scale == "shared"
     names = dict(zip(capture.layers, maps.layer_labels(capture), strict=True))
-    left, top, step = 96, 22, side + 3
+    left, top, step = 118, 22, side + 3
     image = Image.new("RGB", (left + len(picked) * step, top + len(found) * step), PAPER)
     draw = ImageDraw.Draw(image)
     for i, t in enumerate(picked):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,11 @@ def save_figure(
     name: str,
     folder: Path | None = None,
     run: str | None = None,
+    alt: str = "",
 ) -> None:
     """Write <folder>/<name>.png atomically, with the run and the commit in its metadata.
+
+    In a notebook the figure is shown as well, with its alternative text.
 
     Args:
         config: settings that the figure was computed under.
@@ -77,6 +81,8 @@ def save_figure(
         name: file name without suffix; also the title in the metadata.
         folder: None for the profile's figures, some of which are committed.
         run: id of the run; None for the run at work.
+        alt: alternative text, for readers who do not see the figure: what is drawn. The figure's
+            own title, its claim, goes before it.
     """
     path = (folder or places.figures(config)) / f"{name}.png"
     with runs.atomic(path) as temporary:
@@ -88,3 +94,23 @@ def save_figure(
             metadata=provenance(run or run_id(config), name),
         )
     wrote(path)
+    _show(fig, alternative(fig, alt) or name)
+
+
+def alternative(fig: Figure, alt: str = "") -> str:
+    """Alternative text of a figure: its title, then `alt`, else the titles of its panels."""
+    panels = [ax.get_title(place) for ax in fig.axes for place in ("left", "center")]
+    drawn = alt or "; ".join(dict.fromkeys(title for title in panels if title))
+    parts = (fig.get_suptitle(), drawn)
+    return ". ".join(" ".join(part.split()).removesuffix(".") for part in parts if part)
+
+
+def _show(fig: Figure, alt: str) -> None:
+    """Show a figure of pyplot in the notebook at work; do nothing elsewhere."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if shell is None or not hasattr(shell, "kernel") or not plt.fignum_exists(fig.number):
+        return
+    from IPython.display import display
+
+    display(fig, metadata={"image/png": {"alt": alt}})  # type: ignore[no-untyped-call]
+    plt.close(fig)

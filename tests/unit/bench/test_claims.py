@@ -34,8 +34,18 @@ def test_a_claim_holds_only_if_its_interval_lies_above_zero(
 ) -> None:
     made = claims.claim(config, "F1-x", "a > b", Interval(0.3, low, high), [0, 1])
     assert made.holds is (verdict == "holds")
-    assert str(made).startswith(f"a > b: {made.holds}, +0.30 [")
+    assert str(made).startswith(f"a > b: {verdict}, +0.30 [")
     assert claims.verdicts([made]).startswith(f"- **{verdict}**: a > b")
+    assert claims.said(made).startswith(f"**{verdict}** (+0.30 [")
+
+
+def test_what_matters_less_is_folded(config: Config) -> None:
+    first, second = (
+        claims.claim(config, name, f"{name} > c", Interval(0.3, 0.1, 0.5), [0]) for name in "ab"
+    )
+    text = claims.folded([first], [second], "seeds")
+    assert text.index("a > c") < text.index("<summary>1 more: seeds</summary>") < text.index("b >")
+    assert claims.folded([first], [], "seeds") == claims.verdicts([first])
 
 
 def test_a_damaged_claim_does_not_hold(config: Config) -> None:

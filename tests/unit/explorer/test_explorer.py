@@ -138,8 +138,8 @@ def test_progress_counts_forwards_and_leaves_no_hook(model):
 
 def test_names_of_layers(capture):
     labels = maps.layer_labels(capture)
-    assert labels[0] == "1 down 16×16" and len(set(labels)) == len(labels)
-    assert maps.layer_labels(capture, short=True)[0] == "1 down16"
+    assert labels[0] == "down 0.0 (16×16)" and len(set(labels)) == len(labels)
+    assert maps.layer_labels(capture, short=True)[0] == "down 0.0"
     spans = maps.blocks(capture)
     assert list(spans) == ["down", "mid", "up"] and spans["up"][1] == len(labels) - 1
     assert maps.resolutions(capture) == (16, 8)
@@ -523,8 +523,12 @@ def test_pictures_draw(opened, start):
 def test_colours_are_fixed_by_the_limits():
     values = torch.tensor([[0.0, 0.5, 1.0, 2.0]])
     colours = render.coloured(values, 0, 1)
-    assert tuple(colours[0, 0]) == tuple(render.palette("magma")[0])
-    assert tuple(colours[0, 2]) == tuple(colours[0, 3]) == tuple(render.palette("magma")[255])
+    assert tuple(colours[0, 0]) == tuple(render.palette(render.MAP_COLOURS)[0])
+    assert (
+        tuple(colours[0, 2])
+        == tuple(colours[0, 3])
+        == tuple(render.palette(render.MAP_COLOURS)[255])
+    )
     assert tuple(render.coloured(values, 0, 2)[0, 2]) != tuple(colours[0, 2])
 
 
@@ -541,11 +545,11 @@ def test_word_buttons_are_coloured_by_attention(opened, start):
     colours = dict(zip([c.label for c in view.chips], render.chip_colours(view), strict=True))
     means = view.panels[0].token_means
     strongest = ["small", "left", "effusion"][int(means[1:4].argmax())]
-    assert colours[strongest] == tuple(map(int, render.palette("magma")[255]))
+    assert colours[strongest] == tuple(map(int, render.palette(render.MAP_COLOURS)[255]))
 
 
 def test_word_buttons_can_be_read():
-    for colour in render.palette("magma"):
+    for colour in render.palette(render.MAP_COLOURS):
         under = render.luminance(tuple(map(int, colour)))
         over = {"#000000": 0.0, "#ffffff": 1.0}[render.ink(tuple(map(int, colour)))]
         high, low = max(under, over), min(under, over)

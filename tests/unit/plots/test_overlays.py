@@ -116,6 +116,16 @@ def test_saved_figure_tells_the_run_that_made_it_and_the_run_its_figure(tmp_path
     assert run.end() == [path]
 
 
+def test_alternative_text_is_the_claim_and_what_is_drawn():
+    fig = Figure()
+    ax = fig.subplots()
+    ax.set_title("one\npanel", loc="left")
+    assert plots.alternative(fig) == "one panel"
+    fig.suptitle("A claim.")
+    assert plots.alternative(fig) == "A claim. one panel"
+    assert plots.alternative(fig, "Bars of two arms.") == "A claim. Bars of two arms"
+
+
 def test_saved_figure_tells_its_run(tmp_path, monkeypatch):
     monkeypatch.setenv("G2G_BUILD", str(tmp_path))
     monkeypatch.delenv("G2G_RUN", raising=False)
