@@ -38,7 +38,8 @@ LONGEST_STEM = 200  # bytes; file systems allow 255 in a name
 FILM_SIDE = 512  # pixels of the film under exported maps
 NOTE = 128  # letters of a line of the overlay's note
 NOTE_HIGH, LEGEND = 0.45, 0.32  # inches of the note below the overlay's panels, and of the legend
-CANDIDATES = 64  # pairs among which another phrase is drawn
+CANDIDATES = 64  # pairs among which another phrase is drawn, or the running example
+FUNCTION_WORDS = frozenset("a an and at in is of on the there with".split())
 DISCLAIMER = "for research, not a medical device"
 PHANTOM_CAUTION = (
     "the model was trained on computed phantoms alone: on a real radiograph its map is a "
@@ -209,7 +210,7 @@ def chosen_example(config: Config, image_path: str, phrase: str, pair: int) -> E
     paths start at the working directory, else at the repository's root.
 
     Args:
-        pair: number of the pair. -1: the first that `is_plain`, else the first of all.
+        pair: number of the pair. -1: the running example.
     """
     from g2g_utils import text
     from g2g_utils.experiment import products
@@ -223,14 +224,8 @@ def chosen_example(config: Config, image_path: str, phrase: str, pair: int) -> E
     pairs = products.evaluation_pairs(config)
     if not -1 <= pair < len(pairs):
         raise ValueError(f"pair={pair}: the test split has pairs 0 to {len(pairs) - 1}")
-    if pair == -1:
-        framed = (
-            p.framed(config.image_size) for p in pairs if text.swap_sides(p.phrase) != p.phrase
-        )
-        plain = (p for p in framed if is_plain(p.phrase, p.boxes, config.image_size))
-        example = next(plain, None) or pairs[0].framed(config.image_size)
-    else:
-        example = pairs[pair].framed(config.image_size)
+    chosen = running_example(config) if pair == -1 else pairs[pair]
+    example = chosen.framed(config.image_size)
     if phrase and phrase != example.phrase:
         text.check_phrase(phrase, _filter(config))
         pixels, name, subject = example.array(), example.image_id, example.subject_id
@@ -253,15 +248,44 @@ def other_phrase(config: Config, example: Example) -> str:
     return "" if other is None else other.phrase
 
 
-def is_plain(phrase: str, boxes: Any, side: int) -> bool:
-    """True if a phrase names a side and its boxes [x, y, w, h] cover a tenth of a side² image.
+def running_example(config: Config) -> Example:
+    """The test pair that all notebooks share, as its source gives it.
 
-    A rule for choosing an example. It knows nothing of how well the finding is grounded.
+    The first whose phrase tells most (`telling`) and whose only box lies wholly inside the image
+    and covers 1/32 of it. The rule knows nothing of how well the finding is grounded.
+    """
+    from g2g_utils.experiment import products
+
+    pairs = sorted(products.evaluation_pairs(config), key=lambda p: telling(p.phrase, p.finding))
+    side = config.image_size
+    framed = ((pair, pair.framed(side).boxes) for pair in pairs[:CANDIDATES])
+    return next((pair for pair, boxes in framed if _whole(boxes, side)), pairs[0])
+
+
+def telling(phrase: str, finding: str | None) -> int:
+    """Rank of a phrase as an example, 0 first.
+
+    Best names one side and its finding and has function words, and is of an effusion, which most
+    readers know. Function words matter less than the finding's name, and that less than the side.
     """
     from g2g_utils import text
 
-    covered = sum(w * h for _, _, w, h in boxes)
-    return text.swap_sides(phrase) != phrase and covered >= side**2 / 10
+    words = set(phrase.lower().split())
+    named = finding is not None and finding.lower().split()[-1] in words  # "effusion"
+    if not (text.side_of(phrase) and named):
+        return 3 if text.side_of(phrase) else 4
+    if not words & FUNCTION_WORDS:
+        return 2
+    return 0 if finding == "Pleural Effusion" else 1
+
+
+def _whole(boxes: Any, side: int) -> bool:
+    """True for one box [x, y, w, h] off the edges of a side² image that covers 1/32 of it."""
+    if len(boxes) != 1:
+        return False
+    x, y, w, h = boxes[0]
+    inside = min(x, y, side - x - w, side - y - h) > 0
+    return bool(inside and w * h >= side**2 / 32)
 
 
 def figures_folder(config: Config, image_path: str) -> Path:

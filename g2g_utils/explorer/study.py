@@ -9,26 +9,19 @@ import pandas as pd
 from g2g_utils.bench.benchmark import specificity
 from g2g_utils.experiment import ground_file
 from g2g_utils.explorer import maps, state
-from g2g_utils.explorer.session import Panel, Picture, Session
+from g2g_utils.explorer.session import Panel, Session
 from g2g_utils.explorer.state import State
 
 
 def starting_state(session: Session, picture: int = -1) -> State:
-    """A picture by its number; -1: the first with a large finding on a named side.
-
-    Large is a tenth of the image. The rule knows nothing of how well the finding is grounded.
-    """
+    """A picture by its number; -1: the notebooks' running example (`ground_file`)."""
     if picture >= 0:
         return session.start(image=f"test:{picture}")
-    fitting = (k for k, p in session.pictures.items() if _is_plain(p))
-    key = next(fitting, None)
-    return session.start(image=key) if key else session.start()
-
-
-def _is_plain(picture: Picture) -> bool:
-    """True if a picture's first finding names a side and covers a tenth of the image."""
-    first = next(iter(picture.regions), None)
-    return first is not None and ground_file.is_plain(picture.phrase, first.boxes, picture.size)
+    shared = ground_file.running_example(session.config)
+    pictures = session.pictures.items()
+    key = next(k for k, p in pictures if p.rows[0].image_id == shared.image_id)
+    phrases = [region.phrase for region in session.pictures[key].regions]
+    return session.pick_region(session.start(image=key), phrases.index(shared.phrase))
 
 
 def token_table(panel: Panel) -> pd.DataFrame:

@@ -190,18 +190,23 @@ def test_notebook_choice(config):
     assert other.boxes == () and np.array_equal(other.array(), own.array())
     with pytest.raises(ValueError, match="pair=99: the test split has pairs 0 to"):
         ground_file.chosen_example(config, "", "", 99)
-    plain = ground_file.chosen_example(config, "", "", -1)
-    fitting = [
-        pair.phrase
-        for pair in (p.framed(config.image_size) for p in products.evaluation_pairs(config))
-        if ground_file.is_plain(pair.phrase, pair.boxes, config.image_size)
-    ]
-    assert plain.phrase == (fitting[0] if fitting else products.evaluation_pairs(config)[0].phrase)
-    assert ground_file.is_plain("left effusion", [(0, 0, 10, 10)], 31)
-    assert not ground_file.is_plain("left effusion", [(0, 0, 10, 10)], 32)
-    assert not ground_file.is_plain("effusion", [(0, 0, 32, 32)], 32)
+    shared = ground_file.chosen_example(config, "", "", -1)
+    ranks = [ground_file.telling(p.phrase, p.finding) for p in products.evaluation_pairs(config)]
+    assert ground_file.telling(shared.phrase, shared.finding) <= min(ranks) + 1
     with pytest.raises(ValueError, match="set the parameter `phrase` too"):
         ground_file.chosen_example(config, "film.png", "", 0)
+
+
+def test_running_example():
+    """A whole chest; a phrase with function words, a side and the finding's name."""
+    example = ground_file.running_example(load("miniature"))
+    assert example.phrase == "small effusion at the left base"
+    told = [
+        ground_file.telling(phrase, "Pleural Effusion")
+        for phrase in ("fluid", "right fluid", "left effusion", "an effusion on the left")
+    ]
+    assert told == [4, 3, 2, 0]
+    assert ground_file.telling("opacity at the left base", "Lung Opacity") == 1
 
 
 def test_figures_of_own_images_stay_below_build():
