@@ -27,6 +27,7 @@ Generate to Ground: phrase grounding in chest X-rays from the cross-attention of
         run every notebook of a profile and what it needs; what is done is skipped
           smoke      a few steps of everything on phantoms; for tests
           miniature  the whole paper in small on phantoms (default): 2 CPU cores, no data, no GPU
+          radiographs  the method on 1,282 open real films (notebook 18): 2 CPU cores, no GPU
           open       Stable Diffusion 1.5 + CXR-BERT on data anyone can download; a GPU
           paper      the real experiment on MIMIC-CXR and MS-CXR; credentialed data, GPU(s)
         --retrain    train everything here instead of using shipped weights
@@ -46,13 +47,13 @@ Generate to Ground: phrase grounding in chest X-rays from the cross-attention of
   ./run_all.sh lab [OPTIONS]       the notebooks in JupyterLab, to step through; works on copies
   ./run_all.sh test [--fast | --update]          all checks; --fast: those of the sources and the
                                    quick tests; --update renews the notebooks' reference outputs
-  ./run_all.sh publish                           put the executed miniature notebooks into notebooks/
+  ./run_all.sh publish                           put executed notebooks into notebooks/
   ./run_all.sh setup                             only make or check the environment
   ./run_all.sh --help
 
 The first call makes .venv from requirements.lock (2-5 minutes and a download), unless the active
 conda or virtual environment already satisfies it. Results lie in build/PROFILE (or in
-$G2G_BUILD/PROFILE), the miniature's figures in figures/. Further settings, all optional:
+$G2G_BUILD/PROFILE), those of miniature and radiographs in figures/. Further settings, all optional:
   G2G_PYTHON       a Python 3.11 or 3.12 to make .venv with
   G2G_TORCH_INDEX  package index of the torch build, such as https://download.pytorch.org/whl/cpu
   G2G_BACKGROUNDS  folder of normal radiographs: notebook 07 then also shows its table on phantoms
@@ -175,9 +176,9 @@ snakemake() { # Snakefile, then what Snakemake takes
 
 known_profile() {
     [[ "$1" =~ ^[a-z]+$ && -f "$ROOT/configs/$1.yaml" ]] ||
-        fail "unknown profile '$1': choose smoke, miniature, open or paper"
-    case "$1" in # phantoms need no hub, and must not wait for one
-    smoke | miniature) export HF_HUB_OFFLINE=1 ;;
+        fail "unknown profile '$1': choose smoke, miniature, radiographs, open or paper"
+    case "$1" in # what is shipped needs no hub, and must not wait for one
+    smoke | miniature | radiographs) export HF_HUB_OFFLINE=1 ;;
     esac
 }
 
@@ -231,7 +232,7 @@ command="${1:-miniature}"
 (($# == 0)) || shift
 case "$command" in
 -h | --help | help) usage ;;
-smoke | miniature | open | paper)
+smoke | miniature | radiographs | open | paper)
     [[ -f "$ROOT/configs/$command.yaml" ]] || fail "configs/$command.yaml does not exist (yet)"
     run_profile "$command" "$@"
     ;;
@@ -272,7 +273,7 @@ setup)
     say "ready: $PYTHON"
     ;;
 *)
-    fail "unknown profile or command '$command': choose a profile (smoke, miniature, open, paper)" \
+    fail "unknown profile or command '$command': choose a profile (smoke, miniature, radiographs, open, paper)" \
         "or a command (sweep, fetch, survival, ground, explore, lab, test, publish, setup, --help)"
     ;;
 esac

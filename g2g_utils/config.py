@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+SHIPPED_FILMS = Path("data/radiographs")  # whose licence lets them be shown
 FINDINGS = (  # the eight classes of MS-CXR, spelt as in its column `category_name`
     "Atelectasis",
     "Cardiomegaly",
@@ -583,10 +584,12 @@ class Config(Section):
 
     @property
     def publishable(self) -> bool:
-        """True if figures may be committed: only those of the miniature on phantoms alone."""
+        """True if figures may be committed: of phantoms alone, or of the films that are shipped."""
         data = self.data
         films = data.validation_from or data.test_from or data.world.get("backgrounds")
-        return self.profile == "miniature" and data.source == "phantoms" and not films
+        shipped = data.source == "radiographs" and data.root == SHIPPED_FILMS
+        fit = {"miniature": data.source == "phantoms", "radiographs": shipped}
+        return fit.get(self.profile, False) and not films
 
 
 def profiles() -> list[str]:

@@ -3,7 +3,7 @@
 python tools/notebooks.py pair [NOTEBOOK.py …]   write the .ipynb of edited .py, outputs kept
 python tools/notebooks.py check FILE…            pairing and origin of given files (pre-commit)
 python tools/notebooks.py refuse FILE…           no notebook of credentialed data (pre-commit)
-python tools/notebooks.py publish                executed miniature notebooks -> notebooks/
+python tools/notebooks.py publish                executed notebooks -> notebooks/
 python tools/notebooks.py reference              executed smoke notebooks -> tests/…/reference/
 """
 
@@ -18,9 +18,13 @@ import nbformat
 from nbformat import NotebookNode
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(1, str(ROOT / "workflow"))
+import belongs  # noqa: E402
+
 BUILD = Path(os.environ.get("G2G_BUILD", ROOT / "build"))
 NOTEBOOKS = ROOT / "notebooks"
 REFERENCE = ROOT / "tests" / "notebooks" / "reference"
+PUBLISHED = "miniature|radiographs"  # profiles whose runs may be committed
 MARK = "# NBVAL_CHECK_OUTPUT"
 CHECKED = "nbval-check-output"  # the tag that says the same
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
@@ -121,11 +125,11 @@ def bad_style(path: Path) -> list[str]:
 
 
 def bad_parameters(path: Path) -> list[str]:
-    """Faults of the parameters cell: there must be one, with `profile` = miniature."""
+    """Faults of the parameters cell: there must be one, with `profile` = a shipped one."""
     cells = [c for _, c in code_cells(read(path)) if "parameters" in tags(c)]
     if len(cells) != 1:
         return [f"{path.name} has {len(cells)} cells tagged `parameters`, not 1"]
-    if not re.search(r"^profile(: *str)? *= *['\"]miniature['\"]", cells[0].source, re.M):
+    if not re.search(rf"^profile(: *str)? *= *['\"]({PUBLISHED})['\"]", cells[0].source, re.M):
         return [f'{path.name}: its parameters cell does not set profile: str = "miniature"']
     return []
 
@@ -135,9 +139,10 @@ def not_committable(path: Path) -> list[str]:
     notebook, wrong = read(path), []
     profile = notebook.metadata.get("g2g", {}).get("profile")
     executed = any(c.outputs or c.execution_count for _, c in code_cells(notebook))
-    if executed and profile != "miniature":
+    own = belongs.home(path)
+    if executed and profile != own:
         wrong.append(
-            f"was executed under {profile or 'an unknown profile'}, only miniature is committed"
+            f"was executed under {profile or 'an unknown profile'}, only {own} is committed"
         )
     if any("injected-parameters" in tags(c) for c in notebook.cells):
         wrong.append("holds injected parameters")
@@ -259,9 +264,9 @@ def write(notebook: NotebookNode, path: Path) -> None:
 
 
 def publish() -> None:
-    """Put the executed miniature notebooks into notebooks/."""
+    """Put the executed notebooks of miniature and radiographs into notebooks/."""
     for path in notebooks():
-        notebook = cleaned(executed("miniature", path.name))
+        notebook = cleaned(executed(belongs.home(path), path.name))
         if jupytexted := read(path).metadata.get("jupytext"):
             notebook.metadata["jupytext"] = jupytexted
         write(notebook, path)
@@ -271,8 +276,9 @@ def publish() -> None:
 
 def reference() -> None:
     """Put the executed smoke notebooks, without images, into tests/notebooks/reference/."""
-    names = {path.name for path in notebooks()}
-    for path in notebooks():
+    shown = belongs.run_by("smoke", NOTEBOOKS)
+    names = {path.name for path in shown}
+    for path in shown:
         write(cleaned(executed("smoke", path.name), images=False), REFERENCE / path.name)
     for path in notebooks(REFERENCE):
         if path.name not in names:

@@ -95,11 +95,19 @@ def evaluation_pairs(config: Config, split: str = "test") -> list[Example]:
 def prior_regions(config: Config) -> list[dict[str, Any]]:
     """Regions whose boxes make the mean-box maps: `phrase`, `finding`, `boxes` in the frame.
 
-    Those of training images; of validation pairs where training images have no boxes.
+    Those of training images; of validation pairs where training images have no boxes. Of a pack of
+    films those of its training patients, which no training sees.
     """
-    if regions := training_texts(config).regions:
+    data = config.data
+    if data.source == "radiographs" and data.root is not None:
+        from g2g_utils.data import sources
+
+        pairs = sources.boxed(data.source, sources.resolve(data.root), subset="train")
+    elif regions := training_texts(config).regions:
         return regions
-    framed = (pair.framed(config.image_size) for pair in evaluation_pairs(config, "validation"))
+    else:
+        pairs = evaluation_pairs(config, "validation")
+    framed = (pair.framed(config.image_size) for pair in pairs)
     return [
         {"phrase": pair.phrase, "finding": pair.finding, "boxes": pair.boxes}
         for pair in framed

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from g2g_utils.methods.base import HeatMap, Query, no_map
 from g2g_utils.metrics import Boxes, Size, rasterise
+from g2g_utils.text import side_of
 
 if TYPE_CHECKING:
     from g2g_utils.methods.registry import NoSkillRow, Parts
@@ -98,6 +99,11 @@ def mean_boxes(
     return by_finding | {"all": mean_box(boxes, side, size)}
 
 
+def sided(finding: str | None, phrase: str) -> str:
+    """A finding with the side that its phrase names, as the name of a mean box."""
+    return f"{finding}, {side_of(phrase) or 'no side'}"
+
+
 def rules(
     regions: Sequence[Mapping[str, Any]], side: int, size: tuple[int, int]
 ) -> dict[str, Callable[[Query], Tensor]]:
@@ -110,9 +116,18 @@ def rules(
     if not regions:
         return found
     priors = mean_boxes(regions, side, size)
+    named = [r | {"finding": sided(r["finding"], r.get("phrase", ""))} for r in map(dict, regions)]
+    by_side = mean_boxes(named, side, size)
+
+    def of_finding(query: Query) -> Tensor:
+        return priors.get(str(query.finding), priors["all"])
+
     return found | {
         "mean box": lambda query: priors["all"],
-        "mean box per finding": lambda query: priors.get(str(query.finding), priors["all"]),
+        "mean box per finding": of_finding,
+        "mean box per finding and side": lambda query: by_side.get(
+            sided(query.finding, query.phrase), of_finding(query)
+        ),
     }
 
 

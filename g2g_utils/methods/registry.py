@@ -147,7 +147,14 @@ class BioViLRow(Section):
 class NoSkillRow(Section):
     """A map by a rule that reads no words."""
 
-    rule: Literal["random", "centre prior", "brightness", "mean box", "mean box per finding"]
+    rule: Literal[
+        "random",
+        "centre prior",
+        "brightness",
+        "mean box",
+        "mean box per finding",
+        "mean box per finding and side",
+    ]
 
 
 class DAAMRow(Section):

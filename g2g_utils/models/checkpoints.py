@@ -136,6 +136,7 @@ def _check_keys(info: dict[str, Any], heads: tuple[str, ...] = ()) -> None:
 
 def load_vae(source: str | Path, revision: str | None = None) -> AutoencoderKL:
     """VAE of a folder or hub id, or of the subfolder `vae` of a Stable Diffusion pipeline."""
+    source = registry.at_home(source)
     check_supported(None, stored_config(source, "vae", revision), source)
     vae = _load(AutoencoderKL, source, "vae", revision)
     check_supported(None, vae.config, source)
@@ -144,7 +145,8 @@ def load_vae(source: str | Path, revision: str | None = None) -> AutoencoderKL:
 
 def load_unet(source: str | Path, revision: str | None = None) -> UNet2DConditionModel:
     """U-Net of a folder or hub id: subfolder `unet_ema` (the released one), else `unet`."""
-    released = str(source).endswith("cxr_bert_ldm") or (Path(source) / "unet_ema").is_dir()
+    source = registry.at_home(source)
+    released = source.endswith("cxr_bert_ldm") or (Path(source) / "unet_ema").is_dir()
     subfolder = "unet_ema" if released else "unet"
     check_supported(stored_config(source, subfolder, revision), source=source)
     unet = _load(UNet2DConditionModel, source, subfolder, revision)
@@ -170,7 +172,7 @@ def stored_config(
     source: str | Path, subfolder: str, revision: str | None
 ) -> dict[str, Any] | None:
     """The config.json of a part on this machine, or None; nothing is fetched."""
-    own = Path(source) / "config.json"
+    own = Path(registry.at_home(source)) / "config.json"
     found = (
         own if own.is_file() else registry.find(str(source), f"{subfolder}/config.json", revision)
     )

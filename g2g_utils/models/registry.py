@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from g2g_utils.runs import places
+
 WEIGHTS = ("*model.safetensors", "*model.bin", "*model-*-of-*.safetensors", "*model-*-of-*.bin")
 UNPINNED = "revision unknown here: pin the commit that you fetch in the profile"
 
@@ -54,9 +56,20 @@ REGISTRY: dict[str, Published] = {
 
 
 def resolve(source: str, revision: str | None = None) -> tuple[str, str | None]:
-    """Hub id (or folder) and revision of a registered name; other sources unchanged."""
+    """Hub id (or folder) and revision of a registered name; `at_home` of other sources."""
     published = REGISTRY.get(source)
-    return (published.hub_id, revision or published.revision) if published else (source, revision)
+    if published:
+        return published.hub_id, revision or published.revision
+    return at_home(source), revision
+
+
+def at_home(source: str | Path) -> str:
+    """The full path of a folder that is named from the repository's root; other sources unchanged.
+
+    A profile can so start from weights that are shipped, wherever a job runs.
+    """
+    shipped = places.ROOT / source
+    return str(shipped if shipped.is_dir() and not Path(source).is_dir() else source)
 
 
 def expected(source: str) -> str:
@@ -71,9 +84,10 @@ def find(source: str, file: str, revision: str | None = None) -> Path | None:
 
     The folder may also be the subfolder with which the file's path begins.
     """
-    if Path(source).is_dir():
-        places = (Path(source) / file, Path(source) / Path(file).name)
-        return next((place for place in places if place.is_file()), None)
+    folder = Path(at_home(source))
+    if folder.is_dir():
+        choices = (folder / file, folder / Path(file).name)
+        return next((place for place in choices if place.is_file()), None)
     if source.count("/") != 1:
         return None
     from huggingface_hub import try_to_load_from_cache
@@ -93,7 +107,7 @@ def weights(folder: Path) -> list[Path]:
 
 def is_folder(source: str) -> bool:
     """True for a place on this machine, False for a hub id."""
-    return Path(source).is_absolute() or Path(source).exists()
+    return Path(source).is_absolute() or Path(at_home(source)).exists()
 
 
 def command(source: str, revision: str | None = None, *options: str) -> str:

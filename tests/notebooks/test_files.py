@@ -44,6 +44,8 @@ def test_comes_from_miniature_and_from_no_machine(path: Path) -> None:
 
 @each
 def test_reference_proves_something(path: Path) -> None:
+    if tool.belongs.home(path) != "miniature":
+        pytest.skip("smoke does not run it: test_real_films.py does")
     reference = tool.REFERENCE / path.name
     assert reference.exists(), f"{path.name} has no reference: ./run_all.sh test --update"
     assert tool.unguarded(reference) == []
@@ -197,3 +199,15 @@ def test_cleaning_drops_times_paths_and_overwritten_bars(sound: Path) -> None:
     assert "papermill" not in cleaned.metadata
     cleaned.cells[2].outputs.pop()
     assert "widgets" not in tool.cleaned(cleaned).metadata
+
+
+def test_a_profile_runs_its_own_notebooks_else_those_of_the_miniature(tmp_path: Path) -> None:
+    for name, profile in (("01_a", "miniature"), ("02_b", "radiographs")):
+        cells = [nbformat.v4.new_code_cell(f'profile: str = "{profile}"\nshown: int = 1')]
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / f"{name}.ipynb")
+
+    def run(profile: str) -> list[str]:
+        return [path.stem for path in tool.belongs.run_by(profile, tmp_path)]
+
+    assert run("radiographs") == ["02_b"]
+    assert run("miniature") == run("smoke") == run("paper") == ["01_a"]

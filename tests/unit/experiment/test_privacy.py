@@ -120,4 +120,7 @@ def test_runs_on_files_write_below_the_build_folder_whatever_the_profile_is_call
     for films in ({"data.test_from": own}, {"data.validation_from": own}):
         settings = config.load("miniature", **films)
         assert places.kept_figures(settings).is_relative_to(places.build(settings))
-    assert places.kept_figures(config.load("miniature")) == places.ROOT / "figures"
+    settings = config.load("radiographs", **{"data.root": "data/radiographs-own"})
+    assert places.kept_figures(settings).is_relative_to(places.build(settings))
+    for shipped in ("miniature", "radiographs"):
+        assert places.kept_figures(config.load(shipped)) == places.ROOT / "figures"

@@ -34,7 +34,14 @@ CASES: dict[str, list[dict[str, Any]]] = {  # kind -> settings of its rows
     ],
     "no-skill": [
         {"rule": rule}
-        for rule in ("random", "centre prior", "brightness", "mean box", "mean box per finding")
+        for rule in (
+            "random",
+            "centre prior",
+            "brightness",
+            "mean box",
+            "mean box per finding",
+            "mean box per finding and side",
+        )
     ],
 }
 ROWS = [{"kind": kind} | settings for kind, rows in CASES.items() for settings in rows]

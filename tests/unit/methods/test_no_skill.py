@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from g2g_utils.methods import no_skill
+from g2g_utils.methods.base import Query
 from g2g_utils.metrics import evaluate
 
 
@@ -33,3 +34,17 @@ def test_mean_boxes():
 def test_they_go_through_the_metrics():
     found = evaluate(no_skill.centre_prior((16, 16)), [[24, 24, 16, 16]], 64)
     assert found["pointing"] == 1 and found["auc_roc"] > 0.9 and found["cnr"] > 1
+
+
+def test_the_side_of_a_phrase_chooses_the_mean_box():
+    regions = [
+        {"finding": "a", "phrase": "left a", "boxes": [[16, 0, 16, 32]]},
+        {"finding": "a", "phrase": "right a", "boxes": [[0, 0, 16, 32]]},
+    ]
+    rule = no_skill.rules(regions, 32, (4, 4))["mean box per finding and side"]
+    left, right, none, other = (
+        rule(Query(torch.zeros(1, 32, 32), phrase, finding))
+        for phrase, finding in (("left a", "a"), ("right a", "a"), ("a", "a"), ("b", "b"))
+    )
+    assert torch.equal(left, right.flip(1)) and left[0].tolist() == [0, 0, 1, 1]
+    assert (none == 0.5).all() and (other == 0.5).all()

@@ -47,6 +47,16 @@ def test_an_own_revision_wins():
     assert registry.resolve("some/folder") == ("some/folder", None)
 
 
+def test_shipped_folders_are_found_from_everywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    vae, unet = "weights/miniature/vae", "weights/miniature/ldm/domain-frozen-s0"
+    assert registry.is_folder(vae) and registry.find(unet, "unet/config.json")
+    assert models.load_vae(vae).config.latent_channels == 4
+    assert models.load_unet(unet).config.cross_attention_dim == 64
+    assert models.load_text_encoder("weights/miniature/encoders/domain")[1].config.hidden_size == 64
+    assert registry.at_home("some/folder") == "some/folder"
+
+
 def test_widths_and_lengths_come_from_configs(standins, tmp_path):
     read = [
         json.loads((make(tmp_path / make.__name__, 32) / "config.json").read_text())
