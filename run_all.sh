@@ -43,6 +43,7 @@ Generate to Ground: phrase grounding in chest X-rays from the cross-attention of
                                    nodes without internet find both
   ./run_all.sh survival [--kills N] [--seed S]   kill the smoke run N times, compare its results
   ./run_all.sh ground IMAGE "PHRASE" [OPTIONS]   where in IMAGE is PHRASE? (PNG, JPEG, DICOM)
+  ./run_all.sh ground PAIRS.csv [OPTIONS]        the same for every row of a table (image, phrase)
   ./run_all.sh explore [PROFILE] [VOILA OPTIONS] tokens, layers and timesteps in the browser
   ./run_all.sh lab [OPTIONS]       the notebooks in JupyterLab, to step through; works on copies
   ./run_all.sh test [--fast | --update]          all checks; --fast: those of the sources and the
@@ -214,9 +215,11 @@ sweep() {
 }
 
 ground() {
-    (($# >= 2)) || fail 'ground needs an image and a phrase: ./run_all.sh ground IMAGE "PHRASE"'
+    [[ $# -ge 2 || "${1:-}" == *.[cC][sS][vV] ]] ||
+        fail 'ground needs an image and a phrase: ./run_all.sh ground IMAGE "PHRASE"'
     [[ -f "$1" ]] || fail "ground: there is no file '$1' (seen from $CALLED_FROM)"
-    [[ -n "${2//[[:space:]]/}" ]] || fail "ground: the phrase is empty; say what to look for"
+    [[ "$1" == *.[cC][sS][vV] || -n "${2//[[:space:]]/}" ]] ||
+        fail "ground: the phrase is empty; say what to look for"
     prepare
     exec "$PYTHON" -m g2g_utils ground "$@"
 }

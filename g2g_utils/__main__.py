@@ -47,19 +47,29 @@ def _parser() -> argparse.ArgumentParser:
     )
     costs.add_argument("--step-seconds", type=float, help="measured seconds of a training pass")
     costs.set_defaults(run=_costs)
+    _add_ground(commands, common)
+    _add_prepare(commands)
+    _add_convert(commands)
+    return parser
+
+
+def _add_ground(commands: Any, common: argparse.ArgumentParser) -> None:
     ground = commands.add_parser("ground", parents=[common], help="find a phrase in an image")
-    ground.add_argument("image", type=Path)
-    ground.add_argument("phrase")
+    text = "PNG, JPEG or DICOM; or a CSV with the columns image and phrase, for many"
+    ground.add_argument("image", type=Path, help=text)
+    ground.add_argument("phrase", nargs="?", help="what to look for; not with a CSV")
     ground.add_argument("--arm", help="which fine-tuned model (default: the first)")
     text = "the paper's attention (default), the phrase's information, both multiplied, or a peer's"
     choices = ("attention", "information", "both", "zero-shot-ldm")
     ground.add_argument("--method", choices=choices, default="attention", help=text)
     ground.add_argument("--seed", type=int, default=0, help="seed of the sampling noise")
     ground.add_argument("--out", type=Path, help="folder (default: build/<profile>/grounded)")
+    text = "with a CSV: masks are where the heat is above this, not the method's own"
+    ground.add_argument("--threshold", type=float, help=text)
+    ground.add_argument("--no-overlays", action="store_true", help="with a CSV: draw no pictures")
+    text = "with a CSV: also a DICOM segmentation of every DICOM film (needs highdicom)"
+    ground.add_argument("--dicom", action="store_true", help=text)
     ground.set_defaults(run=_ground)
-    _add_prepare(commands)
-    _add_convert(commands)
-    return parser
 
 
 def _add_convert(commands: Any) -> None:
@@ -144,6 +154,17 @@ def _costs(config: configuration.Config, options: argparse.Namespace) -> int:
 
 
 def _ground(config: configuration.Config, options: argparse.Namespace) -> int:
+    many = options.image.suffix.lower() == ".csv"
+    if many and options.phrase is not None:
+        raise ValueError("a CSV has its phrases in the column `phrase`: give no phrase")
+    if not many and options.phrase is None:
+        raise ValueError('ground needs an image and a phrase, or a CSV: ground IMAGE "PHRASE"')
+    if not many and (options.threshold is not None or options.no_overlays or options.dicom):
+        raise ValueError("--threshold, --no-overlays and --dicom go with a CSV")
+    return _ground_table(config, options) if many else _ground_file(config, options)
+
+
+def _ground_file(config: configuration.Config, options: argparse.Namespace) -> int:
     from g2g_utils.experiment import ground_file
 
     gc.disable()  # what imports make stays to the end: looking through it again costs a second
@@ -157,6 +178,20 @@ def _ground(config: configuration.Config, options: argparse.Namespace) -> int:
         gc.enable()
     print(*written, sep="\n")
     return 0
+
+
+def _ground_table(config: configuration.Config, options: argparse.Namespace) -> int:
+    """Ground a table; status 1 if some of its rows could not be."""
+    from g2g_utils.experiment import ground_table
+
+    written, bad = ground_table.ground_table(
+        config, options.image,
+        arm=options.arm, seed=options.seed, out=options.out,
+        method=options.method,
+        wanted=ground_table.Wanted(options.threshold, not options.no_overlays, options.dicom),
+    )  # fmt: skip
+    print(*written, sep="\n")
+    return 1 if bad else 0
 
 
 if __name__ == "__main__":

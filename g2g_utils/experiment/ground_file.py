@@ -151,7 +151,7 @@ def ground_file(
     example = example_of_file(config, image, phrase)
     asked = Asked(config, arm, seed, method)
     place = writable(out or places.build(config) / "grounded")
-    ((result, told),) = answers(asked, _model(config, arm), [example])
+    ((result, told),) = answers(asked, load_model(asked), [example])
     if "presence" in told:
         print(f"presence: {presence.line(told['presence'])}")
     if told["novelty"]["flagged"]:
@@ -190,7 +190,7 @@ def example_of_file(config: Config, image: Path, phrase: str) -> Example:
     """An image file and a phrase, both checked, as a record in the model's frame."""
     from g2g_utils import text
 
-    text.check_phrase(phrase, _filter(config))
+    text.check_phrase(phrase, word_filter(config))
     pixels = crop_resize(read_image(image), config.image_size)
     if pixels.max() == pixels.min():
         raise ValueError(f"{image}: every pixel is the same; look at the file in a viewer")
@@ -227,7 +227,7 @@ def chosen_example(config: Config, image_path: str, phrase: str, pair: int) -> E
     chosen = running_example(config) if pair == -1 else pairs[pair]
     example = chosen.framed(config.image_size)
     if phrase and phrase != example.phrase:
-        text.check_phrase(phrase, _filter(config))
+        text.check_phrase(phrase, word_filter(config))
         pixels, name, subject = example.array(), example.image_id, example.subject_id
         return Example(pixels, phrase, None, (), name, subject, example.split)
     return example
@@ -297,18 +297,19 @@ def options_of(config: Config) -> dict[str, Any]:
     """The profile's grounding options without bias merging, for images without a known class."""
     from g2g_utils.experiment import products
 
-    return products.grounding_options(config) | {"filter": _filter(config)}
+    return products.grounding_options(config) | {"filter": word_filter(config)}
 
 
-def _filter(config: Config) -> Any:
+def word_filter(config: Config) -> Any:
     """The profile's token filter. The disease filter needs a class, which a file does not have."""
     return "lexical" if config.grounding.filter == "disease" else config.grounding.filter
 
 
-def _model(config: Config, arm: str | None) -> GroundingModel:
+def load_model(asked: Asked) -> GroundingModel:
+    """The model of a request; it is trained first where its weights are missing."""
     from g2g_utils.experiment import products
 
-    return products.model(config, arm)
+    return products.model(asked.config, asked.arm)
 
 
 def answers(
@@ -486,25 +487,29 @@ def write_files(
     result: Grounding,
     report: dict[str, Any],
     film: NDArray[Any] | None = None,
+    overlay: bool = True,
 ) -> list[Path]:
     """Write overlay.png, maps.npz and grounding.json into a folder; return their paths.
 
     Args:
         film: the example's image with more pixels, for the overlay.
+        overlay: False draws none.
     """
     names = ("overlay.png", "maps.npz", "grounding.json")
-    overlay, maps, numbers = (folder / name for name in names)
+    picture, maps, numbers = (folder / name for name in names)
     with runs.atomic(maps) as temporary, open(temporary, "wb") as stream:
         np.savez_compressed(stream, **arrays(result))
     phantoms = {"caution": PHANTOM_CAUTION} if config.data.source == "phantoms" else {}
     state = runs.git_state(places.ROOT)
     about = {"profile": config.profile, **state, "disclaimer": DISCLAIMER, **phantoms}
     runs.write_json(numbers, report | about)
+    if not overlay:
+        return [maps, numbers]
     novel = report.get("novelty", {})
     notes = [f"This picture is {novel['said']}." if novel.get("flagged") else ""]
     notes.append(presence.line(report.get("presence", {})))
-    draw(config, overlay, example, result, film, " ".join(filter(None, notes)))
-    return [overlay, maps, numbers]
+    draw(config, picture, example, result, film, " ".join(filter(None, notes)))
+    return [picture, maps, numbers]
 
 
 def arrays(result: Grounding) -> dict[str, Any]:
