@@ -1,7 +1,9 @@
 """G2D in the miniature: arms of pre-training, and what their networks are worth.
 
-python benchmarks/dense.py train ARM SEED   # resumes; with its warm-up
-python benchmarks/dense.py score ARM SEED   # CSVs to benchmarks/dense/
+python benchmarks/dense.py train ARM SEED            # resumes; with its warm-up
+python benchmarks/dense.py segment ARM SEED [TASK…]  # CSVs to benchmarks/dense/
+python benchmarks/dense.py score ARM SEED            # what needs no training
+python benchmarks/dense.py report                    # claims and means, dense.json
 """
 
 from __future__ import annotations
@@ -45,10 +47,12 @@ ARMS = {
     "no-smoothing": {"smooth": False},
     "per-head": {"per_head": True},
     "no-skips": {"skips": 0},
+    "strong": {"weight": 3.0, "skips": 0},  # the decoder must work through the 8x8 map
 }
 PLACE = Path(__file__).parent / "dense"  # of the tables
-POOL = 800  # training images with labels: a tenth
+POOL = 800  # training images of which labels are drawn: a tenth
 LABELS = ((80, 5), (800, 1))  # labelled images and draws of them: 1 and 10 %
+ALL, ALL_STEPS = ("vla", "ps"), 600  # arms that also see all labels, and for how many steps
 TRANSFERS = ("encoder", "encoder-decoder")
 GROUNDING = {  # ways to ground
     "value": {},
@@ -81,30 +85,46 @@ def pictures(examples: list[Example]) -> torch.Tensor:
 
 
 @lru_cache
-def films(split: str) -> list[Example]:
+def films(split: str, count: int | None = None) -> list[Example]:
     """Images of a split; of the training split the first tenth, from which labels are drawn."""
     config = load()
-    count = {"train": POOL, "validation": config.data.validation, "test": config.data.test}[split]
-    return phantoms.generate(count, config.data.seed, split, **config.data.world)
+    sizes = {"train": POOL, "validation": config.data.validation, "test": config.data.test}
+    return phantoms.generate(count or sizes[split], config.data.seed, split, **config.data.world)
 
 
-def segmentation(network: G2D, arm: str, task: str) -> pd.DataFrame:
-    """Dice of every test image (published rule) by run: task/labels/transfer/draw."""
-    train, test = films("train"), films("test")
-    known, asked = (dense.levels(network, pictures(x)) for x in (train, test))
-    rows = pd.DataFrame([(e.image_id, e.subject_id) for e in test], columns=["image", "subject"])
-    findings, thin = dense.TASKS[task]
-    truth, goal = (dense.task_masks(x, findings, network.shape.side) for x in (train, test))
-    rows["positive"] = goal.flatten(1).any(1).int().numpy()
+def fits(arm: str, task: str, every: bool) -> list[tuple[int, str, int]]:
+    """Labelled images, transfer and draw of every decoder that is trained on an arm's encoder."""
     fresh_only = arm in ("vla", "random")  # their decoder is untrained: the same as `encoder`
-    for count, draws in LABELS:
-        for draw in range(draws if task == "opacities" or count < len(train) else 0):
-            some = dense.draw_labels(truth, count, draw, thin)
-            for transfer in TRANSFERS[: 1 if fresh_only else 2]:
-                maps, fresh = [m[some] for m in known], transfer == "encoder"
-                unet = dense.fit_decoder(network, maps, truth[some], fresh=fresh, draw=draw)
-                scores = dense.published_dice(dense.predict(unet, asked), goal)
-                rows[f"{count}/{transfer}/{draw}"] = scores.numpy().round(4)
+    transfers = TRANSFERS[: 1 if fresh_only else 2]
+    labels = ((load().data.train, 1),) if every else LABELS
+    if task != "opacities":
+        labels = labels[:1]
+    return [(n, how, k) for n, draws in labels for k in range(draws) for how in transfers]
+
+
+def segmentation(network: G2D, arm: str, task: str, every: bool) -> dict[str, pd.DataFrame]:
+    """Dice of every validation and test image (published rule) by run: labels/transfer/draw."""
+    findings, thin = dense.TASKS[task]
+    train = films("train", load().data.train if every else None)
+    known = dense.levels(network, pictures(train))
+    truth = dense.task_masks(train, findings, network.shape.side)
+    asked, goal, rows = {}, {}, {}
+    for split in ("validation", "test"):
+        some = films(split)
+        asked[split] = dense.levels(network, pictures(some))
+        goal[split] = dense.task_masks(some, findings, network.shape.side)
+        names = [(e.image_id, e.subject_id) for e in some]
+        rows[split] = pd.DataFrame(names, columns=["image", "subject"])
+        rows[split]["positive"] = goal[split].flatten(1).any(1).int().numpy()
+    for count, how, draw in fits(arm, task, every):
+        some = dense.draw_labels(truth, count, draw, thin)
+        unet = dense.fit_decoder(
+            network, [m[some] for m in known], truth[some],
+            fresh=how == "encoder", draw=draw, **({"steps": ALL_STEPS} if every else {}),
+        )  # fmt: skip
+        for split, maps in asked.items():
+            scores = dense.published_dice(dense.predict(unet, maps), goal[split])
+            rows[split][f"{count}/{how}/{draw}"] = scores.numpy().round(4)
     return rows
 
 
@@ -190,12 +210,16 @@ def folder(arm: str, seed: str) -> Path:
 
 
 def segment(arm: str, seed: str, *tasks: str) -> None:
-    """Write the Dice of every test image, by task (default: all)."""
+    """Write the Dice of every image by task (default: all); `TASK-all`: from all labels."""
     config = load()
     for task in tasks or dense.TASKS:
-        rows = segmentation(network_of(config, arm, seed), arm, task)
-        rows.to_csv(folder(arm, seed) / f"{task}.csv", index=False)
-        print(arm, seed, rows.mean(numeric_only=True).to_dict())
+        network = network_of(config, arm, seed)
+        found = segmentation(network, arm, task.removesuffix("-all"), task.endswith("-all"))
+        for split, rows in found.items():
+            name = task if split == "test" else f"{task}-{split}"
+            rows.to_csv(folder(arm, seed) / f"{name}.csv", index=False)
+            there = rows[rows["positive"] == 1].mean(numeric_only=True).round(3)
+            print(arm, seed, name, there.to_dict(), flush=True)
 
 
 def score(arm: str, seed: str, text: str = "mlm") -> None:

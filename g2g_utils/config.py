@@ -428,6 +428,9 @@ class G2DSettings(Section):
     arms: dict[str, DenseArm] = Field(min_length=1)
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     encoder: Literal["small", "resnet50"] = "small"  # of images
+    start: Path | None = (
+        None  # first weights: ImageNet's ResNet-50, or a checkpoint of the authors'
+    )
     text: str = "mlm"  # of `encoders`; frozen
     joint: int = Field(128, gt=0)  # channels of the joint space
     heads: int = Field(4, gt=0)
@@ -438,6 +441,7 @@ class G2DSettings(Section):
     weight_decay: float = Field(1.0e-4, ge=0)
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     checkpoint_every: int = Field(250, gt=0)
+    live_steps: int = Field(100, gt=0)  # of the arm that notebook 15 trains live
 
     @field_validator("arms")
     @classmethod

@@ -111,8 +111,8 @@ def mixed_loss(logits: Tensor, target: Tensor) -> Tensor:
     return 10 * focal - dice.log()
 
 
-def task_masks(examples: Sequence[Example], findings: Sequence[str], side: int) -> Tensor:
-    """Union [n, S, S], bool, of the masks of some findings.
+def task_masks(examples: Sequence[Example], findings: Sequence[str] | None, side: int) -> Tensor:
+    """Union [n, S, S], bool, of the masks of some findings; None: of all.
 
     Raises:
         ValueError: a mask is absent or of another size than the images.
@@ -120,7 +120,7 @@ def task_masks(examples: Sequence[Example], findings: Sequence[str], side: int) 
     found = np.zeros((len(examples), side, side), bool)
     for k, example in enumerate(examples):
         for region in example.regions:
-            if region.finding not in findings:
+            if findings is not None and region.finding not in findings:
                 continue
             if region.mask is None or region.mask.shape != (side, side):
                 size = "absent" if region.mask is None else "×".join(map(str, region.mask.shape))

@@ -9,18 +9,20 @@ import numpy as np
 import torch
 
 from g2g_utils import models
-from g2g_utils.config import Config, ConfigError, DenseArm
+from g2g_utils.bench import dense as bench
+from g2g_utils.config import Config, DenseArm
 from g2g_utils.data import sources
 from g2g_utils.experiment import apart, parts
 from g2g_utils.experiment.make import ensure
 from g2g_utils.models import g2d
+from g2g_utils.runs import places
 from g2g_utils.training import g2d as training
 from g2g_utils.training import pseudo_masks
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from g2g_utils.data.record import Example
+TARGETS_OF_ATTENTION = ("own", "other", "mean")
 
 
 def first_states(config: Config, name: str, texts: list[str]) -> Tensor:
@@ -38,37 +40,21 @@ def first_states(config: Config, name: str, texts: list[str]) -> Tensor:
     return torch.stack([found[text] for text in texts])
 
 
-def lesion_masks(examples: list[Example], side: int) -> Tensor:
-    """Union [n, S, S], bool, of the true masks of examples.
-
-    Raises:
-        ConfigError: an example has a finding without a mask, or a mask of another size.
-    """
-    found = np.zeros((len(examples), side, side), bool)
-    for k, example in enumerate(examples):
-        for region in example.regions:
-            if region.mask is None or region.mask.shape != (side, side):
-                size = "none" if region.mask is None else "×".join(map(str, region.mask.shape))
-                raise ConfigError(
-                    f"image {example.image_id}: the mask of {region.finding} is {size}, the image "
-                    f"{side}×{side}: give every finding a mask of the image's size"
-                )
-            found[k] |= region.mask
-    return torch.from_numpy(found)
-
-
 def training_pairs(config: Config, arm: DenseArm | None = None) -> training.Pairs:
-    """What an arm trains on; None: the warm-up, which draws no masks."""
+    """What an arm trains on; None: the warm-up, which draws no masks.
+
+    Body masks of images in memory are made once; those of files, batch by batch.
+    """
     texts = parts.training_texts(config)
     apart.check_training(config, texts)
     images = parts.training_images(config)
     states = first_states(config, config.g2d.text if config.g2d else "", texts.captions)
     bodies = lesions = None
-    if arm and arm.body and arm.target in ("own", "other", "mean"):
+    if arm and arm.body and arm.target in TARGETS_OF_ATTENTION and isinstance(images, np.ndarray):
         small = (images[k : k + 512] for k in range(0, len(images), 512))
         bodies = torch.cat([pseudo_masks.body_mask(torch.from_numpy(x / 255)) for x in small])
     if arm and arm.target == "lesions":
-        lesions = lesion_masks(sources.examples(config, "train"), config.image_size)
+        lesions = bench.task_masks(sources.examples(config, "train"), None, config.image_size)
     return training.Pairs(images, states, bodies, lesions)
 
 
@@ -88,6 +74,8 @@ def warm_up(config: Config, heads: int, seed: int, folder: Path) -> None:
     assert config.g2d is not None
     pairs = training_pairs(config)
     network = training.build(shape(config, heads, None, pairs.states.shape[1]), seed)
+    if config.g2d.start:
+        g2d.load_published(network, places.ROOT / config.g2d.start.expanduser())
     training.pretrain(
         network, pairs, DenseArm.model_validate({"target": "none"}), config.g2d, folder, seed=seed,
         steps=config.g2d.warmup_steps, name=f"G2D warm-up seed {seed}",

@@ -462,7 +462,11 @@ def _dense_recipe(config: Config, *but: str) -> dict[str, Any]:
     """Settings that all arms share."""
     settings = dense_settings(config)
     text = config.encoders[settings.text]
-    shared = settings.model_dump(exclude={"arms", "seeds", "checkpoint_every", *but})
+    shared = settings.model_dump(
+        exclude={"arms", "seeds", "checkpoint_every", "live_steps", *but}, mode="json"
+    )
+    if settings.start is None:
+        del shared["start"]
     return {"g2d": shared, "text": config.text.max_length, "encoder": dump(text)}
 
 

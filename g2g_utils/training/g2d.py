@@ -74,13 +74,19 @@ class Pairs:
 
     images: Any  # [n, S, S], uint8: an array, a memory map or `data.films.Films`
     states: Tensor  # [n, d]: text states of the reports' first tokens
-    bodies: Tensor | None = None  # [n, S, S], bool
+    bodies: Tensor | None = None  # [n, S, S], bool; None: made of a batch's images
     lesions: Tensor | None = None  # [n, S, S], bool: true masks, for the arm `oracle`
 
     def batch(self, rows: Tensor) -> Tensor:
         """Images [b, 1, S, S] in [0, 1]."""
         found = torch.from_numpy(self.images[rows.numpy()].copy())
         return found[:, None].float() / 255
+
+    def body(self, rows: Tensor) -> Tensor:
+        """Body masks [b, S, S], bool."""
+        if self.bodies is not None:
+            return self.bodies[rows]
+        return pseudo_masks.body_mask(self.batch(rows)[:, 0])
 
 
 def own_masks(attention: Tensor, arm: DenseArm, bodies: Tensor | None, size: int) -> Tensor:
@@ -106,8 +112,7 @@ def target_of(arm: DenseArm, pairs: Pairs, size: int, mean: Tensor | None = None
     """
 
     def own(attention: Tensor, rows: Tensor, images: Tensor) -> Tensor:
-        bodies = None if pairs.bodies is None or not arm.body else pairs.bodies[rows]
-        return own_masks(attention, arm, bodies, size)
+        return own_masks(attention, arm, pairs.body(rows) if arm.body else None, size)
 
     def other(attention: Tensor, rows: Tensor, images: Tensor) -> Tensor:
         return own(attention, rows, images).roll(1, 0)  # no image keeps its mask
@@ -134,7 +139,7 @@ def mean_mask(network: g2d.G2D, pairs: Pairs, arm: DenseArm, count: int = 512) -
     count, found = min(count, len(pairs.states)), []
     for rows in torch.split(torch.arange(count), 64):
         attention = network(pairs.batch(rows), decode=False).attention
-        bodies = None if pairs.bodies is None or not arm.body else pairs.bodies[rows]
+        bodies = pairs.body(rows) if arm.body else None
         found.append(own_masks(attention, arm, bodies, network.shape.side))
     return torch.cat(found).mean((0, 1))[None, None]
 

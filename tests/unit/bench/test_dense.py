@@ -83,6 +83,8 @@ def test_masks_of_another_size_are_one_line():
     assert not dense.task_masks([film], ["Pneumonia"], 8).any()
     with pytest.raises(ValueError, match="image x1: the mask of Edema is 8×9, the image 8×8"):
         dense.task_masks([film], ["Edema"], 8)
+    with pytest.raises(ValueError, match="image x1"):
+        dense.task_masks([film], None, 8)
 
 
 @pytest.fixture(scope="module")
