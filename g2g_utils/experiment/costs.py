@@ -17,6 +17,7 @@ from g2g_utils.data import chestxray14, mimic_cxr, ms_cxr, openi, rsna, siim, so
 from g2g_utils.experiment import plan
 from g2g_utils.methods.registry import File, rows
 from g2g_utils.models import registry
+from g2g_utils.runs import places
 
 SD15_UNET: dict[str, Any] = {  # sizes of Stable Diffusion 1.5's U-Net, where its config is absent
     "sample_size": 64,
@@ -24,6 +25,7 @@ SD15_UNET: dict[str, Any] = {  # sizes of Stable Diffusion 1.5's U-Net, where it
     "attention_head_dim": 8,
 }
 REDUCTION, CHANNELS = 8, 4  # of Stable Diffusion's VAE
+WIDTH = 768  # of the published text encoders
 FLOAT, HALF = 4, 2  # bytes
 LOOKED_FOR: dict[str, tuple[tuple[str, ...], ...]] = {  # tables of a source, each in any edition
     "mimic_cxr": ((mimic_cxr.METADATA,), (mimic_cxr.SPLIT,)),
@@ -96,6 +98,39 @@ def costs(config: Config, step_seconds: float | None = None) -> Costs:
         memory=(total + 4 * trained) * FLOAT,  # and gradients
         gpu_hours=None if step_seconds is None else passes * step_seconds / 3600,
     )
+
+
+def dense_lines(config: Config) -> list[str]:
+    """Costs of G2D's trainings, one fact per line; none where the profile has no `g2d:`.
+
+    Arithmetic is three forwards of encoder and decoder a film; text states are computed once.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from g2g_utils.models import g2d
+
+    if config.g2d is None:
+        return []
+    settings, side = config.g2d, config.image_size
+    text = config.encoders[settings.text]
+    width = WIDTH if text.pretrained else text.width
+    with torch.device("meta"):
+        shape = g2d.Shape(side, width, settings.encoder, settings.joint, settings.heads)
+        network = g2d.G2D(shape).eval()
+        with FlopCounterMode(display=False) as counted:
+            network(torch.empty(1, 1, side, side))
+    total = sum(p.numel() for p in network.parameters())
+    names = [name for name in plan.plan(config) if name.startswith(("g2d/", "g2d-warmup/"))]
+    arms = sum(name.startswith("g2d/") for name in names)
+    steps = arms * settings.steps + (len(names) - arms) * settings.warmup_steps
+    operations = 3 * counted.get_total_flops() * steps * settings.batch_size
+    return [
+        f"G2D: {len(names)} trainings, {steps} updates of {settings.batch_size} films of "
+        f"{side}x{side} pixels, {total / 1e6:.1f} million weights, {operations / 1e18:.3g} EFLOP",
+        f"G2D: memory {_gb(4 * total * FLOAT)} for weights, gradients and optimiser (activations "
+        f"on top); weights on disk {_gb(len(names) * total * FLOAT)}",
+    ]
 
 
 def unet_shape(config: Config) -> list[tuple[str, Any]]:
@@ -205,6 +240,9 @@ def _missing_weights(config: Config) -> Iterator[str]:
             part = ["--include", f"'{Path(file).parent}/*'"] if "/" in file else []
             fix = registry.command(source, revision, *part)
             yield f"weights: no {absent} of {source}: run `{fix}`"
+    start = config.g2d and config.g2d.start
+    if start and not (places.ROOT / start.expanduser()).is_file():
+        yield f"weights: no {start}: put G2D's first weights there or drop g2d.start"
     for arm in config.training.arms:
         if line := absent_pipeline(config, arm):
             yield f"optional: {line}"
@@ -234,6 +272,7 @@ def used_encoders(config: Config) -> list[Encoder]:
     arms = config.training.arms.items()  # an absent pipeline leaves no use for its encoder
     used = {arm.encoder for name, arm in arms if not absent_pipeline(config, name)}
     used |= {name for row in rows(config).values() for name in row.kind.encoders(row.settings)}
+    used |= {config.g2d.text} if config.g2d else set()
     return [encoder for name, encoder in config.encoders.items() if name in used]
 
 
@@ -259,6 +298,9 @@ def sheet(config: Config, step_seconds: float | None = None) -> str:
     ]
     if config.unet.pretrained:
         lines += ["costs:", *(f"  {x}" for x in costs(config, step_seconds).lines())]
+    if dense := dense_lines(config):
+        lines += [] if config.unet.pretrained else ["costs:"]
+        lines += [f"  {line}" for line in dense]
     absent = missing(config)
     lines += ["missing on disk:" if absent else "missing on disk: nothing that was looked for"]
     lines += [f"  {item}" for item in absent]

@@ -332,7 +332,8 @@ def load(folder: Path) -> G2D:
     return network.eval().requires_grad_(False)
 
 
-OF_CODE = ("lm_model.", "pseudo_conv.")  # in the authors' checkpoints, not part of the network
+OF_CODE = ("lm_model.", "pseudo_conv.", "fc.")  # in checkpoints, not part of the network
+COUNTER = "num_batches_tracked"  # of BatchNorm: absent in old files, and read by nothing here
 
 
 def load_published(network: G2D, file: Path) -> list[str]:
@@ -354,8 +355,8 @@ def load_published(network: G2D, file: Path) -> list[str]:
     found = next((p for p in parts if any(name.startswith(p) for name in state)), None)
     if found is None:
         raise MissingWeights(f"{file} is no checkpoint of G2D: no img_model., encoder. or layer1.")
-    kept = {k: v for k, v in state.items() if not k.startswith((*OF_CODE, "fc."))}
-    wanted = parts[found].state_dict()
+    kept = {k: v for k, v in state.items() if not (k.startswith(OF_CODE) or k.endswith(COUNTER))}
+    wanted = {k: v for k, v in parts[found].state_dict().items() if not k.endswith(COUNTER)}
     wrong = [k for k in {**wanted, **kept} if k not in kept or k not in wanted]
     wrong = wrong or [k for k in wanted if wanted[k].shape != kept[k].shape]
     if wrong:
@@ -364,7 +365,7 @@ def load_published(network: G2D, file: Path) -> list[str]:
             f"{file}: {wrong[0]} is {sizes[0]}, the network's {sizes[1]}: build it with the "
             "checkpoint's sizes (side, heads, joint)"
         )
-    parts[found].load_state_dict(kept)
+    parts[found].load_state_dict(kept, strict=False)
     return sorted({name.split(".")[0] for name in kept})
 
 

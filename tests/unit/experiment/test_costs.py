@@ -1,11 +1,13 @@
 """Costs are computed from the profile; the dry run says what is missing; docs/running.md agrees."""
 
+import re
 import subprocess
 
 import pytest
+import yaml
 
 from g2g_utils import config
-from g2g_utils.experiment import costs
+from g2g_utils.experiment import costs, plan
 
 
 @pytest.fixture(scope="module")
@@ -133,3 +135,25 @@ def test_a_dry_run_calls_the_sheet(root):
     before, _, after = script.partition("-m g2g_utils costs")
     assert "--dry-run" in before.rsplit("if [[", 1)[1] and "snakemake" in after
     assert subprocess.run(["bash", "-n", str(root / "run_all.sh")]).returncode == 0
+
+
+def test_g2d_at_the_papers_size(root):
+    """The commented lines of `paper` are a profile; its costs and what is absent are known."""
+    text = (root / "configs" / "paper.yaml").read_text()
+    lines = re.findall(r"(?m)^# (g2d:$|  .*)", text[text.index("# g2d:") :])
+    encoder = yaml.safe_load(re.search(r"# (clinicalbert: .*)", text)[1])
+    row = yaml.safe_load(re.search(r"# (g2d: {kind.*)", text)[1])
+    given = yaml.safe_load("\n".join(lines))["g2d"]
+    settings = config.load(
+        "paper",
+        image_size=256,
+        g2d=given,
+        **{"encoders.clinicalbert": encoder["clinicalbert"], "methods.g2d": row["g2d"]},
+    )
+    assert {"g2d-warmup/4-s0", "g2d/vla-s0", "g2d/ps-s0", "scores/g2d"} <= set(plan.plan(settings))
+    first, second = costs.dense_lines(settings)
+    assert "3 trainings, 80200 updates of 256 films of 256x256 pixels, 33.0 million" in first
+    assert "1.31 EFLOP" in first and "0.5 GB for weights" in second
+    said = "\n".join(costs.missing(settings))
+    assert "Bio_ClinicalBERT" in said and "no data/g2d/resnet50.pth" in said
+    assert costs.dense_lines(config.load("paper")) == []

@@ -74,3 +74,5 @@ def test_products_of_the_arms():
     longer = config.load("smoke", g2d={"arms": arms, "text": "domain", "steps": 7})
     keys = [[products.key(c, n) for c in (some, longer)] for n in ("g2d-warmup/4-s0", "g2d/ps-s0")]
     assert keys[0][0] == keys[0][1] and keys[1][0] != keys[1][1]
+    begun = config.load("smoke", g2d={"arms": arms, "text": "domain", "start": "data/r50.pth"})
+    assert products.key(begun, "g2d-warmup/4-s0") != keys[0][0]

@@ -264,6 +264,15 @@ def test_checkpoints_in_the_authors_naming_load(tmp_path):
     assert all(torch.equal(v, theirs.state_dict()[k]) for k, v in ours.state_dict().items())
 
 
+def test_an_encoder_of_another_library_loads(tmp_path):
+    """As ImageNet's ResNet-50 is published: a classifier on top, no counters of BatchNorm."""
+    theirs, ours = network(1).img_model.encoder, network(2)
+    state = {k: v for k, v in theirs.state_dict().items() if not k.endswith(g2d.COUNTER)}
+    torch.save(state | {"fc.weight": torch.ones(2, 3)}, tmp_path / "resnet.pth")
+    g2d.load_published(ours, tmp_path / "resnet.pth")
+    assert all(torch.equal(v, ours.img_model.encoder.state_dict()[k]) for k, v in state.items())
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
