@@ -18,6 +18,7 @@ NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9]*.py"))
 OF_PHANTOMS = {  # notebooks that do not run under these profiles yet, and what they lack there
     "13_information_maps": "rows of information maps, and phrases whose truth is known",
     "14_zero_shot_ldm": "rows of the zero-shot method on trained arms",
+    "15_g2d": "a section g2d, and true masks",
 }
 pytestmark = pytest.mark.filterwarnings("ignore")
 
