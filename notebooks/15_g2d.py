@@ -52,6 +52,7 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
+# %%
 from g2g_utils import plots
 from g2g_utils.bench import benchmark, claims, statistics
 from g2g_utils.bench import dense as worth
