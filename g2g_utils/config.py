@@ -405,6 +405,63 @@ class AdaMatchSettings(Section):
         return self
 
 
+class VqSettings(Section):
+    """Tokenizer of films: a vector-quantised autoencoder trained here."""
+
+    codes: int = Field(256, gt=1)
+    code_width: int = Field(16, gt=0)
+    channels: tuple[int, ...] = Field((32, 64), min_length=1)  # of its levels, finest first
+    unshuffle: int = Field(4, gt=1)  # pixels of a side that become channels before it
+    warmup: int = Field(100, gt=0)  # steps before the codebook is made
+    steps: int = Field(1000, gt=0)
+    restart_every: int = Field(100, gt=0)  # steps after which codes that nothing uses are moved
+    batch_size: int = Field(32, gt=0)
+    learning_rate: float = Field(2.0e-3, gt=0)
+    checkpoint_every: int = Field(250, gt=0)
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of a side that one code stands for."""
+        return self.unshuffle << (len(self.channels) - 1)
+
+
+Hints = Literal["none", "own", "shuffled", "oracle"]
+
+
+class CyclicSettings(Section):
+    """AdaMatch-Cyclic: one language model that writes reports of films and films of reports."""
+
+    hints: tuple[Hints, ...] = Field(("own",), min_length=1)  # one arm each
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    match: str = ""  # arm of `adamatch` (its first seed) that finds hints; empty: the first
+    words: str = "mlm"  # of `encoders`, whose tokenizer names the words
+    vq: VqSettings = VqSettings.model_validate({})
+    per_group: int = Field(30, gt=0)  # most frequent training words of a group in the book
+    keywords: int = Field(6, gt=0)  # of a film, in its prompt
+    book_pairs: int = Field(1000, gt=0)  # training pairs that agree best give the key patches
+    pair_words: int = Field(5, gt=0)  # words of such a pair, of which each gives its best patch
+    word_patches: int = Field(5, gt=0)  # key patches of each word of a report
+    keypatches: int = Field(5, gt=0)  # of a report, in its prompt
+    centred: bool = True  # keywords: less their mean over training films
+    width: int = Field(96, gt=0)
+    layers: int = Field(3, gt=0)
+    heads: int = Field(3, gt=0)
+    context: int = Field(160, gt=0)  # tokens of a record at most
+    steps: int = Field(1500, gt=0)
+    batch_size: int = Field(16, gt=0)  # films a step, each in both directions
+    learning_rate: float = Field(2.0e-3, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    ema: float | None = Field(0.995, gt=0, lt=1)
+    top_p: float = Field(0.92, gt=0, le=1)  # of the codes that are drawn
+    checkpoint_every: int = Field(250, gt=0)
+
+    @model_validator(mode="after")
+    def _heads_divide_the_width(self) -> CyclicSettings:
+        if self.width % (2 * self.heads):
+            raise ValueError(f"width = {self.width} is no multiple of twice {self.heads} heads")
+        return self
+
+
 class DenseArm(Section):
     """One arm of G2D: what its decoder must predict. All but one setting are the paper's."""
 
@@ -476,6 +533,7 @@ class Config(Section):
     evaluation: Evaluation
     fidelity: Fidelity
     adamatch: AdaMatchSettings | None = None  # None: the profile trains no such network
+    cyclic: CyclicSettings | None = None  # None: no reports and films in a cycle
     g2d: G2DSettings | None = None  # None: the profile trains no such network
     methods: dict[str, Method] = {}  # rows of the benchmark, in the order of its tables
     retrain: bool = False  # ignore shipped weights and train everything here
@@ -505,6 +563,28 @@ class Config(Section):
             raise ValueError(
                 f"image_size = {self.image_size} is no multiple of {cells} pixels, "
                 "AdaMatch's largest patch"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _the_cycle_fits_the_profile(self) -> Config:
+        if (settings := self.cyclic) is None:
+            return self
+        if settings.words not in self.encoders:
+            raise ValueError(f"cyclic.words = {settings.words!r} is not in encoders")
+        if self.image_size % settings.vq.pixels:
+            raise ValueError(
+                f"image_size = {self.image_size} is no multiple of the {settings.vq.pixels} pixels "
+                "of a code (cyclic.vq)"
+            )
+        cells = (self.image_size // settings.vq.pixels) ** 2
+        if cells + 16 > settings.context:
+            raise ValueError(f"cyclic.context = {settings.context}: a film alone has {cells} codes")
+        hinted = not {"own", "shuffled"}.isdisjoint(settings.hints)
+        if hinted and (self.adamatch is None or settings.match not in ("", *self.adamatch.arms)):
+            raise ValueError(
+                "cyclic.hints own and shuffled come from AdaMatch: give the profile a section "
+                "adamatch and name its arm in cyclic.match, or leave out both"
             )
         return self
 

@@ -89,6 +89,43 @@ def rouge_l(report: str, reference: str, beta: float = BETA) -> float:
     return (1 + beta**2) * precision * recall / (recall + beta**2 * precision)
 
 
+def meteor(report: str, reference: str) -> float:
+    """METEOR by exact words (no stems, no synonyms; nltk's weights), of one report.
+
+    Each word is matched once, the longest common runs first, and runs are the chunks. Not METEOR
+    1.5, which weighs words and knows stems, synonyms and paraphrases.
+    """
+    given, wanted = words(report), words(reference)
+    matches, chunks = _runs(given, wanted)
+    if not matches:
+        return 0.0
+    precision, recall = matches / len(given), matches / len(wanted)
+    mean = precision * recall / (0.9 * precision + 0.1 * recall)
+    return mean * (1 - 0.5 * (chunks / matches) ** 3)
+
+
+def _runs(a: list[str], b: list[str]) -> tuple[int, int]:
+    """Words of the longest common runs of a and b, taken one after another, and their number."""
+    matches = chunks = 0
+    left, right = [True] * len(a), [True] * len(b)
+    while True:
+        best = (0, 0, 0)
+        for i in range(len(a)):
+            for k in range(len(b)):
+                n = 0
+                while (
+                    i + n < len(a) and k + n < len(b) and left[i + n] and right[k + n]
+                    and a[i + n] == b[k + n]
+                ):  # fmt: skip
+                    n += 1
+                best = max(best, (n, -i, -k))
+        n, i, k = best[0], -best[1], -best[2]
+        if not n:
+            return matches, chunks
+        left[i : i + n], right[k : k + n] = [False] * n, [False] * n
+        matches, chunks = matches + n, chunks + 1
+
+
 # ---------------------------------------------------------------- facts
 
 
@@ -166,12 +203,13 @@ def table(
     subjects: Sequence[str],
     facts: Sequence[frozenset[Fact]] | None = None,
 ) -> pd.DataFrame:
-    """One row per report: its text, the reference, ROUGE-L, and agreement where facts are known."""
+    """One row per report: text, reference, ROUGE-L, METEOR (exact), agreement with known facts."""
     rows = []
     for k, (report, reference) in enumerate(zip(reports, references, strict=True)):
         row: dict[str, object] = {"subject_id": subjects[k], "report": report}
         known = {} if facts is None else agreement(report, facts[k])
-        rows.append(row | {"reference": reference, "rouge_l": rouge_l(report, reference), **known})
+        overlap = {"rouge_l": rouge_l(report, reference), "meteor": meteor(report, reference)}
+        rows.append(row | {"reference": reference, **overlap, **known})
     return pd.DataFrame(rows)
 
 

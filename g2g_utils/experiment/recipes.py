@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from g2g_utils import runs, tagger
-from g2g_utils.config import AdaMatchSettings, Config, ConfigError, G2DSettings, Section
+from g2g_utils.config import (
+    AdaMatchSettings,
+    Config,
+    ConfigError,
+    CyclicSettings,
+    G2DSettings,
+    Section,
+)
 from g2g_utils.experiment import apart, parts, plan
 from g2g_utils.experiment.make import ensure
 from g2g_utils.experiment.plan import needs
@@ -30,6 +37,7 @@ _OPTIONAL = (  # in keys only where set
 _OF_TEXT = ("steps", "text_learning_rate", "attention_lr_scale", "dropout")  # of no foundation
 SAMPLED = 1  # raise when fidelity measures otherwise, or more
 RETRIEVED = 1  # raise when retrieval ranks otherwise, or more
+WRITTEN = 1  # raise when reports and films of the cycle are scored otherwise, or more
 CLASSIFIED = 8000  # training images at most that the classifier of findings sees
 
 
@@ -424,6 +432,134 @@ def retrieval(config: Config, item: str, folder: Path) -> dict[str, Any]:
         "mean side in pixels": round(float(sides.mean()), 3),
     }
     return {"metrics": metrics | boxes}
+
+
+# ---------------------------------------------------------------- AdaMatch-Cyclic
+
+_OF_HINTS = {"per_group", "keywords", "book_pairs", "pair_words", "word_patches", "keypatches"}
+_OF_HINTS |= {"centred"}
+
+
+def cyclic_settings(config: Config) -> CyclicSettings:
+    """The profile's `cyclic:` section; ConfigError where it has none."""
+    if config.cyclic is None:
+        raise ConfigError(f"profile {config.profile!r} has no section cyclic: add one")
+    return config.cyclic
+
+
+def hints_from(config: Config) -> str:
+    """ARM-sSEED of the AdaMatch network that finds the hints."""
+    match = match_settings(config)
+    return f"{cyclic_settings(config).match or next(iter(match.arms))}-s{match.seeds[0]}"
+
+
+def _cyclic_one(config: Config) -> list[str]:
+    return [""] if config.cyclic else []
+
+
+def _needs_hints(config: Config) -> bool:
+    return bool(config.cyclic) and not {"own", "shuffled"}.isdisjoint(cyclic_settings(config).hints)
+
+
+def cyclic_item(config: Config, item: str) -> tuple[str, int]:
+    """Hints and seed of HINTS-sSEED, a language model of films and reports."""
+    kind, _, seed = item.rpartition("-s")
+    known = cyclic_settings(config).hints
+    if kind not in known or not seed.isdigit():
+        raise ConfigError(f"no cycle {item!r}: write HINTS-sSEED, HINTS one of {', '.join(known)}")
+    return kind, int(seed)
+
+
+def _cyclic_items(config: Config) -> list[str]:
+    found = config.cyclic
+    return [f"{kind}-s{seed}" for kind in found.hints for seed in found.seeds] if found else []
+
+
+@product(
+    "vq",
+    items=_cyclic_one,
+    needs=lambda config, item: ["pairs"],
+    parameters=lambda config, item: {
+        "vq": cyclic_settings(config).vq.model_dump(exclude={"checkpoint_every"})
+    },
+)
+def vq(config: Config, item: str, folder: Path) -> dict[str, Any]:
+    """The tokenizer of films."""
+    from g2g_utils.training import vq as training
+
+    images = parts.training_images(config)
+    return training.train(images, cyclic_settings(config).vq, folder, config.data.seed)
+
+
+@product(
+    "codes",
+    items=_cyclic_one,
+    needs=lambda config, item: ["pairs", "vq"],
+    parameters=lambda config, item: {"data": config.data.model_dump()},
+)
+def codes(config: Config, item: str, folder: Path) -> dict[str, Any]:
+    """Codes of the films of all splits: codes.npz."""
+    from g2g_utils.experiment import cycle
+
+    return cycle.encode(config, folder)
+
+
+@product(
+    "hints",
+    items=lambda config: [""] if _needs_hints(config) else [],
+    needs=lambda config, item: ["pairs", "codes", f"adamatch/{hints_from(config)}"],
+    parameters=lambda config, item: cyclic_settings(config).model_dump(include=_OF_HINTS),
+)
+def hints(config: Config, item: str, folder: Path) -> dict[str, Any]:
+    """Keywords of films and key patches of reports by AdaMatch, and the books they are from."""
+    from g2g_utils.experiment import cycle
+
+    return cycle.make_hints(config, folder)
+
+
+def _cyclic_parameters(config: Config, item: str) -> dict[str, Any]:
+    settings = cyclic_settings(config)
+    kind, seed = cyclic_item(config, item)
+    apart_from = {"hints", "seeds", "match", "vq", "checkpoint_every", "top_p", *_OF_HINTS}
+    own = {"cyclic": settings.model_dump(exclude=apart_from), "hints": kind, "seed": seed}
+    if kind == "oracle":
+        own["prompt"] = settings.model_dump(include={"keywords", "keypatches"})
+    return own
+
+
+def _written_needs(config: Config, item: str) -> list[str]:
+    found = ["pairs", "codes", f"encoders/{cyclic_settings(config).words}"]
+    hinted = cyclic_item(config, item)[0] in ("own", "shuffled")
+    return [*found, "hints"] if hinted else found
+
+
+@product("cyclic", items=_cyclic_items, needs=_written_needs, parameters=_cyclic_parameters)
+def cyclic(config: Config, item: str, folder: Path) -> dict[str, Any]:
+    """The language model that writes reports and draws films, of one kind of hints and seed."""
+    from g2g_utils.experiment import cycle
+
+    return cycle.train(config, *cyclic_item(config, item), folder)
+
+
+@product(
+    "cycle",
+    items=_cyclic_items,
+    needs=lambda config, item: [
+        f"cyclic/{item}", "vq", "classifier", "encoders/generic", *_written_needs(config, item),
+    ],
+    parameters=lambda config, item: {
+        "data": config.data.model_dump(),
+        "top_p": cyclic_settings(config).top_p,
+        "samples": config.fidelity.samples,
+        "written": WRITTEN,
+    },
+    bundle=lambda config, item: "references",
+)  # fmt: skip
+def cycle(config: Config, item: str, folder: Path) -> dict[str, Any]:
+    """What a language model writes and draws of the test split, scored: reports.csv, films.csv."""
+    from g2g_utils.experiment import cycle
+
+    return cycle.evaluate(config, *cyclic_item(config, item), folder)
 
 
 # ---------------------------------------------------------------- G2D
