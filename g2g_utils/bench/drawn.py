@@ -36,7 +36,7 @@ _RATIOS = gamma(2 / _SHAPES) ** 2 / (gamma(1 / _SHAPES) * gamma(3 / _SHAPES))
 def findings(classifier: nn.ModuleDict, images: Tensor, batch: int = 64) -> list[set[str]]:
     """Findings that the classifier sees (probability above a half) in films [n, 1, S, S]."""
     found = []
-    for some in images.split(batch):
+    for some in torch.split(images, batch):
         logits = classifier["head"](F.silu(fidelity.features(classifier, some)))
         found += [{f for f, x in zip(FINDINGS, row, strict=True) if x > 0} for row in logits]
     return found
@@ -103,9 +103,9 @@ def statistics_of(images: Array) -> Array:
     """
     if images.shape[-1] < PATCH:
         raise ValueError(f"films of {images.shape[-1]} pixels: NIQE's patches have {PATCH}")
-    grey = images.astype(float) * 255
+    grey: Array = images.astype(float) * 255
     n, side = len(grey), grey.shape[-1] // 2 * 2
-    half = grey[:, :side, :side].reshape(n, side // 2, 2, side // 2, 2).mean((2, 4))
+    half: Array = grey[:, :side, :side].reshape(n, side // 2, 2, side // 2, 2).mean((2, 4))
     fine = _patch_features(local_contrast(grey), PATCH)
     return np.concatenate([fine, _patch_features(local_contrast(half), PATCH // 2)], 1)
 

@@ -67,7 +67,7 @@ def _films(config: Config, split: str, start: int = 0, count: int = 256) -> Tens
 def codes(config: Config, split: str) -> hints.Rows:
     """Codes [n, cells] of the films of a split."""
     with np.load(ensure(config, "codes") / "codes.npz") as file:
-        return file[split].astype(np.int64)
+        return np.asarray(file[split], np.int64)
 
 
 def reports(config: Config, split: str) -> list[str]:
@@ -176,10 +176,10 @@ def told(config: Config, kind: str, split: str) -> Told:
     if kind == "oracle":
         return Told(films, texts, *_true_hints(config, split, films))
     found = runs.read_json(ensure(config, "hints") / "hints.json")[split]
-    both = found["keywords"], found["keypatches"]
+    both = [found["keywords"], found["keypatches"]]
     if kind == "shuffled":
-        both = tuple(hints.shuffled(rows, config.data.seed) for rows in both)
-    return Told(films, texts, *both)
+        both = [hints.shuffled(rows, config.data.seed) for rows in both]
+    return Told(films, texts, both[0], both[1])
 
 
 def _true_hints(config: Config, split: str, films: hints.Rows) -> Any:
@@ -280,7 +280,8 @@ class Written(NamedTuple):
 def write(config: Config, model: Writer, given: Told) -> Written:
     """Reports of the test films, and films of these reports ("cycle") and of the true ones."""
     top_p, count = cyclic_settings(config).top_p, config.fidelity.samples
-    free, held = {}, {}
+    free: dict[str, float] = {}
+    held: dict[str, float] = {}
     texts: list[str] = []
     for share, constrained in ((free, False), (held, True)):
         answers = model.reports(given.codes, given.keywords, constrained)
@@ -293,12 +294,11 @@ def write(config: Config, model: Writer, given: Told) -> Written:
         if model.kind == "own" and source == "cycle":
             patches = _keypatches(cyclic_settings(config), finder(config), some)
         rows = [k % len(some) for k in range(count)]
-        asked = [some[k] for k in rows], [patches[k] for k in rows]
-        answers = model.films(*asked, top_p)
+        answers = model.films([some[k] for k in rows], [patches[k] for k in rows], top_p)
         whole = [model.words.film(answer) for answer in answers]
         held[source] = 100 * float(np.mean([film is not None for film in whole]))
         films[source] = torch.stack([film for film in whole if film is not None]).numpy()
-        loose = model.films(*(part[: len(some)] for part in asked), top_p, constrained=False)
+        loose = model.films(some, patches, top_p, constrained=False)
         whole = [model.words.film(answer) for answer in loose]
         free[source] = 100 * float(np.mean([film is not None for film in whole]))
     return Written(texts, films, free, held)

@@ -243,7 +243,7 @@ def collate(records: Sequence[Record], pad: int) -> Batch:
 # ---------------------------------------------------------------- writing
 
 
-class Form(LogitsProcessor):
+class Form(LogitsProcessor):  # type: ignore[misc]
     """Holds an answer to its form: a film's codes and the end, or words that end in time."""
 
     def __init__(self, words: Language, direction: Direction, start: int, room: int) -> None:

@@ -46,7 +46,7 @@ def load(folder: str | Path) -> VQModel:
 def encode(vq: VQModel, images: Tensor, batch: int = 64) -> Tensor:
     """Codes [b, h w] of images [b, 1 or 3, S, S] in [0, 1], row by row."""
     found = []
-    for some in images.split(batch):
+    for some in torch.split(images, batch):
         latents = vq.encode(vae_input(vq, some)).latents
         found.append(vq.quantize(latents)[2][2].reshape(len(some), -1))
     return torch.cat(found)
@@ -66,7 +66,7 @@ def decode(vq: VQModel, codes: Tensor, batch: int = 64) -> Tensor:
     if side**2 != codes.shape[1]:
         raise ValueError(f"{codes.shape[1]} codes make no square film")
     found = []
-    for some in codes.split(batch):
+    for some in torch.split(codes, batch):
         shape = (len(some), side, side, vq.quantize.vq_embed_dim)
         entries = vq.quantize.get_codebook_entry(some.reshape(-1), shape)
         found.append(vae_output(vq, vq.decode(entries, force_not_quantize=True).sample))

@@ -95,7 +95,7 @@ def word_vectors(network: AdaMatch, tokenizer: Any, words: Sequence[str], length
 
 def keyword_scores(patches: Tensor, words: Tensor, batch: int = 256) -> Tensor:
     """Score [n, k] of words [k, d] for films [n, p, d]: the largest cosine over its patches."""
-    return torch.cat([(some @ words.T).amax(1) for some in patches.split(batch)])
+    return torch.cat([(some @ words.T).amax(1) for some in torch.split(patches, batch)])
 
 
 def keywords(scores: Tensor, book: Sequence[str], top: int) -> list[list[str]]:
@@ -144,6 +144,7 @@ class VisualBook:
             cosines = cosines.masked_fill(self.owners == without, -torch.inf)
         values, places = cosines.topk(min(per_word, cosines.shape[1]), dim=1)
         order = values.flatten().argsort(descending=True, stable=True)
+        order = order[: int(values.isfinite().sum())]  # those left out come last
         ranked = (code for k in places.flatten()[order].tolist() for code in self.codes[k])
         return list(dict.fromkeys(ranked))[:top]
 
@@ -172,7 +173,7 @@ def visual_book(
     for start in range(0, len(codes), 128):
         rows = torch.arange(start, min(start + 128, len(codes)))
         vectors, counts = network.words(*captions.rows(rows))
-        for row, own in zip(rows.tolist(), vectors.split(counts), strict=True):
+        for row, own in zip(rows.tolist(), torch.split(vectors, counts), strict=True):
             cosine, patch = (own @ patches[0][row].T).max(1)
             first = cosine.argsort(descending=True, stable=True)[:words]
             best.append(float(cosine.mean()))
@@ -208,7 +209,7 @@ def keypatches(
     for start in range(0, len(captions.ids), 128):
         rows = torch.arange(start, min(start + 128, len(captions.ids)))
         vectors, counts = network.words(*captions.rows(rows))
-        for row, own in zip(rows.tolist(), vectors.split(counts), strict=True):
+        for row, own in zip(rows.tolist(), torch.split(vectors, counts), strict=True):
             found.append(book.match(own, per_word, top, row if training else None))
     return found
 

@@ -134,5 +134,5 @@ def measured(vq: VQModel, images: Any) -> dict[str, float]:
     error = F.mse_loss(tokens.decode(vq, codes), seen)
     return {
         "psnr_db": round(float(-10 * torch.log10(error)), 2),
-        "codes_used": float(len(codes.unique())),
+        "codes_used": float(len(np.unique(codes.numpy()))),
     }

@@ -86,3 +86,14 @@ def test_the_nearest_film_has_the_least_squared_difference():
     training = rng.integers(0, 255, (1500, 6, 6), dtype=np.uint8)
     images = (training[[1200, 3]] / 255 + 0.001).astype(np.float32)
     assert scores.nearest(images, training).tolist() == [1200, 3]
+
+
+def test_meteor_by_exact_words_counts_matches_and_runs():
+    assert scores.meteor("no effusion", "edema") == 0
+    same = "small left effusion with mild edema"
+    assert scores.meteor(same, same) == pytest.approx(1 - 0.5 / 6**3)
+    swapped = scores.meteor("edema and effusion", "effusion and edema")
+    assert swapped == pytest.approx(1 - 0.5 * (3 / 3) ** 3)  # three runs of one word
+    part = scores.meteor("small effusion", "small left effusion")
+    mean = 1 * (2 / 3) / (0.9 * 1 + 0.1 * 2 / 3)  # recall counts nine times
+    assert part == pytest.approx(mean * (1 - 0.5 * (2 / 2) ** 3))

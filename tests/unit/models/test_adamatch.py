@@ -65,7 +65,7 @@ def test_it_starts_as_the_convolution(features, moves):
 
 def test_it_works_inside_the_library_s_model():
     model = pvt()
-    images = torch.rand(2, 1, 32, 32)
+    images = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
     model.encoder.patch_embeddings[1] = AdaPatch(model.encoder.patch_embeddings[1])
     found = model(images).last_hidden_state
     assert found.shape == (2, 16, 16) and found.isfinite().all()
@@ -118,7 +118,13 @@ def test_gradients_reach_every_part(network):
     ids = torch.randint(5, 20, (2, 6), generator=torch.Generator().manual_seed(6))
     owners = torch.tensor([[-1, 0, 1, 1, 2, -1], [-1, 0, 1, -1, -1, -1]])
     words, counts = network.words(ids, torch.ones_like(ids), owners)
-    found = adamatch.similarity(network.patches(torch.rand(2, 1, 32, 32)).vectors, words, counts)
+    found = adamatch.similarity(
+        network.patches(
+            torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+        ).vectors,
+        words,
+        counts,
+    )
     adamatch.contrast(found, network.temperature, ["a", "b"]).backward()
     with torch.no_grad():
         silent = [n for n, p in network.named_parameters() if p.grad is None or not p.grad.any()]
@@ -132,7 +138,7 @@ def test_fixed_patches_have_the_same_parameters(network):
         fixed = AdaMatch(Shape(**{**SHAPE.__dict__, "adaptive": False}), text_model())
     sizes = [{n: p.shape for n, p in net.named_parameters()} for net in (network, fixed)]
     assert sizes[0] == sizes[1]
-    image = torch.rand(1, 1, 32, 32)
+    image = torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(network.patches(image).vectors, fixed.patches(image).vectors)
 
 
@@ -188,7 +194,7 @@ def test_a_saved_network_answers_alike(network, tmp_path):
         network.log_temperature.fill_(-1)
     adamatch.save(network, tmp_path)
     again = adamatch.load(tmp_path, BertModel.from_pretrained(tmp_path, add_pooling_layer=False))
-    image = torch.rand(1, 1, 32, 32)
+    image = torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(0))
     for a, b in zip(network.patches(image), again.patches(image), strict=True):
         torch.testing.assert_close(a, b)
     assert again.shape == SHAPE and again.temperature == network.temperature
