@@ -103,7 +103,7 @@ def statistics_of(images: Array) -> Array:
     """
     if images.shape[-1] < PATCH:
         raise ValueError(f"films of {images.shape[-1]} pixels: NIQE's patches have {PATCH}")
-    grey: Array = images.astype(float) * 255
+    grey = np.asarray(images, np.float64) * 255
     n, side = len(grey), grey.shape[-1] // 2 * 2
     half: Array = grey[:, :side, :side].reshape(n, side // 2, 2, side // 2, 2).mean((2, 4))
     fine = _patch_features(local_contrast(grey), PATCH)

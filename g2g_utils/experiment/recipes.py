@@ -541,27 +541,6 @@ def cyclic(config: Config, item: str, folder: Path) -> dict[str, Any]:
     return cycle.train(config, *cyclic_item(config, item), folder)
 
 
-@product(
-    "cycle",
-    items=_cyclic_items,
-    needs=lambda config, item: [
-        f"cyclic/{item}", "vq", "classifier", "encoders/generic", *_written_needs(config, item),
-    ],
-    parameters=lambda config, item: {
-        "data": config.data.model_dump(),
-        "top_p": cyclic_settings(config).top_p,
-        "samples": config.fidelity.samples,
-        "written": WRITTEN,
-    },
-    bundle=lambda config, item: "references",
-)  # fmt: skip
-def cycle(config: Config, item: str, folder: Path) -> dict[str, Any]:
-    """What a language model writes and draws of the test split, scored: reports.csv, films.csv."""
-    from g2g_utils.experiment import cycle
-
-    return cycle.evaluate(config, *cyclic_item(config, item), folder)
-
-
 # ---------------------------------------------------------------- G2D
 
 
@@ -669,6 +648,27 @@ def classifier(config: Config, item: str, folder: Path) -> dict[str, Any]:
     batches = np.array_split(rows, -(-len(rows) // 64))
     small = torch.cat([fidelity.reduced(images[batch]) for batch in batches])
     return fidelity.train_classifier(small, [labels[row] for row in rows], folder, steps, seed)
+
+
+@product(
+    "cycle",
+    items=_cyclic_items,
+    needs=lambda config, item: [
+        f"cyclic/{item}", "vq", "classifier", "encoders/generic", *_written_needs(config, item),
+    ],
+    parameters=lambda config, item: {
+        "data": config.data.model_dump(),
+        "top_p": cyclic_settings(config).top_p,
+        "samples": config.fidelity.samples,
+        "written": WRITTEN,
+    },
+    bundle=lambda config, item: "references",
+)  # fmt: skip
+def cycle(config: Config, item: str, folder: Path) -> dict[str, Any]:
+    """What a language model writes and draws of the test split, scored: reports.csv, films.csv."""
+    from g2g_utils.experiment import cycle
+
+    return cycle.evaluate(config, *cyclic_item(config, item), folder)
 
 
 def model_needs(config: Config, arm: str, seed: int) -> list[str]:
