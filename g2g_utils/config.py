@@ -375,6 +375,10 @@ class AdaMatchSettings(Section):
     depths: tuple[int, ...] = (1, 2)
     heads: tuple[int, ...] = (1, 2)
     reductions: tuple[int, ...] = (4, 1)  # of the grid of keys and values
+    mlp_ratios: tuple[int, ...] | None = None  # of the stages; None: 4 each
+    pretrained: str | None = None  # hub id / folder of a PVT whose first stages are the start
+    revision: str | None = None  # commit of it
+    text_layers: int | None = Field(None, gt=0)  # first layers of the text side; None: all
     joint: int = Field(64, gt=0)  # channels in which patches and words are compared
     smallest: float = Field(0.0625, ge=0, lt=0.25)  # floor of half sides, in pitches; published: 0
     classify_steps: int = Field(600, ge=0)  # findings alone, first
@@ -400,6 +404,8 @@ class AdaMatchSettings(Section):
         for name in ("depths", "heads", "reductions"):
             if len(getattr(self, name)) != len(self.widths):
                 raise ValueError(f"{name} has not one entry for each of {len(self.widths)} widths")
+        if self.mlp_ratios is not None and len(self.mlp_ratios) != len(self.widths):
+            raise ValueError(f"mlp_ratios has not one entry for each of {len(self.widths)} widths")
         if wrong := [w for w, h in zip(self.widths, self.heads, strict=True) if w % h]:
             raise ValueError(f"widths: {wrong[0]} is no multiple of its number of heads")
         return self
@@ -408,6 +414,7 @@ class AdaMatchSettings(Section):
 class VqSettings(Section):
     """Tokenizer of films: a vector-quantised autoencoder trained here."""
 
+    pretrained: Path | None = None  # checkpoint of taming's VQ-GAN of 256 pixels, f = 16
     codes: int = Field(256, gt=1)
     code_width: int = Field(16, gt=0)
     channels: tuple[int, ...] = Field((32, 64), min_length=1)  # of its levels, finest first
@@ -422,7 +429,7 @@ class VqSettings(Section):
     @property
     def pixels(self) -> int:
         """Pixels of a side that one code stands for."""
-        return self.unshuffle << (len(self.channels) - 1)
+        return 16 if self.pretrained else self.unshuffle << (len(self.channels) - 1)
 
 
 Hints = Literal["none", "own", "shuffled", "oracle"]
@@ -443,7 +450,12 @@ class CyclicSettings(Section):
     word_patches: int = Field(5, gt=0)  # key patches of each word of a report
     keypatches: int = Field(5, gt=0)  # of a report, in its prompt
     centred: bool = True  # keywords: less their mean over training films
-    width: int = Field(96, gt=0)
+    pretrained: str | None = None  # hub id / folder of a GPT-NeoX that learns the codes
+    revision: str | None = None  # commit of it
+    lora_rank: int = Field(0, ge=0)  # of a pretrained one; 0: all its weights are trained
+    lora_alpha: int = Field(16, gt=0)
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    width: int = Field(96, gt=0)  # of one trained from nothing
     layers: int = Field(3, gt=0)
     heads: int = Field(3, gt=0)
     context: int = Field(160, gt=0)  # tokens of a record at most

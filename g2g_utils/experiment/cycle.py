@@ -22,6 +22,7 @@ from g2g_utils.experiment.recipes import cyclic_settings, hints_from
 from g2g_utils.methods import adamatch
 from g2g_utils.models import cyclic, vq
 from g2g_utils.models.adamatch import Patches
+from g2g_utils.models.components import initialised
 from g2g_utils.training import cyclic as training
 from g2g_utils.training import hints
 from g2g_utils.training.adamatch import Captions, read_captions
@@ -209,11 +210,15 @@ def _boxes(config: Config, split: str) -> list[list[Any]]:
 
 
 def language(config: Config) -> cyclic.Language:
-    """Words of the profile's tokenizer, keys and codes."""
+    """Words of the profile's tokenizer, or of the published model's; keys and codes."""
     settings = cyclic_settings(config)
-    tokenizer, _ = parts.text_encoder(config, settings.words)
     cells = (config.image_size // settings.vq.pixels) ** 2
-    return cyclic.language(tokenizer, settings.vq.codes, cells, settings.context)
+    sizes = settings.vq.codes, cells, settings.context
+    if settings.pretrained:
+        tokenizer = cyclic.published_tokenizer(settings.pretrained, settings.revision)
+        return cyclic.published_language(tokenizer, *sizes)
+    tokenizer, _ = parts.text_encoder(config, settings.words)
+    return cyclic.language(tokenizer, *sizes)
 
 
 def train(
@@ -222,11 +227,20 @@ def train(
     """Train the language model of one kind of hints; `steps` shortens it."""
     settings, words = cyclic_settings(config), language(config)
     apart.check_training(config, parts.training_texts(config))
-    network = cyclic.build(words, settings.width, settings.layers, settings.heads, seed)
+    network = _untrained(settings, words, seed)
     return training.train(
         network, words, told(config, kind, "train"), settings, folder,
         seed=seed, steps=steps, name=f"AdaMatch-Cyclic, hints {kind}, seed {seed}",
     )  # fmt: skip
+
+
+def _untrained(settings: CyclicSettings, words: cyclic.Language, seed: int) -> Any:
+    """A new language model, or a published one with rows for the codes."""
+    if not settings.pretrained:
+        return cyclic.build(words, settings.width, settings.layers, settings.heads, seed)
+    network = GPTNeoXForCausalLM.from_pretrained(settings.pretrained, revision=settings.revision)
+    with initialised(seed):
+        return cyclic.extended(network, words, settings.lora_rank, settings.lora_alpha)
 
 
 class Writer(NamedTuple):
@@ -261,8 +275,12 @@ class Writer(NamedTuple):
 def writer(config: Config, kind: str, seed: int) -> Writer:
     """The language model `cyclic/KIND-sSEED`."""
     place = ensure(config, f"cyclic/{kind}-s{seed}")
-    network = GPTNeoXForCausalLM.from_pretrained(place, dtype=torch.float32).eval()
-    return Writer(network, language(config), vq.load(ensure(config, "vq")), kind, seed)
+    settings, words = cyclic_settings(config), language(config)
+    if settings.pretrained and settings.lora_rank:
+        network = cyclic.with_updates(_untrained(settings, words, seed), place)
+    else:
+        network = GPTNeoXForCausalLM.from_pretrained(place, dtype=torch.float32)
+    return Writer(network.eval(), words, vq.load(ensure(config, "vq")), kind, seed)
 
 
 # ---------------------------------------------------------------- evaluation

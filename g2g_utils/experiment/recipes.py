@@ -321,6 +321,8 @@ def fine_tune(config: Config, arm: str, seed: int, folder: Path, steps: int | No
 
 # ---------------------------------------------------------------- AdaMatch
 
+_OF_PVT = ("mlp_ratios", "pretrained", "revision", "text_layers")  # in keys only where set
+
 
 def match_settings(config: Config) -> AdaMatchSettings:
     """The profile's `adamatch:` section; ConfigError where it has none."""
@@ -348,6 +350,7 @@ def _match_parameters(config: Config, item: str) -> dict[str, Any]:
     settings = match_settings(config)
     arm, seed = match_item(config, item)
     shared = settings.model_dump(exclude={"arms", "seeds", "checkpoint_every"})
+    shared = {k: v for k, v in shared.items() if v is not None or k not in _OF_PVT}
     own = settings.arms[arm]
     found = {"adamatch": shared, "arm": own.model_dump(), "seed": seed}
     content = {"tagger": tagger.name()} if own.words == "content" else {}
@@ -371,6 +374,8 @@ def adamatch(config: Config, item: str, folder: Path) -> None:
 
 def match(config: Config, arm: str, seed: int, folder: Path, steps: int | None = None) -> None:
     """Train one AdaMatch network into `folder`; `steps` shortens the contrast."""
+    from transformers import PvtModel
+
     from g2g_utils.models.adamatch import Shape
     from g2g_utils.training import adamatch as training
 
@@ -379,16 +384,22 @@ def match(config: Config, arm: str, seed: int, folder: Path, steps: int | None =
     texts = parts.training_texts(config)
     apart.check_training(config, texts)
     tokenizer, encoder = parts.text_encoder(config, own.encoder)
+    start = None
+    if settings.pretrained:
+        start = PvtModel.from_pretrained(settings.pretrained, revision=settings.revision)
+    if settings.text_layers:
+        encoder.encoder.layer = encoder.encoder.layer[: settings.text_layers]
+        encoder.config.num_hidden_layers = len(encoder.encoder.layer)
     shape = Shape(
         config.image_size, encoder.config.hidden_size, settings.widths, settings.depths,
         settings.heads, settings.reductions, settings.patch, settings.joint, own.adaptive,
-        settings.smallest,
+        settings.smallest, settings.mlp_ratios or (), start.config.num_channels if start else 1,
     )  # fmt: skip
     pairs = training.Pairs(
         parts.training_images(config), tuple(texts.captions), tuple(map(tuple, texts.labels))
     )
     training.train(
-        training.build(shape, encoder, seed), tokenizer, pairs, own, settings, folder,
+        training.build(shape, encoder, seed, start), tokenizer, pairs, own, settings, folder,
         seed=seed, length=config.text.max_length, steps=steps, name=f"AdaMatch {arm} seed {seed}",
     )  # fmt: skip
 
@@ -484,10 +495,15 @@ def _cyclic_items(config: Config) -> list[str]:
     },
 )
 def vq(config: Config, item: str, folder: Path) -> dict[str, Any]:
-    """The tokenizer of films."""
+    """The tokenizer of films: trained, or published weights in diffusers' layout."""
+    from g2g_utils.models import vq as tokenizer
     from g2g_utils.training import vq as training
 
     images = parts.training_images(config)
+    if source := cyclic_settings(config).vq.pretrained:
+        published = tokenizer.read_taming(source, cyclic_settings(config).vq)
+        published.save_pretrained(folder)
+        return {"metrics": training.measured(published, images)}
     return training.train(images, cyclic_settings(config).vq, folder, config.data.seed)
 
 

@@ -216,6 +216,8 @@ class Shape:
     joint: int = 64
     adaptive: bool = True
     smallest: float = 0.0625
+    mlp_ratios: tuple[int, ...] = ()  # none: 4 in every stage
+    channels: int = 1  # of its images; grey ones are repeated
 
     @property
     def grid(self) -> int:
@@ -223,27 +225,53 @@ class Shape:
         return self.side // self.patch // (1 << (len(self.widths) - 1))
 
 
+def pvt_config(shape: Shape) -> PvtConfig:
+    """Configuration of the image side."""
+    stages = len(shape.widths)
+    return PvtConfig(
+        image_size=shape.side,
+        num_channels=shape.channels,
+        num_encoder_blocks=stages,
+        depths=list(shape.depths),
+        hidden_sizes=list(shape.widths),
+        num_attention_heads=list(shape.heads),
+        sequence_reduction_ratios=list(shape.reductions),
+        patch_sizes=[shape.patch] + [2] * (stages - 1),
+        strides=[shape.patch] + [2] * (stages - 1),
+        mlp_ratios=list(shape.mlp_ratios) or [4] * stages,
+    )
+
+
+def first_stages(network: PvtModel, shape: Shape) -> PvtModel:
+    """The first stages of a trained network, in place; the last norm is new.
+
+    Raises:
+        ValueError: sizes of the network are not those of `shape`.
+    """
+    wanted, given = pvt_config(shape).to_dict(), network.config.to_dict()
+    stages = len(shape.widths)
+    for name in (
+        "image_size", "num_channels", "depths", "hidden_sizes", "num_attention_heads",
+        "sequence_reduction_ratios", "patch_sizes", "strides", "mlp_ratios",
+    ):  # fmt: skip
+        own = given[name][:stages] if isinstance(given[name], list) else given[name]
+        if own != wanted[name]:
+            raise ValueError(f"adamatch: the pretrained PVT has {name} {own}, not {wanted[name]}")
+    encoder = network.encoder
+    encoder.patch_embeddings = encoder.patch_embeddings[:stages]
+    encoder.block = encoder.block[:stages]
+    encoder.layer_norm = nn.LayerNorm(shape.widths[-1], eps=network.config.layer_norm_eps)
+    return network
+
+
 class AdaMatch(nn.Module):
     """Image encoder with adaptive patches, text encoder, projections and temperature."""
 
-    def __init__(self, shape: Shape, text: PreTrainedModel) -> None:
+    def __init__(self, shape: Shape, text: PreTrainedModel, start: PvtModel | None = None) -> None:
+        """`start`: a trained network whose first stages are taken over; its boxes start equal."""
         super().__init__()
         self.shape = shape
-        stages = len(shape.widths)
-        self.image = PvtModel(
-            PvtConfig(
-                image_size=shape.side,
-                num_channels=1,
-                num_encoder_blocks=stages,
-                depths=list(shape.depths),
-                hidden_sizes=list(shape.widths),
-                num_attention_heads=list(shape.heads),
-                sequence_reduction_ratios=list(shape.reductions),
-                patch_sizes=[shape.patch] + [2] * (stages - 1),
-                strides=[shape.patch] + [2] * (stages - 1),
-                mlp_ratios=[4] * stages,
-            )
-        )
+        self.image = PvtModel(pvt_config(shape)) if start is None else first_stages(start, shape)
         for k, embedding in enumerate(self.image.encoder.patch_embeddings):
             if k:
                 adaptive = AdaPatch(embedding, moves=shape.adaptive, smallest=shape.smallest)
@@ -264,7 +292,7 @@ class AdaMatch(nn.Module):
 
         Boxes of a stage lie on the map of the stage before, whose own moves they leave out.
         """
-        states, boxes = images * 2 - 1, torch.empty(0)
+        states, boxes = (images * 2 - 1).expand(-1, self.shape.channels, -1, -1), torch.empty(0)
         encoder = self.image.encoder
         for embedding, blocks in zip(encoder.patch_embeddings, encoder.block, strict=True):
             if isinstance(embedding, AdaPatch):

@@ -15,9 +15,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LogitsProcessor, LogitsProcessorList
 
@@ -217,6 +219,26 @@ def extended(network: GPTNeoXForCausalLM, words: Language, rank: int, alpha: int
         task_type="CAUSAL_LM",
     )
     return get_peft_model(network, own)
+
+
+def published_tokenizer(source: str, revision: str | None = None) -> Any:
+    """A published tokenizer, in which the end of an answer is one token, as dolly has it."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+    tokenizer.add_special_tokens({"additional_special_tokens": [PUBLISHED["end"]]})
+    return tokenizer
+
+
+def with_updates(network: Any, folder: Path) -> Any:
+    """An `extended` network with the low-rank updates, embeddings and head saved in a folder."""
+    from peft import set_peft_model_state_dict
+
+    state = load_file(folder / "adapter_model.safetensors")
+    found: Any = set_peft_model_state_dict(network, state)
+    if wrong := found.unexpected_keys:
+        raise ValueError(f"{folder}: updates of another network, such as {wrong[0]}")
+    return network
 
 
 class Batch(NamedTuple):

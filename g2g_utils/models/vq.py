@@ -75,13 +75,15 @@ def decode(vq: VQModel, codes: Tensor, batch: int = 64) -> Tensor:
 
 # ---------------------------------------------------------------- published weights
 
+PUBLISHED_WIDTH = 128  # channels of its first level
+
 
 def build_published(codes: int = 1024, width: int = 256, scale: int = 1) -> VQModel:
     """VQ-GAN of 256-pixel films in colour, f = 16, in the shape of the published one.
 
     scale: divides the widths, for tests.
     """
-    widths = tuple(128 * k // scale for k in (1, 1, 2, 2, 4))
+    widths = tuple(PUBLISHED_WIDTH * k // scale for k in (1, 1, 2, 2, 4))
     vq = VQModel(
         down_block_types=("DownEncoderBlock2D",) * 4 + ("AttnDownEncoderBlock2D",),
         up_block_types=("AttnUpDecoderBlock2D",) + ("UpDecoderBlock2D",) * 4,
@@ -119,6 +121,25 @@ def diffusers_name(name: str, levels: int) -> str:
     for pattern, replacement in _NAMES:
         name = re.sub(pattern, replacement, name)
     return name
+
+
+def read_taming(path: Path, settings: VqSettings) -> VQModel:
+    """A tokenizer from a published checkpoint: tensors alone are read, no pickled code.
+
+    Raises:
+        ValueError: no such file, or other objects in it.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ValueError(f"cyclic.vq.pretrained: no file {path}") from None
+    except Exception as error:  # what torch refuses has many classes
+        line = str(error).splitlines()[0]
+        raise ValueError(f"{path}: not tensors alone ({line}); convert it to safetensors") from None
+    vq = build_published(
+        settings.codes, settings.code_width, PUBLISHED_WIDTH // settings.channels[0]
+    )
+    return from_taming(vq, state.get("state_dict", state))
 
 
 def from_taming(vq: VQModel, state: dict[str, Tensor]) -> VQModel:

@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import PvtModel
 
 from g2g_utils import models, text
 from g2g_utils.config import FINDINGS, AdaMatchSettings, MatchArm
@@ -71,10 +72,10 @@ class Pairs:
         return torch.from_numpy(np.array(self.images[rows.numpy()]))[:, None].float() / 255
 
 
-def build(shape: Shape, encoder: Any, seed: int) -> AdaMatch:
-    """A network before training, around a text encoder."""
+def build(shape: Shape, encoder: Any, seed: int, start: PvtModel | None = None) -> AdaMatch:
+    """A network before training, around a text encoder; `start`: a trained image side."""
     with models.initialised(seed):
-        return AdaMatch(shape, encoder)
+        return AdaMatch(shape, encoder, start)
 
 
 def losses(
@@ -89,13 +90,14 @@ def losses(
     def loss(step: int, modules: Modules, accelerator: Accelerator) -> Tensor:
         network = modules["network"]
         rows = batch_indices(step, options.batch_size, len(order), seed)
-        images = augment(pairs.batch(rows), seeded(seed, 51, step))
+        device = network.log_temperature.device
+        images = augment(pairs.batch(rows), seeded(seed, 51, step)).to(device)
         if step < options.classify_steps:
             logits = network.classify(images)
-            return F.binary_cross_entropy_with_logits(logits.float(), target[rows])
+            return F.binary_cross_entropy_with_logits(logits.float(), target[rows].to(device))
         told = order[rows]
-        words, counts = network.words(*tokens.rows(told))
-        with torch.autocast("cpu", enabled=False):
+        words, counts = network.words(*(part.to(device) for part in tokens.rows(told)))
+        with torch.autocast(device.type, enabled=False):
             found = adamatch.similarity(network.patches(images).vectors, words, counts)
             texts = [pairs.captions[k] for k in told.tolist()]
             return adamatch.contrast(found, network.temperature, texts)
@@ -132,7 +134,7 @@ def train(
     }
     groups = [{"params": weights, "lr": rates[role]} for role, weights in network.groups()]
     run = Options(
-        total, warmup=max(1, total // 20), ema=options.ema, cpu=True,
+        total, warmup=max(1, total // 20), ema=options.ema, cpu=options.pretrained is None,
         mixed_precision=options.mixed_precision, checkpoint_every=options.checkpoint_every,
     )  # fmt: skip
     network.train()

@@ -67,8 +67,9 @@ def losses(
     def loss(step: int, modules: Modules, accelerator: Accelerator) -> Tensor:
         rows = batch_indices(step, min(batch, len(pairs)), len(pairs), seed).tolist()
         some = cyclic.collate([record for row in rows for record in pairs[row]], words.pad)
+        ids, mask, labels = (part.to(accelerator.device) for part in some)
         answer = modules["network"](
-            input_ids=some.ids, attention_mask=some.mask, labels=some.labels, use_cache=False
+            input_ids=ids, attention_mask=mask, labels=labels, use_cache=False
         )
         found: Tensor = answer.loss
         return found
@@ -104,7 +105,8 @@ def train(
         log.warning("%d of %d films are longer than the context and left out", long, len(told))
     total = settings.steps if steps is None else steps
     run = Options(
-        total, warmup=max(1, total // 20), ema=settings.ema, cpu=True,
+        total, warmup=max(1, total // 20), ema=settings.ema, cpu=settings.pretrained is None,
+        mixed_precision=settings.mixed_precision,
         checkpoint_every=settings.checkpoint_every,
     )  # fmt: skip
     groups = [{"params": trainable(network), "lr": settings.learning_rate}]

@@ -1,6 +1,7 @@
 """AdaPatch starts as a convolution and keeps its gradients; words are real ones only."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from transformers import BertConfig, BertModel, PvtConfig, PvtModel
 from g2g_utils import models
 from g2g_utils.models import adamatch
 from g2g_utils.models.adamatch import AdaMatch, AdaPatch, Shape
+from tests.duck import Model
 
 SHAPE = Shape(32, 16, (8, 16), (1, 1), (1, 2), (2, 1), joint=12)
 
@@ -198,3 +200,41 @@ def test_a_saved_network_answers_alike(network, tmp_path):
     for a, b in zip(network.patches(image), again.patches(image), strict=True):
         torch.testing.assert_close(a, b)
     assert again.shape == SHAPE and again.temperature == network.temperature
+
+
+@pytest.fixture
+def published():
+    """A trained PVT of four stages in colour, small."""
+    with models.initialised(7):
+        return PvtModel(
+            PvtConfig(image_size=32, num_channels=3, hidden_sizes=[8, 16, 16, 24],
+                      num_attention_heads=[1, 2, 2, 2], sequence_reduction_ratios=[4, 2, 2, 1],
+                      depths=[1, 1, 1, 1], mlp_ratios=[2, 2, 4, 4])
+        ).eval()  # fmt: skip
+
+
+LIKE = adamatch.Shape(
+    32, 16, (8, 16, 16), (1, 1, 1), (1, 2, 2), (4, 2, 2), joint=8, mlp_ratios=(2, 2, 4), channels=3
+)
+
+
+def test_the_first_stages_of_a_published_network_are_the_start(published):
+    image = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    expected = (image * 2 - 1).expand(-1, 3, -1, -1)
+    for k in range(3):  # the published forward, without its fourth stage
+        tokens, rows, columns = published.encoder.patch_embeddings[k](expected)
+        for block in published.encoder.block[k]:
+            tokens = block(tokens, rows, columns)[0]
+        expected = tokens.transpose(1, 2).reshape(2, -1, rows, columns)
+    with models.initialised(0):
+        network = adamatch.AdaMatch(LIKE, Model().text_encoder, published).eval()
+    found, boxes = network.features(image)
+    assert found.shape == (2, 4, 16) and boxes.shape == (2, 4, 4)
+    norm = network.image.encoder.layer_norm
+    torch.testing.assert_close(found, norm(tokens), atol=1e-5, rtol=1e-5)
+
+
+def test_a_published_network_of_other_sizes_is_named(published):
+    wrong = replace(LIKE, depths=(1, 2, 1))
+    with pytest.raises(ValueError, match=r"pretrained PVT has depths \[1, 1, 1\], not \[1, 2, 1\]"):
+        adamatch.AdaMatch(wrong, Model().text_encoder, published)

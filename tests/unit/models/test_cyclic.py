@@ -1,6 +1,7 @@
 """One language of films and reports: layout, collation, and answers held to their form."""
 
 import pytest
+import torch
 from transformers import GPTNeoXForCausalLM
 
 from g2g_utils.models import cyclic
@@ -106,6 +107,24 @@ def test_a_published_model_takes_codes_and_low_rank_updates(words):
     learn = {name for name, p in adapted.named_parameters() if p.requires_grad}
     assert any("lora_A" in name for name in learn) and any("embed_in" in name for name in learn)
     assert not any(name.endswith("mlp.dense_h_to_4h.weight") for name in learn)
+
+
+def test_low_rank_updates_are_read_back(words, tmp_path):
+    def fresh():
+        with cyclic.initialised(0):
+            network = GPTNeoXForCausalLM(cyclic.build(words, 16, 1, 2, 0).config)
+            return cyclic.extended(network, words, 2, 4).eval()
+
+    trained = fresh()
+    with torch.no_grad():
+        for weight in trained.parameters():
+            if weight.requires_grad:
+                weight += 0.1
+    trained.save_pretrained(tmp_path)
+    ids = torch.tensor([[1, 5, 22, 24]])
+    again = cyclic.with_updates(fresh(), tmp_path)
+    torch.testing.assert_close(again(ids).logits, trained(ids).logits)
+    assert not torch.allclose(fresh()(ids).logits, trained(ids).logits)
 
 
 def test_the_published_layout_needs_one_token_for_the_end(words):

@@ -78,3 +78,19 @@ def test_a_checkpoint_of_another_shape_is_named():
         vq.from_taming(own, {k: v for k, v in state.items() if k != "quant_conv.bias"})
     with pytest.raises(ValueError, match="strange: no such weight"):
         vq.from_taming(own, state | {"strange": torch.zeros(1)})
+
+
+def test_a_published_checkpoint_is_read_without_code(tmp_path):
+    settings = VqSettings.model_validate({"codes": 8, "code_width": 4, "channels": [8]})
+    with vq.initialised(0):
+        theirs = vq.build_published(8, 4, scale=16)
+    state = {taming_name(k, 5): v for k, v in theirs.state_dict().items()}
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "last.ckpt")
+    own = vq.read_taming(tmp_path / "last.ckpt", settings)
+    film = torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(vq.encode(own, film), vq.encode(theirs.eval(), film))
+    torch.save({"state_dict": state, "settings": settings}, tmp_path / "odd.ckpt")
+    with pytest.raises(ValueError, match="not tensors alone"):
+        vq.read_taming(tmp_path / "odd.ckpt", settings)
+    with pytest.raises(ValueError, match="no file"):
+        vq.read_taming(tmp_path / "none.ckpt", settings)
