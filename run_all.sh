@@ -49,6 +49,7 @@ Generate to Ground: phrase grounding in chest X-rays from the cross-attention of
   ./run_all.sh test [--fast | --update]          all checks; --fast: those of the sources and the
                                    quick tests; --update renews the notebooks' reference outputs
   ./run_all.sh publish                           put executed notebooks into notebooks/
+  ./run_all.sh site                              build the site into build/site/html; no network
   ./run_all.sh setup                             only make or check the environment
   ./run_all.sh --help
 
@@ -270,6 +271,11 @@ publish)
     prepare
     exec "$PYTHON" "$ROOT/tools/notebooks.py" publish
     ;;
+site)
+    (($# == 0)) || fail "site takes no options, not '$*'"
+    prepare
+    exec "$PYTHON" "$ROOT/tools/site.py"
+    ;;
 setup)
     (($# == 0)) || fail "setup takes no options, not '$*'"
     prepare
@@ -277,6 +283,6 @@ setup)
     ;;
 *)
     fail "unknown profile or command '$command': choose a profile (smoke, miniature, radiographs, open, paper)" \
-        "or a command (sweep, fetch, survival, ground, explore, lab, test, publish, setup, --help)"
+        "or a command (sweep, fetch, survival, ground, explore, lab, test, publish, site, setup, --help)"
     ;;
 esac

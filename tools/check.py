@@ -34,6 +34,7 @@ SOURCES = {
     "notebook files": [*PYTEST, "tests/notebooks/test_files.py"],
     "real profiles": [*PYTEST, "tests/notebooks/test_real_profile.py"],
     "workflow": [*PYTEST, "tests/workflow"],
+    "site": [*PYTEST, "tests/site"],
 }
 NOTEBOOKS = {
     "smoke": ["./run_all.sh", "smoke"],
