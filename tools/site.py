@@ -186,11 +186,16 @@ def caption(cell: NotebookNode, name: str, heading: str, said: str, seen: Counte
     drawn = re.search(r"save_figure\([^\"]*\"([\w-]+)\"", cell.source)
     label = drawn[1] if drawn else f"{name}-{cell.get('id', len(cell.source))}"
     label = f"{label}-{seen[label]}" if seen.update([label]) or seen[label] > 1 else label
-    short = re.sub(r"[$`*_]", "", heading)
+    short, plain = re.sub(r"[$`*_]", "", heading), re.sub(r"[$`*]", "", said)
     cell.metadata["mystnb"] = {
         "figure": {"name": f"fig-{label}", "caption": said or heading},
-        "image": {"alt": f"{short}: {re.sub(r'[$`*]', '', said)}" if said else short},
+        "image": {"alt": alternative(cell.outputs[0]) or (f"{short}: {plain}" if said else short)},
     }
+
+
+def alternative(output: NotebookNode) -> str:
+    """The text that the notebook gave a figure for those who do not see it."""
+    return str(output.get("metadata", {}).get("image/png", {}).get("alt", "")).replace('"', "'")
 
 
 def last_sentence(text: str) -> str:
