@@ -29,7 +29,7 @@ from g2g_utils.cache import Cache
 from g2g_utils.masks import gmm_mask
 from g2g_utils.metrics import Boxes
 from g2g_utils.models.protocol import LatentDiffusion
-from g2g_utils.text import Filter, PhraseTokens, select_tokens, stack, tokenize
+from g2g_utils.text import Filter, PhraseTokens, Word, select_tokens, stack, tokenize
 
 Sampling = Literal["gt", "gt_first", "cfg", "text", "inversion", "inversion_p"]
 Kept = Literal["mean", "layers", "all"]
@@ -210,7 +210,7 @@ class Grounding:
         """Number of timesteps in the activation map."""
         return self.steps[1] - self.steps[0] + 1
 
-    def word_map(self, word: str | int) -> Tensor:
+    def word_map(self, word: str | int | Word) -> Tensor:
         """Mean map [H, W] of one word's tokens, unscaled."""
         return self.token_maps[self.phrase_tokens.tokens_of(word)].mean(0)
 

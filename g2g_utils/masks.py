@@ -6,6 +6,7 @@ import warnings
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
@@ -31,11 +32,26 @@ def gmm_mask(heatmap: Tensor, seed: int = 0) -> Tensor:
     scaled = minmax(heatmap.float().cpu())
     if scaled.max() == scaled.min():
         return torch.zeros(heatmap.shape, dtype=torch.bool, device=heatmap.device)
+    cut = float(np.mean(_fitted(scaled, seed).means_))
+    return remove_orphans((scaled > cut).to(heatmap.device))
+
+
+def components(heatmap: Tensor, seed: int = 0) -> NDArray[np.float64]:
+    """Means, standard deviations and weights [3, 2] of the mixture that `gmm_mask` fits.
+
+    The background, with the lower mean, comes first. The cut is the mean of the two means.
+    """
+    mixture = _fitted(minmax(torch.as_tensor(heatmap).detach().float().cpu()), seed)
+    rows = [mixture.means_[:, 0], mixture.covariances_[:, 0, 0] ** 0.5, mixture.weights_]
+    return np.array(rows)[:, mixture.means_[:, 0].argsort()]
+
+
+def _fitted(scaled: Tensor, seed: int) -> GaussianMixture:
+    """A mixture of two Gaussians, fitted to the values of a map [H, W] in [0, 1]."""
     mixture = GaussianMixture(2, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # maps of only two values
-        mixture.fit(scaled.reshape(-1, 1).numpy())
-    return remove_orphans((scaled > float(np.mean(mixture.means_))).to(heatmap.device))
+        return mixture.fit(scaled.reshape(-1, 1).numpy())
 
 
 def remove_orphans(mask: Tensor) -> Tensor:

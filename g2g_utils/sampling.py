@@ -103,16 +103,21 @@ def noised(
     return model.add_noise(latents, added, torch.full((len(latents),), t)), added
 
 
-def empty_states(model: LatentDiffusion) -> Tensor:
-    """Text states [1, n, d] of the empty prompt, the unconditional input."""
+def prompt_states(model: LatentDiffusion, prompt: str) -> Tensor:
+    """Text states [1, n, d] of a prompt."""
     encoded = model.tokenizer(
-        "",
+        prompt,
         max_length=model.max_length,
         padding="max_length",
         truncation=True,
         return_tensors="pt",
     )
     return model.encode_text(encoded["input_ids"], encoded["attention_mask"])
+
+
+def empty_states(model: LatentDiffusion) -> Tensor:
+    """Text states [1, n, d] of the empty prompt."""
+    return prompt_states(model, "")
 
 
 def scheduler(model: LatentDiffusion, count: int) -> DDIMScheduler:
@@ -164,7 +169,7 @@ class Forward:
     steps: range  # indices among the T timesteps; empty: not recorded
 
 
-Forwards = Generator[Forward, Tensor, None]  # gets each forward's prediction back
+Forwards = Generator[Forward, Tensor, object]  # gets each forward's prediction back
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -240,10 +245,11 @@ def _start(model: LatentDiffusion, asked: Request) -> Tensor:
 
 def denoise(
     model: LatentDiffusion, latents: Tensor, states: Tensor, count: int, guidance: float = 1.0
-) -> Forwards:
+) -> Generator[Forward, Tensor, Tensor]:
     """DDIM (eta = 0) in `count` steps from `latents` [b, c, h, w] under text `states` [b, n, d].
 
-    With guidance other than 1 each forward has b rows under the empty prompt, then b conditional.
+    It returns the last latents. With guidance other than 1 each forward has b rows under the empty
+    prompt, then b conditional.
     """
     steps = scheduler(model, count)
     if guidance != 1:
@@ -255,6 +261,37 @@ def denoise(
             without, given = predicted.chunk(2)
             predicted = without + guidance * (given - without)
         latents = steps.step(predicted, t, latents, eta=0.0).prev_sample
+    return latents
+
+
+def drawing(
+    model: LatentDiffusion, phrase: str, count: int, guidance: float = 1.0, seed: int = 0
+) -> Tensor:
+    """Latents [count + 1, c, h, w] of a film drawn from noise by DDIM, at each step and at the end.
+
+    Args:
+        phrase: the prompt; "" for the empty one.
+        count: number of timesteps.
+        guidance: scale of classifier-free guidance; 1 for none.
+        seed: of the initial noise, which does not depend on phrase and guidance.
+    """
+    start, seen = noise(model, (seed, "drawing"))[None], list[Tensor]()
+
+    def kept() -> Forwards:
+        states = prompt_states(model, phrase)
+        seen.append((yield from watched(denoise(model, start, states, count, guidance))))
+
+    def watched(inner: Generator[Forward, Tensor, Tensor]) -> Generator[Forward, Tensor, Tensor]:
+        forward = next(inner)
+        while True:
+            seen.append(forward.latents[-1:])
+            try:
+                forward = inner.send((yield forward))
+            except StopIteration as end:
+                return end.value
+
+    run(model, kept())
+    return torch.cat(seen)
 
 
 # -- inversion ------------------------------------------------------------------------------------

@@ -19,6 +19,9 @@
 # could leak from training into test? And what is left of a film once the autoencoder has turned it
 # into latents?
 #
+# Paper: section 3.1 (data); MIMIC-CXR and MS-CXR stand behind every number there, and phantoms
+# behind every number here. Terms: [glossary](../docs/glossary.md).
+#
 # ## You need
 # - nothing but this repository; real data sets are described at the end
 # - about 30 seconds on one CPU core (the first run also trains the autoencoder where none is
@@ -28,7 +31,7 @@
 
 # %% tags=["parameters"]
 profile: str = "miniature"
-shown: int = 1  # which test image is looked at closely
+shown: int = -1  # which test image is looked at closely; -1: the running example
 
 # %%
 from g2g_utils.config import load
@@ -42,10 +45,12 @@ config = load(profile)
 import numpy as np
 import pandas as pd
 import torch
+from IPython.display import Markdown
 
 from g2g_utils import metrics, models, plots, text
-from g2g_utils.data import check, folder, geometry, record, sources
-from g2g_utils.experiment import products
+from g2g_utils.bench import audit
+from g2g_utils.data import folder, geometry, phantoms, record, sources
+from g2g_utils.experiment import ground_file, products
 from g2g_utils.methods import no_skill
 from g2g_utils.plots import overlays
 from g2g_utils.runs import places
@@ -57,11 +62,18 @@ plots.use_style()
 # An image comes with an *impression*, as a radiologist would end a report. The model is trained on
 # the two alone. For evaluation the impression is also taken apart: each described abnormality is a
 # *region* with its phrase, its class, the patient's side, its boxes and, for phantoms, its mask.
+#
+# The film below goes through all notebooks: a whole chest whose phrase has function words, a side
+# and its finding's name. A rule chose it that knows nothing of how well it is grounded.
 
 # %%
-# NBVAL_CHECK_OUTPUT
 test = sources.examples(config, "test")
+if shown < 0:
+    shared = ground_file.running_example(config).image_id
+    shown = next(i for i, one in enumerate(test) if one.image_id == shared)
 example = test[shown]
+
+# %% tags=["nbval-check-output"]
 print(f"image {example.array().shape} in [0, 1]; impression: {example.phrase!r}")
 for region in example.regions:
     print(f"{region.finding}, side {region.side}: {region.phrase!r}, {len(region.boxes)} box(es)")
@@ -75,27 +87,48 @@ for ax, region in zip(axes[0, 1:], example.regions, strict=True):
     overlays.draw_mask(ax, region.mask, config.image_size)
 overlays.legend(fig, mask=True)
 fig.suptitle(overlays.wrapped(f"“{example.phrase}”", 110), x=0.01, ha="left")
-plots.save_figure(config, fig, "01_data_example")
+alt = "The film without marks, then with box and mask of each region."
+plots.save_figure(config, fig, "01_data_example", alt=alt)
+
+# %% [markdown]
+# ## How a phantom is drawn
+# A film shows how much tissue the rays met. So densities are added up (body, air in the lungs,
+# heart and spine, ribs, findings), and then the film is exposed: contrast, blur, noise.
+
+# %%
+if config.data.source == "phantoms":
+    drawn = phantoms.drawing(shown, config.data.seed, "test", **config.data.world)
+    fig = overlays.image_grid(list(drawn.values()), list(drawn), columns=6, size=1.6)
+    alt = "The running example as it is drawn: body, lungs, heart, ribs, findings, exposure."
+    plots.save_figure(config, fig, "01_data_drawing", alt=alt)
 
 # %% [markdown]
 # ## Eight findings
-# The classes of MS-CXR, drawn procedurally: bands (atelectasis), a wide heart, dense and soft
-# blobs, haze around the hila, a meniscus of fluid, clustered foci, air behind a pleural line.
-# Anatomy, pose, exposure and devices vary; side, zone and size words are true. The patient's
-# right is image left.
+# The classes of MS-CXR, drawn procedurally: atelectasis is a thin band, cardiomegaly a wide heart,
+# consolidation a dense blob, lung opacity a soft one, edema a haze around the hilum, effusion a
+# meniscus of fluid at the base, pneumonia clustered foci, pneumothorax air behind a pleural line.
+# Anatomy, pose, exposure and devices vary; side, zone and size words are true. The patient's right
+# is image left. **Predict** from the upper row where each finding is, before you look at the lower.
 
 # %%
 pairs = record.pairs(test)
-first = {
-    finding: next((p for p in pairs if p.finding == finding), None) for finding in record.FINDINGS
-}
+side = config.image_size
+whole = [
+    p for p in pairs if all(min(x, y, side - x - w, side - y - h) > 0 for x, y, w, h in p.boxes)
+]
+first = {f: next((p for p in whole if p.finding == f), None) for f in record.FINDINGS}
 chosen = [p for p in first.values() if p is not None]
 print(f"{len(pairs)} image–phrase pairs of {len(test)} test images; classes: {len(chosen)} of 8")
 
 # %%
-titles = [f"{p.finding}\n“{p.phrase}”" for p in chosen]
-fig = overlays.image_grid([p.array() for p in chosen], titles, [p.boxes for p in chosen])
-plots.save_figure(config, fig, "01_data_findings")
+fig, axes = overlays.panels(len(chosen), 2, 1.35)
+for k, p in enumerate(chosen):
+    overlays.show_image(axes[0, k], p.array(), title=overlays.wrapped(p.finding, 13), marker=False)
+    title = overlays.wrapped(f"“{p.phrase}”", 20)
+    overlays.show_image(axes[1, k], p.array(), boxes=p.boxes, marker=False)
+    axes[1, k].set_xlabel(title, fontsize=7)
+alt = "A phantom of each class, without its box above and with it below, with its phrase."
+plots.save_figure(config, fig, "01_data_findings", alt=alt)
 
 # %% [markdown]
 # ## Words
@@ -108,13 +141,27 @@ for caption in texts.captions[:8]:
     print("-", caption)
 
 # %%
-counts = pd.Series([r["finding"] for r in texts.regions]).value_counts()
 denied = np.mean([bool({"no", "without"} & set(c.lower().split())) for c in texts.captions])
 print(
     f"{len(texts.captions)} training impressions, {len(texts.regions)} described regions, "
     f"{denied:.0%} of impressions deny something"
 )
-counts.to_frame("training regions")
+
+# %% [markdown]
+# Is this world like the real one? Classes here are nearly even; in MS-CXR cardiomegaly and
+# pneumothorax make up half of the pairs, which is why notebook 11 asks how classes are averaged.
+
+# %%
+here = pd.Series([p.finding for p in pairs]).value_counts(normalize=True)
+there = audit.MS_CXR_COUNTS / audit.MS_CXR_COUNTS.sum()
+shares = pd.DataFrame({"phantoms, test": here, "MS-CXR": there}).reindex(record.FINDINGS)
+shares["mean area of its boxes"] = [
+    np.mean(
+        [sum(w * h for *_, w, h in p.boxes) / side**2 for p in pairs if p.finding == f] or [np.nan]
+    )
+    for f in shares.index
+]
+shares.map("{:.1%}".format).replace("nan%", "–")
 
 # %% [markdown]
 # ## What the splits share
@@ -123,8 +170,7 @@ counts.to_frame("training regions")
 # Training reads *impressions*, though, which are made of the same words, so a test phrase can occur
 # inside one: how many do is counted here, and notebook 07 scores them apart.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 splits = {name: sources.examples(config, name) for name in ("train", "validation", "test")}
 subjects = {name: {e.subject_id for e in some} for name, some in splits.items()}
 phrases = {name: {p.phrase.lower() for p in record.pairs(some)} for name, some in splits.items()}
@@ -167,41 +213,48 @@ for ax, (name, prior) in zip(axes.flat, priors.items(), strict=False):
     peak = float(prior.max())
     artist = overlays.show_map(ax, prior / peak, title=f"{name}\npeak {peak:.0%} of boxes")
 fig.colorbar(artist, ax=axes, label="share of boxes, relative to the peak", fraction=0.03)
-plots.save_figure(config, fig, "01_data_priors")
+alt = "Share of training boxes over each place, for all findings and for each class."
+plots.save_figure(config, fig, "01_data_priors", alt=alt)
 
 # %% [markdown]
 # ## Boxes go through the same map as pixels
 # Shorter side to $S$, then the centre square: $(x, y) \mapsto \frac{S}{m}\,(x - x_0,\, y - y_0)$
 # with $m$ the shorter side and $(x_0, y_0)$ the crop's corner. Boxes are moved **as numbers** and
-# drawn afterwards. The published code resizes a drawn boolean picture instead, by which boxes
-# seem to grow:
+# drawn afterwards. The published code resizes a drawn boolean picture instead, by which every pixel
+# that a box touches becomes part of it. **Predict.** Does that matter more at 64² or at 512²?
 
-# %%
-# NBVAL_CHECK_OUTPUT
-box, height, width, side = (700.0, 300.0, 401.0, 251.0), 1000, 1400, 64
-moved = geometry.transform_box(box, height, width, side)
-print("box", box, "->", tuple(round(v, 3) for v in moved))
+# %% tags=["nbval-check-output"]
+box, height, width = (700.0, 300.0, 401.0, 251.0), 1000, 1400
 cropped = (box[0] - (width - height) / 2, *box[1:])  # in the centre square, before it is resized
-ours = metrics.rasterise([cropped], side, source_size=height)
-published = metrics.rasterise([cropped], side, source_size=height, compat="published")
-print(f"{int(ours.sum())} pixels as numbers, {int(published.sum())} resized as a picture")
+grown = {}
+for size in (64, 512):
+    ours = int(metrics.rasterise([cropped], size, source_size=height).sum())
+    theirs = int(metrics.rasterise([cropped], size, source_size=height, compat="published").sum())
+    grown[size] = theirs / ours - 1
+    print(
+        f"at {size}²: {ours} pixels as numbers, {theirs} resized as a picture ({grown[size]:+.1%})"
+    )
+
+# %% [markdown]
+# The rim is one pixel wide at any size, so its share falls as the frame grows; notebook 11 measures
+# it over a data set. Below, a landscape film and the square that is cut from it. What lies outside
+# the square is lost; a box that straddles its edge is clipped.
 
 # %%
-film = np.kron(example.array(), np.ones((10, 14), np.float32))  # a landscape film
-drawn = [tuple(np.array(b) * (14, 10, 14, 10)) for b in example.boxes]
-side = config.image_size
-crop = geometry.crop_resize(film, side)
-boxes_in_crop = geometry.transform_boxes(drawn, *film.shape, side)
-fig, axes = overlays.plt.subplots(1, 2, figsize=(5.6, 2.6), width_ratios=(1.4, 1))
-overlays.show_image(
-    axes[0], film, boxes=drawn, title=f"the file, {film.shape[1]} × {film.shape[0]}"
-)
+edge = round(0.2 * side)
+film = np.kron(np.pad(example.array(), ((0, 0), (edge, edge)), mode="edge"), np.ones((10, 10)))
 high, wide = film.shape
+drawn = [tuple(10 * np.array(b) + (10 * edge, 0, 0, 0)) for b in example.boxes]
+crop = geometry.crop_resize(film.astype(np.float32), side)
+boxes_in_crop = geometry.transform_boxes(drawn, high, wide, side)
+
+# %%
+fig, axes = overlays.plt.subplots(1, 2, figsize=(5.8, 2.6), width_ratios=(1.4, 1))
+overlays.show_image(axes[0], film, boxes=drawn, title=f"the file, {wide} × {high}")
 overlays.draw_boxes(axes[0], [((wide - high) / 2, 0, high, high)], colour="white")
-overlays.show_image(
-    axes[1], crop, boxes=boxes_in_crop, title=f"what the model sees, {side} × {side}"
-)
-plots.save_figure(config, fig, "01_data_geometry")
+overlays.show_image(axes[1], crop, boxes=boxes_in_crop, title=f"the model's frame, {side} × {side}")
+alt = "A landscape film with its boxes and the centre square; the square, resized, with its boxes."
+plots.save_figure(config, fig, "01_data_geometry", alt=alt)
 
 # %% [markdown]
 # ## The latents
@@ -221,7 +274,7 @@ print(
 
 # %%
 error = rebuilt[shown, 0] - images[shown, 0]
-channels = mean[shown] / mean.abs().max()
+channels = mean[shown] / mean[shown].abs().amax((1, 2), keepdim=True)
 fig, axes = overlays.panels(3 + len(channels), size=1.6)
 overlays.show_image(axes[0, 0], images[shown], title="film", boxes=example.boxes)
 for i, (ax, channel) in enumerate(zip(axes[0, 1:-2], channels, strict=True)):
@@ -231,11 +284,12 @@ shade = overlays.show_map(
     axes[0, -1], error, limits=(-0.2, 0.2), signed=True, title="rebuilt − film"
 )
 fig.colorbar(shade, ax=axes[0, -1], fraction=0.05)
-plots.save_figure(config, fig, "01_data_latents")
+alt = "The film, the channels of its latent each scaled by itself, the rebuilt film, the error."
+plots.save_figure(config, fig, "01_data_latents", alt=alt)
 
 # %% [markdown]
 # Is what matters kept? Peak signal-to-noise ratio (PSNR) inside the boxes of each finding, and
-# everywhere; the whole image is easier, for much of it is flat background:
+# everywhere. **Predict.** Which finding loses most in the autoencoder?
 
 # %%
 rows = [{"finding": "whole image", "mse": float((rebuilt - images).square().mean())}]
@@ -274,8 +328,7 @@ good = 'film.png,"small effusion, left",Pleural Effusion,150,200,60,90\n'
 _ = (place / "good.csv").write_text(header + good)
 _ = (place / "bad.csv").write_text(header + good.replace("Pleural Effusion", "Pleural Efusion"))
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 mine = folder.load(place / "good.csv")[0].framed(config.image_size)
 print(mine.phrase, mine.finding, mine.array().shape, [round(v, 1) for v in mine.boxes[0]])
 try:
@@ -284,34 +337,47 @@ except ValueError as problem:
     print(str(problem).split("bad.csv, ")[-1])
 
 # %% [markdown]
-# A whole profile is checked before a long run: columns, counts beside the published ones, damaged
-# files, boxes, ids, and patients that two splits share. In a shell that is
-# `python -m g2g_utils.data.check PROFILE`; here this profile, then the two tables above:
-
-# %%
-for table in (None, "good.csv", "bad.csv"):
-    files = (
-        {"data.source": "folder", "data.root": place / table, "data.images": None} if table else {}
-    )
-    print(f"-- {table or profile}")
-    print(str(check.check(load(profile, **files))).replace(f"{place}/", ""), "\n")
-
-# %% [markdown]
+# A whole profile is checked before a long run by `python -m g2g_utils.data.check PROFILE`: columns,
+# counts beside the published ones, damaged files, boxes, ids, and patients that two splits share.
+#
 # Images of credentialed sources, and whatever is made from them, are written below `build/` only;
 # committed figures come from phantoms.
+#
+# **With real data**: `profile = "open"` (OpenI and ChestX-ray14) or `"paper"` (MIMIC-CXR-JPG and
+# MS-CXR); `data.root` names the folder. What changes: 512² pixels, latents of 4 × 64 × 64 from
+# Stable Diffusion's autoencoder, reports written by people, boxes drawn by people, and no masks.
+#
+# ## Exercises
+# 1. **Predict, run, explain.** Set `shown = 1`: part of the chest lies outside the frame. Which of
+#    the figures change in kind, and which only in place?
+#
+#    <details><summary>Answer</summary>
+#    None in kind: boxes, latents and priors live in the frame of the image. The priors stay exactly
+#    as they are, for they are of training boxes, and that is why shifted films make them weak.
+#    </details>
+# 2. **Predict, run, explain.** Which is the better guess for “effusion”: the mean box of all
+#    findings or of effusions? And does either know the side?
+#
+#    <details><summary>Answer</summary>
+#    That of effusions, since fluid lies at the bases. Neither knows the side: the map has two
+#    hills, and half of its heat lies in the wrong lung.
+#    </details>
 #
 # ## What we learned
 
 # %%
 shared = sum(len(phrases["train"] & phrases[name]) for name in read)
-print(f"phrases of validation and test that describe a training region: {shared}")
-print(f"test phrases that occur inside a training impression: {np.mean(read['test']):.0%}")
-print(f"published box drawing grows this box by {int(published.sum()) / int(ours.sum()) - 1:.0%}")
 inside = psnr.drop("whole image")
-print(
-    f"rebuilt whole images: {psnr['whole image']:.1f} dB; worst inside boxes: "
-    f"{inside.idxmin()}, {inside.min():.1f} dB"
-)
+lines = [
+    f"- Validation and test share {shared} phrases of regions with training, but "
+    f"{np.mean(read['test']):.0%} of test phrases occur inside a training *impression*, because "
+    "short phrases are built from few words. Notebook 07 scores those apart.",
+    f"- Resizing drawn boxes enlarges this one by {grown[64]:.0%} at 64² and {grown[512]:.1%} at "
+    "512², because the rim that is added is a pixel wide at any size.",
+    f"- The autoencoder keeps whole images at {psnr['whole image']:.1f} dB and the worst finding, "
+    f"{inside.idxmin()}, at {inside.min():.1f} dB, because it loses fine edges first.",
+]
+Markdown("\n".join(lines))
 
 # %% [markdown]
 # ## Next

@@ -16,21 +16,25 @@
 #
 # ## Question
 # A U-Net has many cross-attention layers, each with several heads, at every timestep, over every
-# token. Which of these numbers make the activation map $A$, in what order are they averaged, and
-# what does it cost to keep them?
+# token. Which of these numbers make the activation map $A$, in what order are they averaged, how
+# does a map become a mask, and what does it cost to keep them?
+#
+# Paper: section 2.2 (activation map and mask); Appendix C (timesteps) and E (layers).
+# Terms: [glossary](../docs/glossary.md); the U-Net as a picture: [diagrams](../docs/diagrams.md).
 #
 # ## You need
-# - nothing but this repository
+# - nothing but this repository; notebook 03 says how the U-Net was trained
 # - about 30 seconds on one CPU core
 #
 # ## Parameters
 
 # %% tags=["parameters"]
 profile: str = "miniature"
-pair: int = -1  # number of a test pair; -1: the first large finding on a named side
+pair: int = -1  # number of a test pair; -1: the running example of all notebooks
 layer_index: int = -3  # which layer is looked at by hand
 timestep: int = 401  # at which noise level
 seed: int = 0
+mask_pairs: int = 12  # test pairs among which the mask that overshoots most is shown
 
 # %%
 from g2g_utils.config import load
@@ -43,11 +47,12 @@ config = load(profile)
 # %%
 import pandas as pd
 import torch
+from IPython.display import Markdown
 
-from g2g_utils import attention, bbm, grounding, plots, text
+from g2g_utils import attention, bbm, grounding, masks, metrics, plots, text
 from g2g_utils.bench import benchmark
 from g2g_utils.experiment import ground_file, products
-from g2g_utils.plots import overlays
+from g2g_utils.plots import charts, lessons, overlays
 
 plots.use_style()
 
@@ -60,8 +65,7 @@ plots.use_style()
 # %%
 model = products.model(config)
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 layers = attention.find_layers(model.unet)
 for name, layer in layers.items():
     print(f"{name.replace('.transformer_blocks.0.attn2', '')}: {layer.heads} heads")
@@ -97,15 +101,15 @@ with torch.no_grad():
 hook.remove()
 print(name, "gets", tuple(caught[0].shape))  # 1 hw d
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 with torch.no_grad():
     query = layer.head_to_batch_dim(layer.to_q(caught[0]))  # heads hw d
     key = layer.head_to_batch_dim(layer.to_k(states))  # heads tokens d
     scores = query @ key.transpose(1, 2) * layer.scale
     by_hand = scores.softmax(-1)  # heads hw tokens
 print("Q", tuple(query.shape), "K", tuple(key.shape), "P", tuple(by_hand.shape))
-print("every place spends exactly 1:", bool(torch.allclose(by_hand.sum(-1), torch.ones(()))))
+spent = torch.allclose(by_hand.sum(-1), torch.ones(()))
+print("every place spends exactly 1 on all tokens:", "yes" if spent else "no")
 
 # %% [markdown]
 # The mean over heads, of the content tokens, reshaped to the layer's grid and enlarged (nearest,
@@ -123,36 +127,45 @@ print(
 # %%
 span = (0.0, float(heads.max()))
 fig, axes = overlays.panels(len(heads) + 2, size=1.7)
-titles = [*(f"head {i}" for i in range(len(heads))), "head mean", "enlarged"]
-for ax, one, title in zip(axes[0], [*heads, heads.mean(0), enlarged], titles, strict=True):
+overlays.show_image(axes[0, 0], image, boxes=example.boxes, title="film")
+titles = [*(f"head {i}" for i in range(len(heads))), "mean of the heads"]
+for ax, one, title in zip(axes[0, 1:], [*heads, heads.mean(0)], titles, strict=True):
     artist = overlays.show_map(ax, one, limits=span, title=title)
 fig.colorbar(artist, ax=axes, label="attention on content words", fraction=0.03)
-plots.save_figure(config, fig, "04_attention_heads")
+plots.save_figure(
+    config, fig, "04_attention_heads", alt="The film, each head's map, and their mean"
+)
 
 # %% [markdown]
 # ## The recorder does the same, everywhere
 # `CrossAttentionRecorder` stands in for the attention processors inside a `with` block and puts the
 # originals back afterwards, also after an error. Its numbers are ours:
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 with attention.CrossAttentionRecorder(model.unet, keep="layers") as recorder, torch.no_grad():
     model.unet(noised, torch.tensor([timestep]), states)
 recorded = recorder.sample()[name][0]  # tokens h w
 ours = by_hand.mean(0).T.unflatten(1, grid)
-print(tuple(recorded.shape), "equal to ours:", bool(torch.allclose(recorded, ours, atol=1e-5)))
+agree = torch.allclose(recorded, ours, atol=1e-5)
+print(tuple(recorded.shape), "equal to ours" if agree else "not equal to ours")
 print("a map of every kept axis:", tuple(recorder.maps().shape), "batch, layers, tokens, H, W")
 
 # %% [markdown]
 # ## Ground-truth sampling
 # Where does the noised latent come from? Not from sampling: at **every** timestep the U-Net is
 # shown the *real image*, noised afresh:
-# $z_t=\sqrt{\bar\alpha_t}\,z+\sqrt{1-\bar\alpha_t}\,\varepsilon$. Its prediction is never used,
-# so the steps do not depend on each other and go through the U-Net as one batch, and
-# classifier-free guidance would only double the cost. (The published code appears to run it all
-# the same, and its seeds do not seem to reach this noise. Where it noises the image once and then
-# samples, ready-made latents seem to miss the VAE's scaling factor; and it assumes a CUDA device.
-# Here latents are scaled whatever is sampled, and everything runs on the model's device.)
+# $z_t=\sqrt{\bar\alpha_t}\,z+\sqrt{1-\bar\alpha_t}\,\varepsilon$. The
+# timesteps are $T$ evenly spaced ones of the 1000 of training, so that the film is seen under every
+# amount of noise. The U-Net's prediction is never used, so the steps do not depend on each other
+# and go through it as one batch, and classifier-free guidance would only double the cost.
+#
+# <details><summary>What the published code appears to do differently</summary>
+#
+# It runs the guided half all the same, and its seeds do not seem to reach this noise. Where it
+# noises the image once and then samples, ready-made latents seem to miss the VAE's scaling factor;
+# and it assumes a CUDA device. Here latents are scaled whatever is sampled, and everything runs on
+# the model's device.
+# </details>
 
 # %%
 options = ground_file.options_of(config) | {"seed": seed}
@@ -174,7 +187,7 @@ with torch.no_grad():
     seen = model.decode(drawn)[:, 0]
 titles = [f"t = {t}" for t in chosen]
 fig = overlays.image_grid(list(seen), titles, columns=len(chosen), size=1.5)
-plots.save_figure(config, fig, "04_attention_noised")
+plots.save_figure(config, fig, "04_attention_noised", alt="The film at several timesteps")
 
 # %% [markdown]
 # ## Which layer, which timestep?
@@ -184,15 +197,48 @@ plots.save_figure(config, fig, "04_attention_noised")
 # %%
 labels = overlays.layer_labels(full.sizes)
 maps = list(full.by_step(content).values())  # each T h w
-fig = overlays.layer_step_grid(maps, labels, times, boxes=example.boxes, frame=config.image_size)
+fig = overlays.layer_step_grid(
+    maps, labels, times, boxes=example.boxes, frame=config.image_size, image=image
+)
 fig.suptitle(overlays.literal(f"“{example.phrase}”"), x=0.01, ha="left")
-plots.save_figure(config, fig, "04_attention_layers")
+alt = "A grid of attention maps: rows are layers, columns timesteps from noise to image."
+plots.save_figure(config, fig, "04_attention_layers", alt=alt)
 
 # %% [markdown]
-# Do coarse or fine layers point at the box? The contrast-to-noise ratio (CNR) of each layer's mean
-# over timesteps, and how much of it is lost when a phrase of another finding is asked for
-# (*specificity*: 0 for a map that does not read). For this pair only; notebook 08 asks the same of
-# a whole data set.
+# ## How well does a map point? CNR, AUC, Top-1
+# A box divides the pixels of a map $A$ into two populations. Three scores ask how far apart they
+# are ([glossary](../docs/glossary.md)):
+#
+# - **CNR**, the contrast-to-noise ratio, is the distance of their means in units of their spread:
+#   $$\mathrm{CNR}=\frac{\mu_{in}-\mu_{out}}{\sqrt{\sigma_{in}^2+\sigma_{out}^2}}$$
+# - **AUC** is the probability that a random pixel inside is hotter than a random one outside.
+# - **Top-1** is 1 if the hottest pixel of all lies inside, else 0.
+
+# %%
+average = full.mean(content, layers=config.grounding.layers)
+enlarged = metrics.resize(bbm.minmax(average), config.image_size)
+inside = metrics.rasterise(example.boxes, config.image_size)
+contrast = float(metrics.contrast_to_noise(enlarged, inside))
+title = f"Heat inside the box and outside it: CNR {contrast:.2f}"
+fig = lessons.two_populations(enlarged, inside, title)
+alt = "Histograms of the running example's heat inside and outside the box, with their means."
+plots.save_figure(config, fig, "04_populations", alt=alt)
+
+# %% [markdown]
+# **Predict.** A map that is 1 on the whole lower half of the film: high or low AUC, high or low
+# Top-1 for this box?
+#
+# <details><summary>Answer</summary>
+#
+# AUC is fair, because most pixels outside lie in the upper half; CNR is moderate for the same
+# reason; Top-1 is the share of the box among all equally hot pixels, so nearly 0. No score alone
+# says that a map points: that is why they stand together.
+# </details>
+#
+# ## Which layers point at the box?
+# The scores of each layer's mean over timesteps, and how much CNR is lost when a phrase of another
+# finding is asked for (*specificity*: 0 for a map that does not read). For this pair only;
+# notebook 08 asks the same of a whole data set, and beside a generic arm (Appendix E).
 
 
 # %%
@@ -211,27 +257,70 @@ if other:
     lost = of_layers(against, words.content())["cnr"]
     scores["specificity"] = benchmark.specificity(scores["cnr"], lost)
 print(f"the other phrase: {other!r}" if other else "no other phrase lies apart here")
-scores.round(2)
+charts.readable(scores)
 
 # %% [markdown]
 # ## The activation map
 # $A=\mathrm{minmax}\bigl(\text{mean over timesteps, layers, content tokens}\bigr)$, all at latent
-# resolution; layers as the profile says (all in the paper), timesteps restricted to the $k$ least
-# noisy of $T$. Averaging ourselves gives what `ground` returns:
+# resolution. Layers are those of the profile (all in the paper), timesteps the $k$ least noisy of
+# $T$: $k=45$ of $T=65$ were best in the paper (Appendix C), all ten are used here. Averaging
+# ourselves gives what `ground` returns:
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 last = range(len(times) - config.grounding.keep_last, len(times))
 average = full.mean(content, layers=config.grounding.layers, steps=last)
 result = grounding.ground(model, image, example.phrase, boxes=example.boxes, **options)
 same = torch.allclose(bbm.minmax(average), result.activation, atol=5e-3)
-print("activation", tuple(result.activation.shape), "equal to ours:", same)
+print("activation", tuple(result.activation.shape), "equal to ours" if same else "not equal")
 
 # %%
 fig = overlays.grounding_panels(
     image, result.heatmap, result.mask, phrase=example.phrase, boxes=example.boxes
 )
-plots.save_figure(config, fig, "04_attention_activation")
+alt = "The running example: film with its box, heat map over it, mask over it."
+plots.save_figure(config, fig, "04_attention_activation", alt=alt)
+
+# %% [markdown]
+# ## From map to mask
+# A mask needs a threshold. A fixed one would depend on how peaked a map happens to be, so the paper
+# (section 2.2) lets each map choose its own: two Gaussians are fitted to the map's values,
+#
+# $$p(v)=\pi_0\,\mathcal N(v;\mu_0,\sigma_0^2)+\pi_1\,\mathcal N(v;\mu_1,\sigma_1^2),$$
+#
+# one for background and one for foreground, and the mask is everything above $(\mu_0+\mu_1)/2$.
+# Afterwards a 3 × 3 majority vote removes orphan pixels.
+#
+# **Predict.** The mixture always finds two components. What does it do with a map that has no clear
+# foreground?
+
+# %%
+pairs = [p.framed(config.image_size) for p in products.evaluation_pairs(config)[:mask_pairs]]
+several = grounding.ground_batch(
+    model, [p.array() for p in pairs], [p.phrase for p in pairs], **options
+)
+areas = [float(metrics.rasterise(p.boxes, config.image_size).float().mean()) for p in pairs]
+excess = [float(g.mask.float().mean()) / a for g, a in zip(several, areas, strict=True)]
+over = max(range(len(pairs)), key=lambda k: excess[k])
+
+# %%
+shown = [
+    (f"“{p.phrase}”", p.array(), p.boxes, g.heatmap)
+    for p, g in ((example, result), (pairs[over], several[over]))
+]
+title = f"Below: of {len(pairs)} pairs the mask that overshoots most, {excess[over]:.0f} × its box"
+fig = lessons.mask_rows(shown, title)
+alt = "Two maps' histograms with the fitted Gaussians and the cut; the maps; the masks."
+plots.save_figure(config, fig, "04_mask", alt=alt)
+
+# %%
+low, high = masks.components(several[over].heatmap)[0]
+Markdown(
+    f"The lower map is warm over a wide area. The mixture's background has its mean at {low:.2f}, "
+    f"its foreground at {high:.2f}, and the cut at {(low + high) / 2:.2f} takes in *all that is "
+    "warm*, not only the peak: two components must be found, also where there are more, or one. "
+    "*IoU*, the area shared by mask and box over the area of both together, then punishes the "
+    "mask, while CNR, AUC and Top-1, which need no cut, do not."
+)
 
 # %% [markdown]
 # ## What it costs to keep
@@ -248,8 +337,7 @@ for kind in ("layers", "mean"):
     held[f"running sums (keep='{kind}')"] = stream.nbytes
 pd.Series(held).div(1024).round().astype(int).to_frame("KiB for this image")
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 sides, n, steps = [64] * 5 + [32] * 5 + [16] * 5 + [8], 77, 50  # Stable Diffusion 1.5 at 512²
 stored = len(sides) * 64**2 * n * steps * 2  # float16, every map enlarged to the latent
 streamed = sum(side**2 for side in set(sides)) * n * 4  # float32, one sum a resolution
@@ -259,17 +347,41 @@ print(
 )
 
 # %% [markdown]
+# ## Exercises
+# 1. **Predict, run, explain.** Set `timestep` to 901. Do the heads still agree on a place?
+#
+#    <details><summary>Answer</summary>
+#    Less: at that noise the film's signal is nearly gone, and queries carry little but position.
+#    What is left is what the layer expects of any film.
+#    </details>
+# 2. **Predict, run, explain.** Average over *all* layers instead of the profile's:
+#    `grounding.ground(model, image, example.phrase, **(options | {"layers": None}))`. Does the mask
+#    grow or shrink?
+#
+#    <details><summary>Answer</summary>
+#    It tends to grow: the encoder's half of the U-Net holds wider maps, and they smear the mean.
+#    </details>
+#
+# ## With real data
+# `profile = "open"` or `"paper"`. What changes: 16 layers in place of this U-Net's; maps up to
+# 64 × 64; $T=65$ and $k=45$ (`grounding.timesteps`, `grounding.keep_last`); all layers
+# (`grounding.layers` is not set); `batch_size` 8 or 16 rows a forward, for the GPU's memory.
+#
 # ## What we learned
 
 # %%
 best = scores["cnr"].idxmax()
-print(f"by hand and recorded agree: {torch.allclose(recorded, ours, atol=1e-5)}")
-print(
-    f"best single layer here: {best}, CNR {scores.loc[best, 'cnr']:.2f}; "
-    f"the profile's layers together {result.metrics['cnr']:.2f}"
-)
 whole, stream = held["everything (keep='all')"], held["running sums (keep='mean')"]
-print(f"running sums need {stream / whole:.1%} of the memory of keeping everything")
+lines = [
+    f"- What we computed by hand and what the recorder gives {'agree' if agree else 'differ'}.",
+    f"- The best single layer of this pair, {best}, has CNR {scores.loc[best, 'cnr']:.2f}; the "
+    f"profile's layers together {result.metrics['cnr']:.2f}, because errors of single layers that "
+    "lie in different places average out.",
+    f"- A mask may overshoot its box ({excess[over]:.0f} × at worst here), because the "
+    "cut parts warm from cold, and not the finding from the rest.",
+    f"- Running sums need {stream / whole:.1%} of the memory of keeping everything.",
+]
+Markdown("\n".join(lines))
 
 # %% [markdown]
 # ## Next

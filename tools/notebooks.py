@@ -216,6 +216,11 @@ def _is_bar(output: NotebookNode) -> bool:
     )
 
 
+def _is_note(output: NotebookNode) -> bool:
+    """True for the note that a word list stands in for a tagger: notebook 05 says it in prose."""
+    return output.get("name") == "stderr" and "no scispaCy model installed" in output["text"]
+
+
 def cleaned(notebook: NotebookNode, images: bool = True) -> NotebookNode:
     """A notebook without the run's times, paths and bars, and without images if so chosen."""
     notebook.metadata.pop("papermill", None)
@@ -226,7 +231,7 @@ def cleaned(notebook: NotebookNode, images: bool = True) -> NotebookNode:
         if not tags(cell):
             cell.metadata.pop("tags", None)
         if "outputs" in cell:
-            cell.outputs = [output for output in cell.outputs if not _is_bar(output)]
+            cell.outputs = [o for o in cell.outputs if not _is_bar(o) and not _is_note(o)]
         for output in cell.get("outputs", []):
             if isinstance(output.get("text"), str):
                 output["text"] = _plain(output["text"])

@@ -146,3 +146,12 @@ def _keep(file: Path, made: Claim) -> None:
         rows = [row for row in rows if row["id"] != made.id and row["run"] == made.run]
         rows.append(asdict(made))
         runs.write_json(file, sorted(rows, key=lambda row: row["id"]))
+
+
+def outcome(gap: Interval) -> str:
+    """Verdict and number of a difference that is no claim of its own, for a sentence.
+
+    It holds above zero, is reversed below, and else not shown: '**holds** (+0.31 [+0.24, +0.38])'.
+    """
+    word = "holds" if gap.low > 0 else "reversed" if gap.high < 0 else "not shown"
+    return f"**{word}** ({shown(*map(float, gap))})"

@@ -78,6 +78,39 @@ def neighbours(
     return {word: [names[i] for i in rows[word]] for word in words if word in rows}
 
 
+def swap_cosines(tokenizer: Any, encoder: Any, phrase: str, max_length: int) -> dict[str, float]:
+    """How alike each word's state is in a phrase and in the phrase with the other side.
+
+    Returns:
+        Word of the phrase -> cosine; 1 for a word whose state does not notice the swap.
+    """
+    both = [phrase, text.swap_sides(phrase)]
+    states, (own, swapped) = states_of(tokenizer, encoder, both, max_length)
+    found = {}
+    for word, other in zip(own.words, swapped.words, strict=True):
+        first, second = states[0][list(word.tokens)].mean(0), states[1][list(other.tokens)].mean(0)
+        found[word.text] = float(F.cosine_similarity(first, second, dim=0))
+    return found
+
+
+def mean_swap_cosines(
+    tokenizer: Any,
+    encoder: Any,
+    phrases: Sequence[str],
+    findings: Sequence[str | None],
+    max_length: int,
+) -> tuple[float, float]:
+    """Mean of `swap_cosines` over phrases with a side: of side words, and of findings' names."""
+    sides, names = [], []
+    for phrase, finding in zip(phrases, findings, strict=True):
+        if text.side_of(phrase):
+            named = text.VOCABULARY.get(finding or "", frozenset())
+            for word, cosine in swap_cosines(tokenizer, encoder, phrase, max_length).items():
+                sides += [cosine] * (word.lower() in ("left", "right"))
+                names += [cosine] * (word.lower() in named)
+    return float(np.mean(sides or [np.nan])), float(np.mean(names or [np.nan]))
+
+
 @torch.no_grad()
 def retrieval_ranks(joint: Joint, films: Sequence[Example]) -> Tensor:
     """Rank [b], 1 = first, of each impression's own image among all images, by cosine."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Unpack
+from dataclasses import replace
+from typing import Unpack
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -13,16 +13,14 @@ from tqdm.auto import tqdm
 
 from g2g_utils.bench.benchmark import FILMS, answers, identity
 from g2g_utils.bench.sanity import one_sided, share_of_side
-from g2g_utils.bench.statistics import Interval
 from g2g_utils.data.record import Example
 from g2g_utils.grounding import Grounding, GroundOptions, record_image
 from g2g_utils.methods.g2g import G2G
 from g2g_utils.models.protocol import LatentDiffusion
-from g2g_utils.text import PhraseTokens
+from g2g_utils.text import VOCABULARY, PhraseTokens, disease_words, side_of, swap_sides
 
 GROUPS = ("content", "other words", "start", "end", "padding")
 UNIFORM = "padding if even"  # padding's share of the positions
-COLOURS = ("#b5367a", "#e8a2c4", "#fb8761", "#51127c", "#c9c9c9")
 
 
 def stacked(maps: Sequence[Tensor]) -> Tensor:
@@ -62,45 +60,40 @@ def attention_mass(
     return pd.DataFrame(rows)
 
 
-def side_word_shares(
+def side_word_shifts(
     model: LatentDiffusion, pairs: Sequence[Example], **options: Unpack[GroundOptions]
 ) -> pd.DataFrame:
-    """For pairs that name one side: share of the side word's attention on the patient's side."""
+    """Which word carries the side: attention that moves when left and right are swapped.
+
+    For pairs that name one side, the map of a word is taken under the own and under the swapped
+    phrase, on the same film. Its share on the named side of the image is compared, so that the
+    film's pose drops out: a word that does not know the side moves by 0.
+
+    Returns:
+        Identity, `word` ("side word" or "finding's words") and `shift` of that share, in [-1, 1].
+    """
+    sided = one_sided(pairs)
+    swapped = [replace(pair, phrase=swap_sides(pair.phrase)) for pair in sided]
     rows = []
     method = G2G("side words", model, options)
-    for (_, answer), _, example in answers(method, one_sided(pairs), films=FILMS):
-        found: Grounding = answer.capture
-        words = [word.text.lower() for word in found.phrase_tokens.words]
-        side = "left" if "left" in words else "right"
-        share = share_of_side(found.word_map(words.index(side)), side)
-        rows.append(identity(example) | {"side": side, "share": share})
+    for (query, own), other, example in answers(method, sided, swapped, films=FILMS):
+        assert other is not None
+        side = str(side_of(query.phrase))
+        maps = [_word_maps(found.capture, example.finding) for found in (own, other[1])]
+        for word in maps[0].keys() & maps[1].keys():
+            first, second = (share_of_side(found[word], side) for found in maps)
+            rows.append(identity(example) | {"word": word, "shift": first - second})
     return pd.DataFrame(rows)
 
 
-def draw_shares(ax: Any, shares: pd.DataFrame) -> None:
-    """Draw stacked bars: rows of `shares` with the columns GROUPS; UNIFORM from the right."""
-    left = np.zeros(len(shares))
-    for group, colour in zip(GROUPS, COLOURS, strict=True):
-        ax.barh(shares.index, shares[group], left=left, color=colour, label=group)
-        left += shares[group].to_numpy()
-    if UNIFORM in shares:
-        ax.vlines(1 - shares[UNIFORM], *np.add([[-0.4], [0.4]], np.arange(len(shares))), color="k")
-    ax.set(xlim=(0, 1), xlabel="share of attention")
-    ax.invert_yaxis()
-    ax.legend(ncols=len(GROUPS), loc="upper left", bbox_to_anchor=(0, -0.35), fontsize=8)
-
-
-def draw_intervals(ax: Any, cells: dict[str, dict[str, Interval]]) -> None:
-    """Draw points with 95 % intervals: one place per outer key, one colour per inner key."""
-    kinds = list(next(iter(cells.values())))
-    for k, (kind, colour) in enumerate(
-        zip(kinds, ("#b5367a", "#fb8761", "#51127c", "#2a788e"), strict=False)
-    ):
-        places = np.arange(len(cells)) + 0.18 * (k - (len(kinds) - 1) / 2)
-        found = [row[kind] for row in cells.values()]
-        values = np.array([one.value for one in found])
-        reach = np.abs(np.array([[one.low, one.high] for one in found]).T - values)
-        ax.errorbar(places, values, yerr=reach, fmt="o", color=colour, label=kind, capsize=2)
-    ax.axhline(0, color="0.6", lw=0.8)
-    ax.set_xticks(range(len(cells)), list(cells))
-    ax.legend()
+def _word_maps(found: Grounding, finding: str | None) -> dict[str, Tensor]:
+    """Maps of the side word and of the words that name the finding, where a phrase has them."""
+    words = found.phrase_tokens.words
+    sides = [i for i, word in enumerate(words) if word.text.lower() in ("left", "right")]
+    named = disease_words(found.phrase_tokens, finding) if finding in VOCABULARY else []
+    chosen = {"side word": [words[i] for i in sides], "finding's words": named}
+    return {
+        name: torch.stack([found.word_map(word) for word in some]).mean(0)
+        for name, some in chosen.items()
+        if some
+    }

@@ -305,6 +305,7 @@ def layer_step_grid(
     *,
     boxes: Boxes = (),
     frame: int | None = None,
+    image: Array | None = None,
     size: float = 0.8,
 ) -> Figure:
     """Draw maps of every layer (rows, each [T, h, w] in its own resolution) and timestep (columns).
@@ -313,11 +314,18 @@ def layer_step_grid(
 
     Args:
         boxes: in pixels of a `frame` x `frame` image.
+        image: that image, drawn at the left of the first row.
     """
+    columns = len(timesteps) + (image is not None)
     fig, axes = plt.subplots(
-        len(layers), len(timesteps), squeeze=False,
-        figsize=(size * len(timesteps) + 1.6, size * len(layers) + 0.4),
+        len(layers), columns, squeeze=False,
+        figsize=(size * columns + 1.6, size * len(layers) + 0.4),
     )  # fmt: skip
+    if image is not None:
+        show_image(axes[0, 0], image, boxes=boxes, title="film", marker=False)
+        for ax in axes[1:, 0]:
+            ax.set_visible(False)
+        axes = axes[:, 1:]
     for row, name, stack in zip(axes, layers, maps, strict=True):
         for ax, one in zip(row, _map(stack), strict=True):
             low, high = float(one.min()), float(one.max())

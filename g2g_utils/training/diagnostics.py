@@ -53,6 +53,33 @@ def validation_losses(
     return pd.DataFrame({key: value.numpy() for key, value in found.items()}, index=patients)
 
 
+@torch.no_grad()
+def caption_penalty(
+    config: Config, model: GroundingModel, seed: int, draws: int = 4
+) -> pd.DataFrame:
+    """What another image's caption costs a model in loss, by timestep, on validation images.
+
+    Args:
+        draws: number of timesteps, evenly spaced.
+
+    Returns:
+        Rows are images, by patient; columns are timesteps.
+    """
+    examples = sources.examples(config, "validation")
+    images = torch.from_numpy(np.stack([e.load(config.image_size) for e in examples]))[:, None]
+    latents, _ = model.image_posterior(images)
+    own, found = model.encode_phrases([example.phrase for example in examples]), {}
+    for k in range(draws):
+        wrong, right = (
+            _losses(model, model.unet, latents, states, seed, k, draws)
+            for states in (own.roll(1, 0), own)
+        )
+        level = int((k + 0.5) / draws * model.scheduler.config.num_train_timesteps)
+        found[level] = (wrong - right).cpu().numpy()
+    patients = pd.Index([example.subject_id for example in examples], name="subject_id")
+    return pd.DataFrame(found, index=patients)
+
+
 def _losses(
     model: GroundingModel,
     unet: nn.Module,

@@ -55,6 +55,14 @@ def test_guidance_doubles_the_rows(model):
         assert torch.equal(seen[0].latents[:2], start)
 
 
+def test_drawing_starts_from_the_same_noise_under_any_guidance(model):
+    plain, guided = (sampling.drawing(model, "left effusion", 3, g) for g in (1.0, 4.0))
+    assert plain.shape == guided.shape == (4, *model.latent_shape)
+    assert torch.equal(plain[0], guided[0]) and not torch.equal(plain[1], guided[1])
+    empty = [sampling.drawing(model, "", 2, g) for g in (1.0, 4.0)]
+    assert torch.allclose(*empty, atol=1e-4)
+
+
 @pytest.mark.parametrize("curve", [None, "linear"])
 def test_an_input_may_run_forwards_that_are_not_recorded(model, images, monkeypatch, curve):
     """As DDIM inversion does: a trajectory first, then the window of steps in one batch."""

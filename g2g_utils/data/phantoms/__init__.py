@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from g2g_utils.config import World
 from g2g_utils.data.geometry import Box
 from g2g_utils.data.phantoms.backgrounds import pick
-from g2g_utils.data.phantoms.render import render
+from g2g_utils.data.phantoms.render import render, steps
 from g2g_utils.data.phantoms.scene import ANATOMY, Scene, draw_scene, uniform, world_of
 from g2g_utils.data.phantoms.wording import SPLITS, Facts, draw_impression
 from g2g_utils.data.record import FINDINGS, Example, Region
 
-__all__ = ["SPLITS", "Example", "Facts", "Region", "World", "facts", "generate"]
+__all__ = ["SPLITS", "Example", "Facts", "Region", "World", "drawing", "facts", "generate"]
 
 Array = NDArray[Any]
 BATCH = 64
@@ -122,6 +122,12 @@ def generate(n: int, seed: int, split: str, **world: Any) -> list[Example]:
     starts = range(0, n, BATCH)
     batches = (range(start, min(start + BATCH, n)) for start in starts)
     return [example for batch in batches for example in _batch(batch, seed, split, settings)]
+
+
+def drawing(index: int, seed: int, split: str, **world: Any) -> dict[str, Array]:
+    """How the phantom `index` of `generate` is drawn: name of a step -> image [size, size]."""
+    settings = world_of(**world)
+    return steps(draw_example(seed, split, index, settings)[0], settings.size)
 
 
 def facts(n: int, seed: int, split: str, **world: Any) -> list[frozenset[Facts]]:

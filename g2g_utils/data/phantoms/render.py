@@ -71,20 +71,24 @@ class _Body:
 
     def density(self) -> Array:
         """Density of the normal image: 0 is black, 1 is white."""
+        return self.layers()["and ribs"]
+
+    def layers(self) -> dict[str, Array]:
+        """Densities of the normal image as it grows, by the name of what was added last."""
         u, v, p = self.u, self.v, self.p
         both = np.minimum(self.lung.sum(1), 1)
         width = 0.34 + 0.82 * _sigmoid((v + 1.02) * 14)
         trunk = _sigmoid((width - np.abs(u)) * 16)
         density = p["tissue"] * trunk + 0.04
-        density = density + 0.12 * _sigmoid((v - 0.55) * 8) * trunk  # abdomen
-        density = _mix(density, p["air"], both)
-        density = density + both * self._markings()
+        steps = {"body": density + 0.12 * _sigmoid((v - 0.55) * 8) * trunk}  # abdomen
+        density = _mix(steps["body"], p["air"], both)
+        density = steps["and lungs"] = density + both * self._markings()
         middle = p["mediastinum"] * (1 + 0.25 * np.tanh(2 * (v + 0.1)))
         density = _mix(density, 0.74, _sigmoid((middle - np.abs(u)) * 30) * trunk)
         heart = _sigmoid((1 - self.heart()) * 12)
         density = _mix(density, 0.78, heart * 0.95)
-        density = density + 0.1 * _bump(u / p["spine"]) * trunk
-        return density + self._bones(trunk)
+        steps["and heart"] = density + 0.1 * _bump(u / p["spine"]) * trunk
+        return steps | {"and ribs": steps["and heart"] + self._bones(trunk)}
 
     def _markings(self) -> Array:
         """Hila, and the vessels that fan out from them. They vanish where air fills the pleura."""
@@ -347,6 +351,20 @@ def _render_finding(
 
 def render(scenes: Sequence[Scene], size: int) -> tuple[Array, Masks]:
     """Images float32 [B, H, W] in [0, 1] and masks {(image, region, part): bool [H, W]}."""
+    body, density, masks = _with_findings(scenes, size)
+    return _expose(density, body, scenes), masks
+
+
+def steps(scene: Scene, size: int) -> dict[str, Array]:
+    """How one image [H, W] is drawn: densities by what was added last, then the exposed film."""
+    body, density, _ = _with_findings([scene], size)
+    grown = {name: layer[0] for name, layer in body.layers().items()}
+    film = _expose(density.copy(), body, [scene])[0]
+    return grown | {"and findings": density[0], "exposed, with noise": film}
+
+
+def _with_findings(scenes: Sequence[Scene], size: int) -> tuple[_Body, Array, Masks]:
+    """Bodies of the scenes, their densities with all findings and devices, and the masks."""
     for scene in scenes:  # an enlarged heart is anatomy
         for part in (p for parts in scene.parts for p in parts if p.finding == "Cardiomegaly"):
             scene.params["heart_w"] = part.extent
@@ -369,4 +387,4 @@ def render(scenes: Sequence[Scene], size: int) -> tuple[Array, Masks]:
             change = density[i] - scene.background.sample(u, v)
             density[i] = scene.background.with_change(change, u, v)
     _add_devices(body, scenes, density)
-    return _expose(density, body, scenes), masks
+    return body, density, masks

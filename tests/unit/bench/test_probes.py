@@ -153,6 +153,19 @@ def test_swapping_the_side_costs_where_the_map_follows_it():
     assert found["cnr"].iloc[0] - found["cnr"].iloc[1] == pytest.approx(right)
 
 
+def test_words_that_notice_a_swapped_side(model):
+    cosines = encoder_probes.swap_cosines(model.tokenizer, model.text_encoder, "left effusion", 12)
+    assert list(cosines) == ["left", "effusion"] and all(-1.01 < c < 1.01 for c in cosines.values())
+    side, named = encoder_probes.mean_swap_cosines(
+        model.tokenizer,
+        model.text_encoder,
+        ["left effusion", "edema"],
+        ["Pleural Effusion", None],
+        12,
+    )
+    assert side == pytest.approx(cosines["left"]) and named == pytest.approx(cosines["effusion"])
+
+
 # -- tokens -------------------------------------------------------------------------------------
 
 
@@ -178,33 +191,12 @@ def test_shares_of_attention_add_up_and_padding_is_even_without_preference(model
     assert flat["content"].tolist() == pytest.approx([3 / 12, 3 / 12], abs=1e-3)
 
 
-def test_side_words_are_asked_of_pairs_that_name_one(model):
+def test_shifts_of_side_and_finding_words(model):
     phrases = ["left effusion", "edema", "opacity in the right lung"]
     pairs = [pair(phrase, name=phrase[0]) for phrase in phrases]
-    found = token_probes.side_word_shares(model, pairs, timesteps=2, keep_last=2)
-    assert found["image_id"].tolist() == ["l", "o"] and found["side"].tolist() == ["left", "right"]
-    assert found["share"].between(0.2, 0.8).all() and found["share"].nunique() == 2
-
-
-def test_bars_of_shares_end_at_one_and_show_the_even_share(axes):
-    columns = [*token_probes.GROUPS, token_probes.UNIFORM]
-    shares = pd.DataFrame([[0.1, 0.2, 0.3, 0.15, 0.25, 0.6]], index=["arm"], columns=columns)
-    token_probes.draw_shares(axes, shares)
-    ends = [bar.get_x() + bar.get_width() for bar in axes.patches]
-    assert ends == pytest.approx([0.1, 0.3, 0.6, 0.75, 1.0])
-    ((x, _), _) = axes.collections[0].get_segments()[0]
-    assert x == pytest.approx(0.4)
-
-
-def test_intervals_are_drawn_at_their_ends(axes):
-    one, two = (SimpleNamespace(value=v, low=v - 1, high=v + 2) for v in (3.0, 5.0))
-    token_probes.draw_intervals(axes, {"a": {"x": one, "y": two}, "b": {"x": two, "y": one}})
-    assert [t.get_text() for t in axes.get_xticklabels()] == ["a", "b"]
-    points = [np.array(c.lines[0].get_xydata()) for c in axes.containers]
-    assert [p[:, 1].tolist() for p in points] == [[3, 5], [5, 3]]
-    assert (points[0][:, 0] < points[1][:, 0]).all()
-    bars = axes.containers[0].lines[2][0].get_segments()
-    assert [sorted(end[1] for end in bar) for bar in bars] == [[2, 5], [4, 7]]
+    found = token_probes.side_word_shifts(model, pairs, timesteps=2, keep_last=2)
+    assert set(found["image_id"]) == {"l", "o"} and "side word" in set(found["word"])
+    assert found["shift"].between(-0.5, 0.5).all()
 
 
 # -- images and trainings -----------------------------------------------------------------------
