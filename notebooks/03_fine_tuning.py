@@ -63,6 +63,7 @@ from g2g_utils.plots import charts, lessons, overlays
 from g2g_utils.runs import places
 from g2g_utils.training import diagnostics, finetune, fit
 
+# %%
 plots.use_style()
 
 # %% [markdown]
@@ -190,7 +191,7 @@ print(f"{total} weights, {fresh / total:.0%} of them new in this arm")
 # What the three profiles set, side by side; the rows that differ most have their reason below.
 
 # %%
-recipes = {name: load(name) for name in ("paper", "open", profile)}
+recipes = {name: load(name) for name in ("paper", "open")} | {config.profile: config}
 rows = {}
 for name, one in recipes.items():
     t, u = one.training, one.unet

@@ -234,20 +234,8 @@ print(
 # %%
 rows = []
 for _, row in chosen.iterrows():
-    one = statistics.pair_of(row, products.evaluation_pairs(config, "test")).framed(
-        config.image_size
-    )
-    there = grounding.ground(model, one.array(), one.phrase, curve="mixture", **options)
-    seen, asked = grounding.record_image(model, one.array(), one.phrase, **keep)
-    bias = grounding.text_bias(
-        model, asked, tokens=there.tokens, timesteps=steps, text_guidance=guidance
-    )
-    views = {"A": there.activation, "image bias": seen.mean([asked.start])}
-    views |= {
-        "text bias": bias.mean(layers=seen.layers),
-        "M": there.interaction,
-        "merged": there.heatmap,
-    }
+    one = statistics.pair_of(row, products.evaluation_pairs(config)).framed(config.image_size)
+    views = merging_probes.maps_of(model, one, **options)
     rows.append((f"{one.phrase}\nc = {row['confidence']:.2f}", one.array(), one.boxes, views))
 
 # %%

@@ -7,6 +7,7 @@ from typing import Unpack
 
 import numpy as np
 import pandas as pd
+from torch import Tensor
 
 from g2g_utils import grounding
 from g2g_utils.bench.benchmark import quick_scores
@@ -41,6 +42,43 @@ def by_confidence(rows: pd.DataFrame, resamples: int) -> dict[str, Interval]:
         name: bootstrap(half["gain"], half["subject_id"], n=resamples)
         for name, half in halves.items()
         if len(half)
+    }
+
+
+def maps_of(
+    model: LatentDiffusion, example: Example, **options: Unpack[GroundOptions]
+) -> dict[str, Tensor]:
+    """All maps [H, W] of merging by the mixture: A, both biases, M, and the merged map.
+
+    Args:
+        model: a diffusion model.
+        example: a pair in the model's frame.
+        options: of `grounding.ground`; timesteps, layers, batch_size and text_guidance are needed.
+    """
+    asked: GroundOptions = {**options, "curve": "mixture"}
+    found = grounding.ground(model, example.array(), example.phrase, **asked)
+    seen, words = grounding.record_image(
+        model,
+        example.array(),
+        example.phrase,
+        timesteps=options["timesteps"],
+        batch_size=options["batch_size"],
+        layers=options["layers"],
+    )
+    bias = grounding.text_bias(
+        model,
+        words,
+        tokens=found.tokens,
+        timesteps=options["timesteps"],
+        text_guidance=options["text_guidance"],
+    )
+    assert found.interaction is not None
+    return {
+        "A": found.activation,
+        "image bias": seen.mean([words.start]),
+        "text bias": bias.mean(layers=seen.layers),
+        "M": found.interaction,
+        "merged": found.heatmap,
     }
 
 

@@ -43,3 +43,5 @@ def test_text_biases_are_scored_against_the_boxes():
     options = {"timesteps": 2, "text_guidance": 1.0, "layers": None}
     found = merging_probes.text_bias_scores(Model(), [pair("left effusion")], **options)
     assert len(found) == 1 and abs(found[0]) < 10
+    maps = merging_probes.maps_of(Model(), pair("left effusion"), batch_size=4, **options)
+    assert {one.shape for one in maps.values()} == {maps["A"].shape} and len(maps) == 5
