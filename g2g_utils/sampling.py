@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -169,7 +169,7 @@ class Forward:
     steps: range  # indices among the T timesteps; empty: not recorded
 
 
-Forwards = Generator[Forward, Tensor, object]  # gets each forward's prediction back
+Forwards = Generator[Forward, Tensor, Any]  # gets each forward's prediction back
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -288,7 +288,8 @@ def drawing(
             try:
                 forward = inner.send((yield forward))
             except StopIteration as end:
-                return end.value
+                last: Tensor = end.value
+                return last
 
     run(model, kept())
     return torch.cat(seen)

@@ -119,8 +119,8 @@ plots.save_figure(
 #
 # <details><summary>Answer</summary>
 #
-# Towards the right. At low noise the film itself tells nearly everything, and the text adds
-# nothing; at high noise the text is almost all there is. “What did these steps buy?” measures it.
+# Towards the right. At low noise the film itself tells nearly everything, and the text has little
+# to add. “What did these steps buy?” measures at which timestep a wrong caption costs most.
 # </details>
 #
 # The miniature therefore draws noisy timesteps more often (`timestep_density: linear`), so that few
@@ -197,7 +197,7 @@ for name, one in recipes.items():
     t, u = one.training, one.unet
     rows[name] = {
         "start": (u.pretrained or "random weights").split("/")[-1],
-        "target of the loss": u.prediction.replace("_", " "),
+        "target of the loss": "noise" if u.prediction == "epsilon" else "velocity",
         "pairs a step": t.batch_size * t.accumulate,
         "steps": t.steps,
         "learning rate": t.learning_rate,
@@ -249,9 +249,9 @@ print(f"{config.training.live_steps} steps, {config.training.live_steps / second
 # %%
 finished = products.model(config, arm, seed)
 unets = {
-    "start": start,
-    f"live, {config.training.live_steps} steps": models.load_unet(folder),
-    f"finished, {config.training.steps} steps": finished.unet,
+    "at the start": start,
+    f"after {config.training.live_steps} steps": models.load_unet(folder),
+    f"after all {config.training.steps} steps": finished.unet,
 }
 losses = diagnostics.validation_losses(config, finished, unets, seed)
 losses.mean().unstack().loc[list(unets)].round(4)
@@ -317,8 +317,8 @@ contrast = {name: float(films[-1].std()) for name, films in drawn_as.items()}
 said = ", ".join(f"{value:.3f} at {name}" for name, value in contrast.items())
 Markdown(
     f"The last films' contrast (standard deviation of the pixels): {said}. Guidance exaggerates: "
-    "the difference that the caption makes is multiplied, also where it is an error. At 16 the "
-    "film need not look like one any more, but its attention maps say clearly where the words "
+    "the difference that the caption makes is multiplied, so the finding stands out more than in "
+    "any training film. A film at 16 is no likely film, but it says clearly where the words "
     "belong, which is all that the text bias of notebook 06 asks."
 )
 
@@ -340,11 +340,12 @@ alt = "Smoothed training losses by arm; right: each arm's loss less the mean of 
 plots.save_figure(config, fig, "03_training_logs", alt=alt)
 
 # %%
+order = ", ".join(f"{name} {loss:.4f}" for name, loss in by_arm.items())
 Markdown(
-    f"The lowest last loss has {by_arm.index[0]} ({by_arm.iloc[0]:.4f}), the highest "
-    f"{by_arm.index[-1]} ({by_arm.iloc[-1]:.4f}). A loss is nearly all about drawing: a finding is "
-    "a small part of a film, and the words that place it a small part of the caption. So it hardly "
-    "tells which arm grounds; notebook 07 does."
+    f"Last losses: {order}. All lie within {spread:.1%}, because a loss is nearly all about "
+    "drawing: a finding is a small part of a film, and the words that place it a small part of the "
+    "caption. So differences in the third decimal are all that reading makes of a loss, and how "
+    "well an arm grounds cannot be seen from its curve at the left. Notebook 07 measures it."
 )
 
 # %% [markdown]
@@ -437,14 +438,14 @@ lines = []
 for unet in unets:
     own, another = (losses[unet][caption] for caption in diagnostics.CAPTIONS)
     penalty = statistics.paired(another, own, groups=losses.index, n=config.evaluation.bootstrap)
-    lines.append(f"- The {unet} U-Net reads the text: {claims.outcome(penalty)} in the loss.")
+    lines.append(f"- The U-Net reads the text {unet}: {claims.outcome(penalty)} in the loss.")
 lines[-1] = lines[-1][:-1] + ", because only the words can tell it what the noise hides."
 acts = abs(share - config.training.dropout) < 0.05
 lines.append(
     f"- Dropout {'acts' if acts else 'does not act'}: {share:.1%} of captions are dropped."
 )
 lines.append(f"- A resumed run {'equals' if same else 'differs from'} an uninterrupted one.")
-lines.append(f"- The arms' last losses lie within {spread:.1%}: the loss does not rank the arms.")
+lines.append(f"- The arms' last losses lie within {spread:.1%}: reading is a small part of a loss.")
 Markdown("\n".join(lines))
 
 # %% [markdown]
