@@ -233,9 +233,9 @@ def grouped_intervals(
 def similarity_bars(rows: pd.DataFrame, label: str, title: str = "") -> Figure:
     """Draw one number for words (index) and methods (columns) as grouped points."""
     fig, ax = plt.subplots(figsize=(5.4, 0.9 + 0.32 * len(rows)))
-    marks = zip(rows.columns, charts.PALETTE, strict=False)
-    for name, shade in marks:
-        ax.plot(rows[name], range(len(rows)), "o", color=shade, label=str(name), ms=6)
+    apart = np.linspace(-0.2, 0.2, rows.shape[1])
+    for name, shade, shift in zip(rows.columns, charts.PALETTE, apart, strict=False):
+        ax.plot(rows[name], np.arange(len(rows)) + shift, "o", color=shade, label=str(name), ms=5)
     ax.set_yticks(range(len(rows)), [str(name) for name in rows.index])
     ax.invert_yaxis()
     ax.set_xlabel(label)
