@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal, TypedDict, Unpack
 
 import torch
@@ -171,9 +172,6 @@ class Grounding:
     confidence: float | None
     """Merging confidence c in [0, 1]; None without bias merging."""
 
-    mask: Tensor
-    """Foreground of the heat map, bool."""
-
     words: tuple[str, ...]
     """Words that ground."""
 
@@ -204,6 +202,14 @@ class Grounding:
     keep="layers": [1, tokens, h, w] a layer; "all": [k, tokens, h, w]; "mean": none but the token
     maps.
     """
+
+    own_mask: Tensor | None = None
+    """A method's own foreground; None: the mixture's."""
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """Foreground of the heat map, bool; the mixture is fitted when it is first asked for."""
+        return gmm_mask(self.heatmap) if self.own_mask is None else self.own_mask
 
     @property
     def keep_last(self) -> int:
@@ -608,10 +614,9 @@ def _finish(
     interaction, confidence = merging
     if options.curve and interaction is not None and confidence is not None:
         heatmap = bbm.minmax(bbm.merge(activation, interaction, confidence, options.curve))
-    mask = gmm_mask(heatmap)
     scores: dict[str, float | str] = {}
     if pair.boxes is not None:
-        scores = metrics.evaluate(heatmap, pair.boxes, model.image_size, mask=mask)
+        scores = metrics.evaluate(heatmap, pair.boxes, model.image_size)
     window, shown = options.window, range(phrase.end + 1)
     token_maps = token_maps[: len(shown)].clone()
     kept = {"mean": token_maps[None]}
@@ -623,7 +628,6 @@ def _finish(
         activation=activation,
         interaction=interaction,
         confidence=confidence,
-        mask=mask,
         words=tuple(w.text for w in phrase.words if set(w.tokens) & set(tokens)),
         tokens=tuple(tokens),
         phrase_tokens=phrase,

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture
 from torch import Tensor
 from torch.nn import functional as F
 
 from g2g_utils.bbm import minmax
+
+TOLERANCE = 1e-3  # of the mean log-likelihood's change: EM ends
+ITERATIONS = 100  # of EM at most
+FLOOR = 1e-6  # added to the variances
+
+Parameters = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
 
 
 def gmm_mask(heatmap: Tensor, seed: int = 0) -> Tensor:
@@ -32,8 +37,8 @@ def gmm_mask(heatmap: Tensor, seed: int = 0) -> Tensor:
     scaled = minmax(heatmap.float().cpu())
     if scaled.max() == scaled.min():
         return torch.zeros(heatmap.shape, dtype=torch.bool, device=heatmap.device)
-    cut = float(np.mean(_fitted(scaled, seed).means_))
-    return remove_orphans((scaled > cut).to(heatmap.device))
+    _, means, _ = mixture(scaled, seed)
+    return remove_orphans((scaled > float(np.mean(means))).to(heatmap.device))
 
 
 def components(heatmap: Tensor, seed: int = 0) -> NDArray[np.float64]:
@@ -41,17 +46,64 @@ def components(heatmap: Tensor, seed: int = 0) -> NDArray[np.float64]:
 
     The background, with the lower mean, comes first. The cut is the mean of the two means.
     """
-    mixture = _fitted(minmax(torch.as_tensor(heatmap).detach().float().cpu()), seed)
-    rows = [mixture.means_[:, 0], mixture.covariances_[:, 0, 0] ** 0.5, mixture.weights_]
-    return np.array(rows)[:, mixture.means_[:, 0].argsort()]
+    weights, means, deviations = mixture(
+        minmax(torch.as_tensor(heatmap).detach().float().cpu()), seed
+    )
+    return np.array([means, deviations, weights], float)[:, means.argsort()]
 
 
-def _fitted(scaled: Tensor, seed: int) -> GaussianMixture:
-    """A mixture of two Gaussians, fitted to the values of a map [H, W] in [0, 1]."""
-    mixture = GaussianMixture(2, random_state=seed)
+def mixture(scaled: Tensor, seed: int = 0) -> Parameters:
+    """Weights, means and deviations [2] of a mixture of two Gaussians, by EM from 2-means.
+
+    They are those of `sklearn.mixture.GaussianMixture(2, random_state=seed)` to the last digit: the
+    same operations in float32, without the checks that take most of its time on a small map.
+
+    Args:
+        scaled: map [H, W] in [0, 1], whose values are the sample.
+        seed: of 2-means.
+    """
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+
+    x = scaled.reshape(-1, 1).numpy()  # n 1
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # maps of only two values
-        return mixture.fit(scaled.reshape(-1, 1).numpy())
+        warnings.simplefilter("ignore", ConvergenceWarning)  # maps of one value, but for rounding
+        labels = KMeans(2, n_init=1, random_state=seed).fit(x).labels_
+    fitted = _maximised(x, np.eye(2, dtype=x.dtype)[labels])
+    bound = -math.inf
+    for _ in range(ITERATIONS):
+        likelihood, shares = _expected(x, *fitted)
+        fitted = _maximised(x, shares)
+        before, bound = bound, likelihood
+        if abs(bound - before) < TOLERANCE:
+            break
+    return fitted
+
+
+def _maximised(x: NDArray[np.float32], shares: NDArray[np.float32]) -> Parameters:
+    """M step: weights, means and deviations [2] from values [n, 1] and their shares [n, 2]."""
+    counts = shares.sum(0) + 10 * np.finfo(x.dtype).eps
+    means = (shares.T @ x)[:, 0] / counts
+    variances = np.empty_like(means)
+    for k in range(2):
+        away = x - means[k]
+        variances[k] = ((shares[:, k] * away.T) @ away)[0, 0] / counts[k]
+    return counts / counts.sum(), means, np.sqrt(variances + np.float32(FLOOR))
+
+
+def _expected(
+    x: NDArray[np.float32],
+    weights: NDArray[np.float32],
+    means: NDArray[np.float32],
+    deviations: NDArray[np.float32],
+) -> tuple[float, NDArray[np.float32]]:
+    """E step: mean log-likelihood, and each Gaussian's share [n, 2] of every value."""
+    scales = 1 / deviations
+    away = x * scales - means * scales
+    logs = -0.5 * (math.log(2 * math.pi) + away * away) + np.log(scales) + np.log(weights)
+    low, high = np.minimum(logs[:, 0], logs[:, 1]), np.maximum(logs[:, 0], logs[:, 1])
+    total = np.log1p(np.exp(low - high)) + high
+    return float(total.mean()), np.exp(logs - total[:, None])
 
 
 def remove_orphans(mask: Tensor) -> Tensor:

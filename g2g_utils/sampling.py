@@ -65,18 +65,18 @@ def posterior(model: LatentDiffusion, images: Sequence[Tensor]) -> Posterior:
     """
     channels = max(len(image) for image in images)
     batch = torch.stack([image.expand(channels, -1, -1) for image in images])
-    return Posterior(*model.image_posterior(batch), tuple(map(_digest, images)))
+    return Posterior(*model.image_posterior(batch), tuple(map(digest, images)))
 
 
-def _digest(image: Tensor) -> str:
+def digest(image: Tensor) -> str:
     """Identity of an image's pixels."""
     return hashlib.blake2b(image.cpu().numpy().tobytes(), digest_size=8).hexdigest()
 
 
 def noise(model: LatentDiffusion, key: tuple[object, ...], draws: int | None = None) -> Tensor:
     """Gaussian latents [c, h, w] or [draws, c, h, w], drawn on the CPU from the key alone."""
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=7).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+    hashed = hashlib.blake2b(repr(key).encode(), digest_size=7).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(hashed, "big"))
     shape = model.latent_shape if draws is None else (draws, *model.latent_shape)
     return torch.randn(shape, generator=generator).to(model.device, model.dtype)
 
@@ -421,7 +421,7 @@ def inversion(model: LatentDiffusion, asked: Request, variant: Inversion = "R") 
     last = len(inversion_timesteps(model, asked.timesteps)) - 1
     wanted = [last - i for window in asked.windows for i in window]
     kept = range(min(wanted), max(wanted) + 1)
-    films = [_digest(image) for image in asked.images]
+    films = [digest(image) for image in asked.images]
     known = yield from _trajectories(model, asked, films, kept, variant)
     times, pairs = timesteps(model, asked.timesteps, "inversion"), len(films)
     per_forward = max(1, asked.batch_size // pairs)

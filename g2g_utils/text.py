@@ -378,8 +378,9 @@ def _bounded(text: str) -> str:
 def occurring(phrases: Iterable[str], captions: Iterable[str]) -> list[bool]:
     """For each phrase, True if one of the captions contains it word for word, in any case."""
     everything = "\n".join(map(plain, captions)).lower()
-    wanted = (_one_line(plain(phrase)).lower() for phrase in phrases)
-    return [re.search(_bounded(phrase), everything) is not None for phrase in wanted]
+    wanted = [_one_line(plain(phrase)).lower() for phrase in phrases]
+    known = {p: re.search(_bounded(p), everything) is not None for p in dict.fromkeys(wanted)}
+    return [known[phrase] for phrase in wanted]
 
 
 def stack(phrases: Sequence[PhraseTokens]) -> tuple[Tensor, Tensor]:

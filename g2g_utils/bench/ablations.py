@@ -18,6 +18,7 @@ from g2g_utils.attention import Layers, block_of
 from g2g_utils.bench.benchmark import FILMS, Measure, Others, answers, identity, score
 from g2g_utils.data.record import Example
 from g2g_utils.grounding import Grounding, GroundOptions, ground
+from g2g_utils.masks import gmm_mask
 from g2g_utils.methods import g2g
 from g2g_utils.methods.base import HeatMap, Query
 from g2g_utils.models.protocol import LatentDiffusion
@@ -214,11 +215,11 @@ def box_growth(
     rows = []
     method = g2g.G2G("box growth", model, options)
     for (_, found), _, example in answers(method, pairs, films=FILMS):
-        if not found.exists or found.mask is None:
+        if not found.exists:
             continue
         drawn = np.asarray(example.boxes, float) * source / model.image_size
         heat = metrics.resize(found.values.double(), frame)
-        mask = metrics.resize(found.mask.double(), frame).round().bool()
+        mask = metrics.resize(gmm_mask(found.values).double(), frame).round().bool()
         for name, compat in (("exact", None), ("published", "published")):
             target = metrics.rasterise(drawn, frame, source_size=source, compat=compat)
             scores = {

@@ -366,7 +366,6 @@ def informed(
     of a film share the forwards that depend on it alone.
     """
     from g2g_utils.bench.presence import measure
-    from g2g_utils.masks import gmm_mask
 
     options = presence.options(asked.config) | {"seed": asked.seed}
     known = presence.calibrated(asked.config, asked.item)
@@ -382,7 +381,7 @@ def informed(
             totals = (round(total, 4) for total in told.totals)
             said = presence.statement(examples[row].phrase, score, known)
             gains = dict(zip(told.conditions, totals, strict=True))
-            result = replace(plain[row], heatmap=heat, mask=gmm_mask(heat))
+            result = replace(plain[row], heatmap=heat)
             found[row] = result, {"total_gain_over": gains, "presence": said}
     return [found[row] for row in range(len(examples))]
 
@@ -435,7 +434,7 @@ def _of_zero_shot(method: ZeroShotLDM, heat: HeatMap, phrase: str) -> Grounding:
         activation=heat.capture.scaled,
         interaction=None,
         confidence=None,
-        mask=heat.mask,
+        own_mask=heat.mask,
         words=tuple(w.text for w in words.words if set(w.tokens) & set(tokens)),
         tokens=tuple(tokens),
         phrase_tokens=words,

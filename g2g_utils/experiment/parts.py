@@ -16,6 +16,7 @@ from g2g_utils.experiment.make import ensure
 from g2g_utils.experiment.plan import find
 from g2g_utils.experiment.product import KINDS, present
 from g2g_utils.methods.registry import rows
+from g2g_utils.runs import places
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from g2g_utils.training.adamatch import Captions
 
 REFERENCE = 2000  # training images whose features samples are compared with
+
+_SHARED: dict[tuple[Path, str, str, int], GroundingModel] = {}  # that a method last asked for
 
 
 @dataclass(frozen=True)
@@ -137,8 +140,17 @@ class Parts:
     given_regions: Sequence[dict[str, Any]] | None = None  # default: `prior_regions`
 
     def model(self, arm: str, seed: int | None) -> GroundingModel:
-        """The diffusion model of a training arm; seed None: the arm's first."""
-        return model(self.config, arm, self.config.seeds(arm)[0] if seed is None else seed)
+        """The diffusion model of a training arm; seed None: the arm's first.
+
+        Methods that are built one after another of one model share it, and what is remembered of
+        it: it must not be changed.
+        """
+        seed = self.config.seeds(arm)[0] if seed is None else seed
+        key = (places.build(self.config), runs.settings_id(self.config), arm, seed)
+        if key not in _SHARED:
+            _SHARED.clear()  # one at a time: real models are large
+            _SHARED[key] = model(self.config, arm, seed)
+        return _SHARED[key]
 
     def product(self, name: str) -> Path:
         """Folder of a product."""

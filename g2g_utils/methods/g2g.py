@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, get_args
 from g2g_utils import bbm
 from g2g_utils.attention import Layers
 from g2g_utils.grounding import Grounding, Options, ground_batch
-from g2g_utils.masks import gmm_mask
 from g2g_utils.methods.base import HeatMap, Query, films, no_map
 from g2g_utils.models.protocol import LatentDiffusion
 from g2g_utils.text import PhraseError, select_tokens, tokenize
@@ -95,7 +94,6 @@ def heat_map(found: Grounding) -> HeatMap:
     cut = f"cut off: {' '.join(found.phrase_tokens.truncated)}"
     return HeatMap(
         found.heatmap,
-        mask=found.mask,
         note=cut if found.phrase_tokens.truncated else "",
         details={} if found.confidence is None else {"confidence": found.confidence},
         capture=found,
@@ -113,7 +111,7 @@ def views(choices: Mapping[str, Layers | None]) -> Variants:
             name: found.activation if layers is None else found.select(layers=layers)
             for name, layers in choices.items()
         }
-        return {n: HeatMap(heat, mask=gmm_mask(heat), note=result.note) for n, heat in maps.items()}
+        return {name: HeatMap(heat, note=result.note) for name, heat in maps.items()}
 
     return reduced
 

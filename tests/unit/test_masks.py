@@ -1,7 +1,8 @@
 import pytest
 import torch
+from sklearn.mixture import GaussianMixture
 
-from g2g_utils.masks import gmm_mask, remove_orphans
+from g2g_utils.masks import gmm_mask, mixture, remove_orphans
 
 
 def blob(size=32, centre=(10, 20), radius=6.0):
@@ -20,6 +21,19 @@ def test_scale_and_shift_do_not_matter():
     heat = blob() + 0.05 * torch.rand(32, 32, generator=torch.Generator().manual_seed(0))
     assert torch.equal(gmm_mask(heat), gmm_mask(1e-4 * heat + 3))
     assert torch.equal(gmm_mask(heat, seed=0), gmm_mask(heat, seed=1))
+
+
+@pytest.mark.parametrize("side", [8, 16, 33])
+def test_the_mixture_is_scikit_learns(side):
+    generator = torch.Generator().manual_seed(side)
+    for power in (1, 2, 5):
+        noisy = blob(side, (side // 3, side // 2), side / 6)
+        heat = noisy + 0.1 * torch.rand(side, side, generator=generator) ** power
+        expected = GaussianMixture(2, random_state=3).fit(heat.reshape(-1, 1).numpy())
+        weights, means, deviations = mixture(heat, 3)
+        assert weights.tolist() == expected.weights_.tolist()
+        assert means.tolist() == expected.means_[:, 0].tolist()
+        assert deviations.tolist() == (expected.covariances_[:, 0, 0] ** 0.5).tolist()
 
 
 def test_orphans_go_and_the_border_stays():

@@ -40,6 +40,8 @@ def asked(monkeypatch):
         if not phrase:
             raise method.PhraseError("empty phrase '': write at least one word")
 
+    method.MEASURED.clear()
+    monkeypatch.setattr(method.sampling, "fingerprint", lambda model: ("weights",))
     monkeypatch.setattr(method, "measure", measure)
     monkeypatch.setattr(method, "tokenize", tokens)
     monkeypatch.setattr(method, "select_tokens", lambda *words, **options: [1])
@@ -49,6 +51,16 @@ def asked(monkeypatch):
 def grounder(**options):
     model = SimpleNamespace(image_size=8, tokenizer=None, max_length=9)
     return method.InformationMaps("information", model, **options)
+
+
+def test_rows_with_and_without_attention_share_a_measurement(asked):
+    queries = [Query(torch.zeros(1, 8, 8), "effusion")]
+    product = grounder(attention=True).ground(queries)
+    alone = grounder(attention=False).ground(queries)
+    assert asked == [["effusion"]] and product[0].capture is alone[0].capture
+    grounder(options={"draws": 1}).ground(queries)
+    grounder().ground([Query(torch.ones(1, 8, 8), "effusion")])
+    assert len(asked) == 3
 
 
 def test_phrases_of_a_film_are_measured_together(asked):
