@@ -182,9 +182,10 @@ def evaluate(
     small = gmm_mask(heatmap, seed) if mask is None else _binary(mask)
     heat = resize(minmax(heatmap.cpu().double()), frame)
     large = resize(small.detach().cpu().double(), frame).round().bool()
+    cnr = contrast_to_noise(heat, target)
     scores: dict[str, Any] = {
-        "cnr": contrast_to_noise(heat, target),
-        "abs_cnr": abs(contrast_to_noise(heat, target)),
+        "cnr": cnr,
+        "abs_cnr": abs(cnr),
         "iou": iou(large, target),
         "balanced_iou": balanced_iou(large, target),
         "threshold_iou": threshold_iou(heat, target),
