@@ -15,8 +15,9 @@
 # # 12 · What does one setting give?
 #
 # ## Question
-# One arm, one seed, one choice of timesteps, words and merging: how well does it ground? A sweep
-# (`./run_all.sh sweep NAME`) asks this of every point of a grid; here is a single point.
+# One arm, one seed, one choice of timesteps, words and merging: how well does it ground? This is
+# the template of a sweep (`./run_all.sh sweep NAME`), which asks it of every point of a grid; run
+# alone, it is a single point, and the place to try a setting of your own.
 #
 # ## You need
 # - one trained arm (the miniature's are shipped; another training takes 20 minutes); with it half a
@@ -49,22 +50,24 @@ config = load(profile, **chosen)
 # ## Imports
 
 # %%
+import pandas as pd
+
 from g2g_utils import bench, runs
 from g2g_utils.bench import statistics
 from g2g_utils.experiment import products
 from g2g_utils.methods.g2g import G2G
+from g2g_utils.plots import charts
 
 # %% [markdown]
 # ## The model and its pairs
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 arm = arm or next(iter(config.training.arms))
 pairs = products.evaluation_pairs(config, split)[:pairs_used]
 options = config.grounding.model_dump()
 shown = ("timesteps", "keep_last", "filter", "curve")
 print(f"{arm}, seed {seed}, {len(pairs)} {split} pairs")
-print({name: options[name] or "none" for name in shown})
+print("; ".join(f"{name.replace('_', ' ')}: {options[name] or 'none'}" for name in shown))
 
 # %%
 model = products.model(config, arm, seed)
@@ -74,16 +77,16 @@ print(
 
 # %% [markdown]
 # ## Every pair, scored
-# One row a pair; `specificity` is the contrast-to-noise ratio (CNR) lost when another phrase is
-# asked for on the same image. It is zero for a map that does not read.
+# One row a pair. *Specificity* is the contrast-to-noise ratio (CNR) lost when another phrase is
+# asked for on the same image; it is zero for a map that does not read. Notebooks
+# [07](07_grounding_benchmark.ipynb) and [11](11_metric_audit.ipynb) define the rest.
 
 # %%
 method = G2G(arm, model, options | {"seed": seed})
 table = bench.score(method, pairs)  # the same other phrases for every seed
 columns = ["cnr", "auc_roc", "pointing", "threshold_iou", "balanced_iou", "specificity"]
 scores = {c: statistics.interval(table, c, config.evaluation.bootstrap) for c in columns}
-for name, score in scores.items():
-    print(f"{name:14}{score}")
+charts.readable(pd.DataFrame({"mean, with its 95 % interval": scores}).rename(charts.LABELS), 3)
 
 # %% [markdown]
 # ## What we learned
@@ -94,7 +97,8 @@ for name, score in scores.items():
 handed = {name: score.value for name, score in scores.items()}
 bounds = {f"{n}.{end}": getattr(s, end) for n, s in scores.items() for end in ("low", "high")}
 runs.report(handed | bounds | {"pairs": len(pairs)})
-print(f"CNR above zero: {scores['cnr'].low > 0}, {scores['cnr']}")
+read = scores["specificity"]
+print(f"this setting {'reads' if read.low > 0 else 'is not shown to read'}: specificity {read}")
 
 # %% [markdown]
 # ## Next

@@ -144,20 +144,54 @@ def resolutions(
     return compare(model, pairs, "layer groups", "layers", grouped, **options)
 
 
+def groups_and_halves(
+    model: LatentDiffusion, pairs: Sequence[Example], **options: Unpack[GroundOptions]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Scores of `layer_groups` and of the steps' halves (T >= 2), from one capture.
+
+    The groups use the last k steps of `options`, the halves its layers. For odd T the middle step
+    is in neither half.
+    """
+    used, last = options.get("layers"), options.get("keep_last") or options["timesteps"]
+
+    def both(query: Query, found: Grounding) -> dict[Any, Tensor]:
+        total = len(found.timesteps)
+        half = total // 2
+        steps = {"noisier half": range(half), "cleaner half": range(total - half, total)}
+        maps: dict[Any, Tensor] = {
+            ("timesteps", name): found.select(layers=used, steps=some)
+            for name, some in steps.items()
+        }
+        kept = None if last >= total else range(total - last, total)
+        for name, group in layer_groups(found).items():
+            maps["layers", name] = found.select(layers=group, steps=kept)
+        return maps
+
+    if options["timesteps"] < 2:
+        raise ValueError("one timestep has no halves: use timesteps=2 or more")
+    options |= {"keep": "all", "keep_last": options["timesteps"], "layers": None}
+    table = compare(model, pairs, "layer groups and halves", "what", both, **options)
+    kind, setting = (table["what"].str[k] for k in (0, 1))
+    parts = (table[kind == name].assign(**{name: setting}) for name in ("layers", "timesteps"))
+    layers, halves = (part.drop(columns="what").reset_index(drop=True) for part in parts)
+    return layers, halves
+
+
 def step_counts(
     model: LatentDiffusion,
     pairs: Sequence[Example],
     counts: Sequence[int],
+    measure: Measure = "quick",
     **options: Unpack[GroundOptions],
 ) -> pd.DataFrame:
-    """Scores against the number T of ground-truth timesteps (all kept)."""
+    """Scores against the number T of ground-truth timesteps (all kept). measure: as in `score`."""
 
     def counted(count: int) -> pd.DataFrame:
         def whole(query: Query, found: Grounding) -> dict[Any, Tensor]:
             return {count: found.activation}
 
         steps = options | {"timesteps": count, "keep_last": count}
-        return compare(model, pairs, f"T = {count}", "timesteps", whole, **steps)
+        return compare(model, pairs, f"T = {count}", "timesteps", whole, measure=measure, **steps)
 
     return pd.concat([counted(count) for count in counts], ignore_index=True)
 
@@ -166,36 +200,17 @@ def kept_steps(
     model: LatentDiffusion,
     pairs: Sequence[Example],
     kept: Sequence[int],
+    measure: Measure = "quick",
     **options: Unpack[GroundOptions],
 ) -> pd.DataFrame:
-    """Scores of the k least noisy of T timesteps, from one capture."""
+    """Scores of the k least noisy of T timesteps, from one capture. measure: as in `score`."""
 
     def last(query: Query, found: Grounding) -> dict[Any, Tensor]:
         total = len(found.timesteps)
         return {k: found.select(steps=range(total - k, total)) for k in kept}
 
     options |= {"keep": "all", "keep_last": options["timesteps"]}
-    return compare(model, pairs, "last k", "keep_last", last, **options)
-
-
-def step_halves(
-    model: LatentDiffusion, pairs: Sequence[Example], **options: Unpack[GroundOptions]
-) -> pd.DataFrame:
-    """Scores of the noisier and of the cleaner half of T >= 2 timesteps, from one capture.
-
-    For odd T the middle step is in neither half.
-    """
-
-    def halves(query: Query, found: Grounding) -> dict[Any, Tensor]:
-        total = len(found.timesteps)
-        half = total // 2
-        steps = {"noisier half": range(half), "cleaner half": range(total - half, total)}
-        return {name: found.select(steps=some) for name, some in steps.items()}
-
-    if options["timesteps"] < 2:
-        raise ValueError("one timestep has no halves: use timesteps=2 or more")
-    options |= {"keep": "all", "keep_last": options["timesteps"]}
-    return compare(model, pairs, "halves", "timesteps", halves, **options)
+    return compare(model, pairs, "last k", "keep_last", last, measure=measure, **options)
 
 
 def box_growth(

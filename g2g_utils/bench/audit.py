@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from itertools import permutations
 
 import numpy as np
 import pandas as pd
@@ -12,6 +12,7 @@ from g2g_utils import metrics
 from g2g_utils.bench import statistics
 from g2g_utils.data.record import Example
 from g2g_utils.models import GroundingModel
+from g2g_utils.runs import places
 from g2g_utils.text import select_tokens, tokenize
 
 MS_CXR_COUNTS = pd.Series(
@@ -29,48 +30,56 @@ MS_CXR_COUNTS = pd.Series(
 )
 """Image-phrase pairs of each class of MS-CXR."""
 
-# (balanced IoU, CNR) of rows of the paper's Table 1 under each average of its per-class numbers;
-# None: not known to us. The printed average is the paper's "Weighted Avg.".
-_PAPER: dict[str, dict[str, Any]] = {
-    "LDM, CXR-BERT": {
-        "printed": "n²",
-        "n²": (0.54, 1.21),
-        "macro": (0.522, 1.41),
-        "micro": (0.523, 1.29),
-    },
-    "BioViL": {"printed": "macro", "n²": (0.250, 0.78), "macro": (0.266, 1.03), "micro": None},
-    "BioViL-L": {"printed": "macro", "n²": (0.296, 0.99), "macro": (0.284, 1.14), "micro": None},
-}
 AVERAGES = {"micro": 1, "macro": 0, "n²": 2}  # class weights are counts to this power
+PAPER_TABLE = places.ROOT / "docs" / "paper" / "g2g_table1.csv"
+PRINTED = "Weighted Avg."  # row of the paper's table
+METRICS = {"balanced IoU": "balanced_iou", "CNR": "cnr"}
 
 
-def _paper_averages() -> pd.DataFrame:
-    """Rows of methods; columns of (metric, average). The printed one is marked *."""
-    rows: dict[str, dict[tuple[str, str], str]] = {}
-    for method, row in _PAPER.items():
-        rows[method] = {}
-        for k, metric in enumerate(("balanced IoU", "CNR")):
-            for average in AVERAGES:
-                cell = row[average]
-                mark = " *" if row["printed"] == average else ""
-                rows[method][metric, average] = "–" if cell is None else f"{cell[k]:.3g}{mark}"
-    return pd.DataFrame(rows).T
+def paper_averages() -> pd.DataFrame:
+    """Averages of the rows of the paper's Table 1, one a method, and the printed one.
+
+    Columns are (metric, average); `printed` is the table's "Weighted Avg.".
+    """
+    table = pd.read_csv(PAPER_TABLE, comment="#")
+    rows = table[table["class"] != PRINTED].rename(columns={"class": "finding"})
+    printed = table[table["class"] == PRINTED].set_index("method")
+    found = {}
+    for metric, column in METRICS.items():
+        means = reweighted(rows, MS_CXR_COUNTS, column)
+        found[metric] = means.assign(printed=printed[column])
+    return pd.concat(found, axis=1)
 
 
-PAPER_AVERAGES = _paper_averages()
-"""The paper's averages as text, printed ones marked."""
+def printed_as() -> pd.Series:
+    """For each method of the paper's Table 1 the average whose numbers are nearest to the printed.
+
+    The distance is the sum over balanced IoU and CNR.
+    """
+    found = paper_averages()
+    apart = pd.DataFrame(0.0, index=found.index, columns=list(AVERAGES))
+    for metric in METRICS:
+        apart += found[metric][list(AVERAGES)].sub(found[metric]["printed"], axis=0).abs()
+    return apart.idxmin(axis=1).rename("printed average")
 
 
-def paper_gaps(baseline: str = "BioViL-L") -> pd.DataFrame:
-    """Lead of the paper's LDM over a baseline: as printed (two averages), and under one average."""
-    ours, theirs = _PAPER["LDM, CXR-BERT"], _PAPER[baseline]
-    pairs = {
-        "as printed": (ours[ours["printed"]], theirs[theirs["printed"]]),
-        "macro": (ours["macro"], theirs["macro"]),
-        "n²": (ours["n²"], theirs["n²"]),
-    }
-    gaps = {name: np.subtract(*np.array(pair, float)) for name, pair in pairs.items()}
-    return pd.DataFrame(gaps, index=["balanced IoU", "CNR"]).T.round(3)
+def paper_text() -> pd.DataFrame:
+    """The paper's averages as text; the one that is printed is marked *."""
+    found, printed = paper_averages(), printed_as()
+    text: dict[tuple[str, str], pd.Series] = {}
+    for metric in METRICS:
+        for average in AVERAGES:
+            marks = printed.map({average: " *"}).fillna("")
+            text[metric, average] = found[metric][average].map("{:.3g}".format) + marks
+    return pd.DataFrame(text)
+
+
+def paper_gaps(method: str = "CXR-BERT LDM", baseline: str = "BioViL-L") -> pd.DataFrame:
+    """Lead of a row of the paper over a baseline: as printed, and under each average."""
+    found = paper_averages()
+    gaps = {m: found[m].loc[method] - found[m].loc[baseline] for m in METRICS}
+    rows = {"printed": "as printed"} | {name: name for name in AVERAGES}
+    return pd.DataFrame(gaps).loc[list(rows)].rename(rows)
 
 
 def class_weights(counts: pd.Series) -> pd.DataFrame:
@@ -110,12 +119,11 @@ def beside_paper(table: pd.DataFrame, counts: pd.Series, biovil: str) -> pd.Data
         Rows (method, whose), columns (metric, average). A method that was not run has the paper's
         row alone.
     """
-    columns = {"balanced IoU": "balanced_iou", "CNR": "cnr"}
-    ours = pd.concat({k: reweighted(table, counts, v) for k, v in columns.items()}, axis=1)
-    here = {"LDM, CXR-BERT": str(table["method"].iloc[0]), "BioViL": biovil}
-    rows = {}
+    ours = pd.concat({k: reweighted(table, counts, v) for k, v in METRICS.items()}, axis=1)
+    here = {"CXR-BERT LDM": str(table["method"].iloc[0]), "BioViL": biovil}
+    rows, printed = {}, paper_text()
     for method, name in here.items():
-        rows[method, "paper, on MS-CXR"] = PAPER_AVERAGES.loc[method]
+        rows[method, "paper, on MS-CXR"] = printed.loc[method]
         if name in ours.index:
             rows[method, f"here: {name}"] = ours.loc[name].map("{:.3g}".format)
     return pd.DataFrame(rows).T
@@ -139,6 +147,28 @@ def growth(
         exact, published = np.array(areas, float)
         grown[f"{frame}²"] = float(np.mean(published / exact - 1))
     return pd.Series(grown, name="growth of the area")
+
+
+def swaps(table: pd.DataFrame, first: str, second: str) -> list[tuple[str, str]]:
+    """Pairs of rows that two metrics order differently, each by more than the intervals' ends.
+
+    Args:
+        table: rows of methods, columns of `statistics.Interval`.
+    """
+
+    ends = {
+        column: {str(name): (cell.low, cell.high) for name, cell in table[column].items()}
+        for column in (first, second)
+    }
+
+    def above(a: str, b: str, column: str) -> bool:
+        return bool(ends[column][a][0] > ends[column][b][1])
+
+    return [
+        (a, b)
+        for a, b in permutations(map(str, table.index), 2)
+        if above(a, b, first) and above(b, a, second)
+    ]
 
 
 def effects(

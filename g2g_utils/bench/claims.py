@@ -112,6 +112,12 @@ def said(row: Claim) -> str:
     return f"**{verdict(row)}** ({shown(row.estimate, row.low, row.high)})"
 
 
+def told(row: Claim, *, holds: str, reversed: str = "", not_shown: str = "") -> str:
+    """Verdict and number of a claim, then the sentences that go with that verdict."""
+    reasons = {"holds": holds, "reversed": reversed, "not shown": not_shown}
+    return f"{said(row)}. {reasons[verdict(row)]}".strip()
+
+
 def folded(shown: Sequence[Claim], more: Sequence[Claim], about: str) -> str:
     """Markdown list of the claims that matter, the others folded below it.
 

@@ -101,6 +101,16 @@ def bootstrap(
     return Interval(float(estimate), *map(float, tails))
 
 
+def correlation(x: ArrayLike, y: ArrayLike, n: int = 2000, seed: int = 0) -> Interval:
+    """Pearson's correlation of x [N] and y [N], its interval by resampling their pairs."""
+    points = np.stack([np.asarray(x, float), np.asarray(y, float)])
+    picks = np.random.default_rng(seed).integers(points.shape[1], size=(n, points.shape[1]))
+    with np.errstate(invalid="ignore", divide="ignore"):  # all picks the same point
+        drawn = [float(np.corrcoef(points[:, pick])[0, 1]) for pick in picks]
+    low, high = np.nanquantile(drawn, [0.025, 0.975])
+    return Interval(float(np.corrcoef(points)[0, 1]), float(low), float(high))
+
+
 def paired(first: ArrayLike, second: ArrayLike, groups: Any = None, **options: Any) -> Interval:
     """Bootstrap of the mean paired difference first - second. Options as for `bootstrap`."""
     return bootstrap(np.asarray(first, float) - np.asarray(second, float), groups, **options)

@@ -33,7 +33,7 @@ def token_table(panel: Panel) -> pd.DataFrame:
         {
             "mean attention": [float(means[c]) for c in columns],
             "share": shares,
-            "chosen": [c in panel.selection.columns for c in columns],
+            "chosen": ["●" if c in panel.selection.columns else "" for c in columns],
         },
         index=pd.Index([state.column_label(capture, c) for c in columns], name="token"),
     ).round(4)

@@ -14,10 +14,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from g2g_utils.bench.claims import Claim
+from g2g_utils.bench.claims import Claim, verdict
 from g2g_utils.bench.statistics import Interval
 
 Curve = NDArray[np.float64]
@@ -36,6 +38,7 @@ LABELS = {
     "balanced_iou": "balanced IoU",
     "threshold_iou": "threshold IoU",
     "specificity": "specificity",
+    "mask_fraction": "mask share",
     "frechet": "Fréchet distance",
     "vilouras_cnr": "CNR by box",
     "vilouras_abs_cnr": "|CNR| by box",
@@ -156,29 +159,73 @@ def forest(claims: Sequence[Claim], title: str = "") -> Figure:
     return fig
 
 
-def classes(table: pd.DataFrame, counts: pd.Series, label: str, title: str = "") -> Figure:
-    """Draw a number for every class (rows) and method (columns) as a coloured table."""
-    size = (2.2 + 1.1 * table.shape[1], 1.1 + 0.3 * len(table) + 0.3 * bool(title))
-    fig, ax = plt.subplots(figsize=size)
-    values = table.to_numpy(float)
-    limit = max(float(np.nanmax(np.abs(values))), 1e-9)
-    artist = ax.imshow(values, cmap="PuOr", vmin=-limit, vmax=limit, aspect="auto")
-    _cells(ax, values, limit)
-    names = [f"{n}  (n = {counts[n]:.0f})" if n in counts.dropna() else n for n in table.index]
-    ax.set_yticks(range(len(names)), names)
-    ax.set_xticks(range(table.shape[1]), [textwrap.fill(str(c), 12) for c in table.columns])
-    _no_frame(ax)
-    fig.colorbar(artist, ax=ax, label=label, fraction=0.04, pad=0.02)
+def verdicts(claims: Sequence[Claim], names: Mapping[str, str], title: str = "") -> Figure:
+    """Draw claims of one unit as dots on one axis, each with its verdict.
+
+    Args:
+        claims: in the order of the rows.
+        names: id of a claim -> what it says, in a few words.
+    """
+    fig, ax = plt.subplots(figsize=(7.4, 0.9 + 0.27 * len(claims) + 0.3 * bool(title)))
+    for y, made in enumerate(claims):
+        shade = {"holds": BLUE, "reversed": ORANGE}.get(verdict(made), GREY)
+        ax.plot([made.low, made.high], [y, y], color=shade, lw=2)
+        ax.plot(made.estimate, y, "o", color=shade, ms=5)
+        said = f"{verdict(made)}  {made.estimate:+.2f}"
+        beside = ax.get_yaxis_transform()
+        ax.text(1.02, y, said, color=shade, transform=beside, va="center", fontsize=8)
+    ax.axvline(0, color="0.3", lw=0.8)
+    ax.set_yticks(range(len(claims)), [names.get(made.id, made.claim) for made in claims])
+    ax.tick_params(axis="y", length=0)
+    ax.invert_yaxis()
+    ax.grid(axis="x", alpha=0.3)
+    ax.set_xlabel("difference in CNR or specificity, 95 % interval over patients")
     _suptitle(fig, title)
     return fig
 
 
-def _cells(ax: Axes, values: NDArray[np.float64], limit: float, digits: int = 2) -> None:
-    """Write the numbers of a coloured table, white on dark cells."""
+def dots(
+    tables: Mapping[str, pd.DataFrame], columns: Sequence[str], title: str = "", legend: str = ""
+) -> Figure:
+    """Draw the same rows for several methods as dots with intervals, one panel a metric.
+
+    Args:
+        tables: method -> rows (classes, groups of layers, ...), columns of `Interval`.
+        legend: title of the legend.
+    """
+    rows = next(iter(tables.values())).index
+    size = (2.6 + 2.3 * len(columns), 0.9 + 0.36 * len(rows) + 0.3 * bool(title))
+    fig, axes = plt.subplots(1, len(columns), figsize=size, sharey=True, squeeze=False)
+    spread = np.linspace(-0.24, 0.24, len(tables)) if len(tables) > 1 else np.zeros(1)
+    for ax, column in zip(axes[0], columns, strict=True):
+        for (name, table), shift in zip(tables.items(), spread, strict=True):
+            cells = np.array([tuple(table.loc[row, column]) for row in rows], float)
+            y, shade = np.arange(len(rows)) + shift, COLOURS.get(str(name), "0.45")
+            ax.hlines(y, cells[:, 1], cells[:, 2], color=shade, lw=1.6)
+            ax.plot(cells[:, 0], y, "o", color=shade, ms=4.5, label=str(name))
+        ax.axvline(0, color="0.3", lw=0.8)
+        ax.set(title=LABELS.get(column, column))
+        ax.tick_params(axis="y", length=0)
+        ax.grid(axis="x", alpha=0.3)
+    axes[0, 0].set_yticks(range(len(rows)), [str(row) for row in rows])
+    axes[0, 0].invert_yaxis()
+    axes[0, -1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), title=legend or None)
+    _suptitle(fig, title)
+    return fig
+
+
+def _cells(ax: Axes, artist: AxesImage, values: NDArray[np.float64]) -> None:
+    """Write the numbers of a coloured field, black on bright cells, and frame the largest."""
     for (y, x), value in np.ndenumerate(values):
         if np.isfinite(value):
-            shade = "white" if abs(value) > 0.55 * limit else "black"
-            ax.text(x, y, f"{value:z.{digits}f}", ha="center", va="center", color=shade, fontsize=8)
+            red, green, blue, _ = artist.to_rgba(np.array([value]))[0]
+            bright = 0.3 * red + 0.59 * green + 0.11 * blue > 0.5
+            shade = "black" if bright else "white"
+            ax.text(x, y, f"{value:z.2f}", ha="center", va="center", color=shade, fontsize=7)
+    if np.isfinite(values).any():
+        row, column = divmod(int(np.nanargmax(values)), values.shape[1])
+        corner = (column - 0.5, row - 0.5)
+        ax.add_patch(Rectangle(corner, 1, 1, fill=False, ec=SKY, lw=2))
 
 
 def _no_frame(ax: Axes) -> None:
@@ -219,7 +266,7 @@ def fidelity_scatter(points: pd.DataFrame, title: str = "") -> Figure:
             elinewidth=1, capsize=2,
         )  # fmt: skip
     ax.set_xlabel("CNR of the activation map (better →)")
-    ax.set_ylabel("Fréchet distance (← better)")
+    ax.set_ylabel("Fréchet distance (better ↓)")
     ax.grid(alpha=0.3)
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     _suptitle(fig, title)
@@ -241,8 +288,10 @@ def lines(
     Args:
         tables: method -> rows of settings (numbers in the index), columns of `Interval`.
     """
-    fig, axes = plt.subplots(1, len(columns), figsize=(3.1 * len(columns), 2.9), squeeze=False)
-    for ax, column in zip(axes[0], columns, strict=True):
+    across = 2 if len(columns) == 4 else len(columns)
+    down = -(-len(columns) // across)
+    fig, axes = plt.subplots(down, across, figsize=(3.3 * across, 2.5 * down + 0.3), squeeze=False)
+    for ax, column in zip(axes.flat, columns, strict=True):
         for name, table in tables.items():
             _band(ax, table[column], str(name))
         if log:
@@ -303,13 +352,15 @@ def field(
     title: str = "",
     xlabel: str = "timestep (noise falls to the right)",
 ) -> Figure:
-    """Draw a number for every layer (rows) and timestep (columns) as a coloured field."""
-    size = (2.4 + 0.46 * table.shape[1], 1.2 + 0.3 * len(table) + 0.3 * bool(title))
+    """Draw a number for every layer (rows) and timestep (columns) as a coloured field.
+
+    The largest is framed.
+    """
+    size = (2.4 + 0.5 * table.shape[1], 1.2 + 0.3 * len(table) + 0.3 * bool(title))
     fig, ax = plt.subplots(figsize=size)
     values = table.to_numpy(float)
-    limit = max(float(np.nanmax(np.abs(values))), 1e-9)
-    artist = ax.imshow(values, cmap="PuOr", vmin=-limit, vmax=limit, aspect="auto")
-    _cells(ax, values, limit, digits=1)
+    artist = ax.imshow(values, cmap="inferno", aspect="auto")
+    _cells(ax, artist, values)
     ax.set_yticks(range(len(table)), [str(name) for name in table.index])
     ax.set_xticks(range(table.shape[1]), [str(name) for name in table.columns])
     ax.set_xlabel(xlabel)

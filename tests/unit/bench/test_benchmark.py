@@ -95,7 +95,10 @@ def test_ablations_score_as_the_bench_does(model, images):
 
 def test_halves_of_the_steps_are_those_of_the_last_k(model, images):
     pairs, options = examples(images), FAST | {"timesteps": 4}
-    halves = ablations.step_halves(model, pairs, **options)
+    groups, halves = ablations.groups_and_halves(model, pairs, **options)
+    alone = ablations.resolutions(model, pairs, **options)
+    assert list(groups["layers"]) == list(alone["layers"])
+    assert np.allclose(groups["cnr"], alone["cnr"], atol=5e-3)
     last = ablations.kept_steps(model, pairs, [2], **options)
     cleaner = halves[halves["timesteps"] == "cleaner half"]
     assert np.allclose(cleaner["cnr"], last["cnr"])

@@ -37,6 +37,8 @@ def test_a_claim_holds_only_if_its_interval_lies_above_zero(
     assert str(made).startswith(f"a > b: {verdict}, +0.30 [")
     assert claims.verdicts([made]).startswith(f"- **{verdict}**: a > b")
     assert claims.said(made).startswith(f"**{verdict}** (+0.30 [")
+    told = claims.told(made, holds="As holds.", reversed="As reversed.", not_shown="As not shown.")
+    assert told == f"{claims.said(made)}. As {verdict}."
 
 
 def test_what_matters_less_is_folded(config: Config) -> None:

@@ -130,3 +130,11 @@ def test_methods_are_compared_over_the_seeds_both_have() -> None:
 def test_a_difference_that_nobody_measured_is_unknown() -> None:
     unknown = rows([1.0, 2.0]).assign(cnr=np.nan)
     assert np.isnan(statistics.difference(unknown, rows([0.0, 0.0]), "cnr", 10).value)
+
+
+def test_correlation_has_its_interval_around_it() -> None:
+    x = np.arange(30.0)
+    noise = np.random.default_rng(0).normal(size=30)
+    found = statistics.correlation(x, x + 5 * noise, 200)
+    assert 0 < found.low < found.value < found.high < 1
+    assert found.value == pytest.approx(np.corrcoef(x, x + 5 * noise)[0, 1])

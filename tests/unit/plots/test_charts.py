@@ -88,6 +88,21 @@ def test_forest_fills_only_what_holds() -> None:
     assert [text.get_text() for text in fig.axes[0].get_yticklabels()] == ["F1: a > b", "F1: c > d"]
 
 
+def test_verdicts_are_written_beside_the_dots() -> None:
+    made = [Made("F1-a", "a > b", 0.3, 0.1, 0.5), Made("F3-b", "c > d", -0.3, -0.5, -0.1)]
+    (ax,) = charts.verdicts(made, {"F3-b": "against c"}, "two").axes
+    assert [text.get_text() for text in ax.texts] == ["holds  +0.30", "reversed  -0.30"]
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["a > b", "against c"]
+
+
+def test_dots_show_every_row_of_every_method() -> None:
+    one = pd.DataFrame({"cnr": [Interval(1, 0, 2), Interval(3, 2, 4)]}, index=["up", "all"])
+    fig = charts.dots({"a": one, "b": one}, ["cnr"], "layers")
+    drawn = [line for line in fig.axes[0].lines if line.get_marker() == "o"]
+    assert [list(line.get_xdata()) for line in drawn] == [[1, 3], [1, 3]]
+    assert [text.get_text() for text in fig.axes[0].get_yticklabels()] == ["up", "all"]
+
+
 def test_curve_weights_are_those_of_merge() -> None:
     import torch
 
@@ -108,10 +123,8 @@ def test_mean_interval_averages_end_by_end() -> None:
 
 def test_the_other_charts_draw_every_row() -> None:
     grid = pd.DataFrame([[1.0, np.nan], [-0.5, 0.2]], index=["a", "b"], columns=["x", "y"])
-    fig = charts.classes(grid, pd.Series({"a": 3.0, "b": np.nan}), "CNR")
-    assert [t.get_text() for t in fig.axes[0].texts] == ["1.00", "-0.50", "0.20"]
-    assert fig.axes[0].get_yticklabels()[0].get_text() == "a  (n = 3)"
-    assert len(charts.field(grid, "CNR").axes[0].texts) == 3
+    field = charts.field(grid, "CNR").axes[0]
+    assert len(field.texts) == 3 and len(field.patches) == 1  # the largest is framed
     lines = pd.DataFrame({"cnr": [Interval(1, 0.9, 1.1), Interval(2, 1.9, 2.1)]}, index=[1, 10])
     fig = charts.lines({"arm": lines}, ["cnr"], "T", log=True)
     assert [t.get_text() for t in fig.axes[0].get_xticklabels()] == ["1", "10"]
