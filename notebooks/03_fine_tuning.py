@@ -393,7 +393,8 @@ print(
 print(f"after {started} steps EMA and raw weights differ by {gap:.2%}")
 
 # %% [markdown]
-# **Published code**, read at commit 699364a:
+# ## What the published code seems to do differently
+# Read at commit 699364a:
 # - conditioning dropout follows the optimiser step, so it appears never to act;
 # - the data loader is not handed to accelerate, so several processes seem to see the same batches.
 #

@@ -15,6 +15,15 @@ from g2g_utils.bench.statistics import PAIR, Interval, bootstrap
 from g2g_utils.data.record import Example
 from g2g_utils.grounding import GroundOptions
 from g2g_utils.models.protocol import LatentDiffusion
+from g2g_utils.runs import places
+
+PAPER = places.ROOT / "docs" / "paper" / "g2g_appendix_b.csv"
+
+
+def appendix_b() -> pd.DataFrame:
+    """The paper's Appendix B on MS-CXR: CNR and balanced IoU by filter and curve, all classes."""
+    table = pd.read_csv(PAPER, comment="#").set_index("variant")
+    return table[table["class"] == "Weighted Avg."].drop(columns="class")
 
 
 def gains(table: pd.DataFrame, curve: str = "mixture", column: str = "cnr") -> pd.DataFrame:

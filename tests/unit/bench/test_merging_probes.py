@@ -45,3 +45,8 @@ def test_text_biases_are_scored_against_the_boxes():
     assert len(found) == 1 and abs(found[0]) < 10
     maps = merging_probes.maps_of(Model(), pair("left effusion"), batch_size=4, **options)
     assert {one.shape for one in maps.values()} == {maps["A"].shape} and len(maps) == 5
+
+
+def test_published_numbers():
+    found = merging_probes.appendix_b()
+    assert found.loc["linear", "cnr"] == 1.31 and found.loc["quadratic", "balanced_iou"] == 0.558
