@@ -9,6 +9,7 @@ and `AttentionMaps` are read. `CrossAttentionRecorder` is all three in one.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from torch.nn import functional as F
 Keep = Literal["mean", "layers", "steps", "all"]
 Tokens = Sequence[int] | Sequence[Sequence[int]]
 Layers = str | int | Sequence[str | int]
+Positions = tuple[tuple[int, ...], ...]  # of tokens, by sample
 
 _LAYER = re.compile(r"(?:^|\.)((?:down_blocks|mid_block|up_blocks)\..*attn2)$")
 _ORDER = {"down": 0, "mid": 1, "up": 2}
@@ -249,6 +251,8 @@ class Seen:
     probabilities: Tensor  # s b heads hw n: timesteps, samples, heads, places, tokens
     size: tuple[int, int]  # of the layer's maps, h w
     latent: tuple[int, int]
+    length: int  # token positions of the text
+    tokens: Positions | None = None  # a sample's position of each of n; None: all in order
 
     @cached_property
     def mean(self) -> Tensor:
@@ -272,6 +276,7 @@ class Accumulator:
         self.latent = (0, 0)
         self._counts: dict[str, int] = {}  # layer -> timesteps
         self._index: tuple[Tensor, Tensor] | None = None
+        self._where: dict[Positions | None, Tensor | None] = {}  # columns read; None: all in order
 
     def add(self, layer: str, seen: Seen) -> None:
         """Take one layer's attention of the next s timesteps."""
@@ -292,16 +297,21 @@ class Accumulator:
         """The maps of one sample."""
         raise NotImplementedError
 
-    def picked(self, means: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps [s, b, k, hw] of the tokens of [s, b, hw, n], and which of b x k are real."""
+    def picked(self, means: Tensor, seen: Seen) -> tuple[Tensor, Tensor]:
+        """Maps [s, b, k, hw] of the tokens of means [s, b, hw, n], and which of b x k are real."""
         s, b, hw, n = means.shape
         if self._index is None:
-            rows = _ragged(list(range(n)) if self.tokens is None else self.tokens, b, n)
-            self._index = _padded(rows, means.device)
+            every = list(range(seen.length)) if self.tokens is None else self.tokens
+            self._index = _padded(_ragged(every, b, seen.length), means.device)
         index, valid = self._index
-        if self.tokens is None:
+        if seen.tokens not in self._where:
+            columns = index if seen.tokens is None else _columns_of(index, seen.tokens)
+            same = columns.shape[1] == n and bool((columns == torch.arange(n).to(columns)).all())
+            self._where[seen.tokens] = None if same else columns
+        where = self._where[seen.tokens]
+        if where is None:
             return means.transpose(-1, -2), valid
-        where = index[None, :, None, :].expand(s, b, hw, index.shape[1])
+        where = where[None, :, None, :].expand(s, b, hw, where.shape[1])
         return means.gather(-1, where).transpose(-1, -2), valid
 
     def positions(self, b: int) -> tuple[int, ...]:
@@ -327,7 +337,7 @@ class Mean(Accumulator):
 
     def keep(self, layer: str, seen: Seen) -> None:
         """Add the layer's maps to its sum, or to the sum of its map size."""
-        maps, _ = self.picked(seen.mean.sum(0, keepdim=True))
+        maps, _ = self.picked(seen.mean.sum(0, keepdim=True), seen)
         native = _on_grid(maps[0], seen.size)  # b k h w
         key = layer if self._apart else seen.size
         known = self._sums.get(key)
@@ -367,7 +377,7 @@ class Stack(Accumulator):
 
     def keep(self, layer: str, seen: Seen) -> None:
         """Append the layer's maps."""
-        maps, valid = self.picked(seen.mean)  # s b k hw
+        maps, valid = self.picked(seen.mean, seen)  # s b k hw
         if self._average:
             weights = valid[None, ..., None]
             maps = ((maps * weights).sum(2) / weights.sum(2))[:, :, None]
@@ -398,6 +408,10 @@ class Stack(Accumulator):
 # -- hooking --------------------------------------------------------------------------------------
 
 
+class _Enough(Exception):
+    """Ends a forward after its last recorded layer."""
+
+
 class Recorder:
     """Shows the cross-attention of all forwards of `unet` inside a `with` block to accumulators.
 
@@ -409,9 +423,13 @@ class Recorder:
         layers: show only these (name, block, map height, or several). Others keep their kernel, as
             self-attention does.
         rows: slice of every forward's batch to show, e.g. the conditional half under guidance.
+        stop: end every forward, and with it the block, after the last recorded layer. For those
+            who need no prediction; layers that are chosen by map height end it from the second
+            forward on.
 
-    Results are readable after the block. Entering again adds to them. The U-Net's output is
-    unchanged up to the rounding of unfused attention.
+    Results are readable after the block. Entering again adds to them. Where every accumulator names
+    its tokens, only their probabilities are computed, beside the fused kernel (CPU, float32), and
+    the U-Net's output is unchanged; else it is up to the rounding of unfused attention.
 
     Raises:
         RuntimeError: on re-entrant use, and for a forward after one that failed midway (its first
@@ -427,8 +445,12 @@ class Recorder:
         *,
         layers: Layers | None = None,
         rows: slice | None = None,
+        stop: bool = False,
     ) -> None:
         self.accumulators, self.rows_per_step = accumulators, rows_per_step
+        self.stop = stop
+        self._last = ""  # recorded layer; "": not known yet
+        self._asked: tuple[int, Positions | None, Tensor | None] | None = None
         self._attn, self._wanted = find_layers(unet), layers
         ends = {n.split(".")[-1]: m for n, m in unet.named_modules() if "conv_" in n}
         self._stem, self._head = ends["conv_in"], ends.get("conv_out")
@@ -451,10 +473,12 @@ class Recorder:
         for name, attn in self._attn.items():
             if matches(name, None, self._wanted) or not _only_names(self._wanted):
                 self._originals[name] = attn.processor
-                attn.processor = _Capture(attn.processor, partial(self._sink, name))
+                attn.processor = _Capture(attn.processor, partial(self._watch, name))
         if not self._originals:
             self._restore()
             raise ValueError(f"layers={self._wanted!r} matches none of {list(self._attn)}")
+        if _only_names(self._wanted):
+            self._last = list(self._originals)[-1]
         return self
 
     def __exit__(
@@ -462,9 +486,10 @@ class Recorder:
         kind: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
-    ) -> None:
+    ) -> bool:
         """Put the processors back, whatever happened."""
         self._restore()
+        return kind is _Enough
 
     @property
     def sizes(self) -> dict[str, tuple[int, int]]:
@@ -530,30 +555,51 @@ class Recorder:
 
     def _end_forward(self, *_: object) -> None:
         self._running = False
+        self._last = self.layers[-1]
 
-    def _sink(self, layer: str, positions: int) -> Callable[[Tensor, int], None] | None:
+    def _watch(self, layer: str, positions: int) -> _Watch | None:
         """Receiver of the attention of a layer with this many positions, or None."""
         size = native_size(positions, self._latent)
         if not matches(layer, size, self._wanted):
             return None
         self._sizes[layer] = size
-        return partial(self._show, layer)
+        return _Watch(self._rows, self._index, partial(self._show, layer))
 
-    def _show(self, layer: str, probabilities: Tensor, heads: int) -> None:
-        """Show one layer's probabilities [rows * heads, hw, n] to the accumulators."""
-        places = probabilities.shape[1:]  # hw n
-        rows = probabilities.detach().reshape(-1, heads, *places)[self._rows]
-        stacked = rows.reshape(-1, self._batch, heads, *places)
-        seen = Seen(stacked, self._sizes[layer], self._latent)
+    def _index(self, length: int) -> Tensor | None:
+        """Positions [b, k] of all tokens that accumulators name; None: all, or nearly all."""
+        if self._asked is None or self._asked[0] != length:
+            self._asked = (length, *self._union(length))
+        return self._asked[2]
+
+    def _union(self, length: int) -> tuple[Positions | None, Tensor | None]:
+        named = [one.tokens for one in self.accumulators]
+        known = [_ragged(one, self._batch, length) for one in named if one is not None]
+        if not known or len(known) < len(named):
+            return None, None
+        rows = [sorted({t for one in known for t in one[b]}) for b in range(self._batch)]
+        width = max(map(len, rows))
+        if 2 * width > length:
+            return None, None
+        rows = [row + [row[-1]] * (width - len(row)) for row in rows]
+        return tuple(map(tuple, rows)), torch.tensor(rows)
+
+    def _show(self, layer: str, probabilities: Tensor, length: int) -> None:
+        """Show the probabilities [rows, heads, hw, n] of one layer's rows to the accumulators."""
+        stacked = probabilities.detach().reshape(-1, self._batch, *probabilities.shape[1:])
+        tokens = None if self._asked is None or stacked.shape[-1] == length else self._asked[1]
+        seen = Seen(stacked, self._sizes[layer], self._latent, length, tokens)
         for accumulator in self.accumulators:
             accumulator.add(layer, seen)
+        if self.stop and layer == self._last:
+            self._running = False
+            raise _Enough
 
 
 class CrossAttentionRecorder(Recorder):
     """Records cross-attention maps of all forwards inside a `with` block; see `Recorder`.
 
     Args:
-        unet, rows_per_step, layers, rows: as in `Recorder`.
+        unet, rows_per_step, layers, rows, stop: as in `Recorder`.
         tokens: positions to record: one list for all samples or one list per sample (ragged);
             None records all positions, kept apart.
         keep: "mean" (sum over steps and layers) | "layers" (sum over steps) | "steps" (steps x
@@ -573,6 +619,7 @@ class CrossAttentionRecorder(Recorder):
         rows: slice | None = None,
         dtype: torch.dtype = torch.float16,
         also: Sequence[Accumulator] = (),
+        stop: bool = False,
     ) -> None:
         kinds: dict[str, Callable[[], Accumulator]] = {
             "mean": lambda: Mean(tokens),
@@ -583,7 +630,9 @@ class CrossAttentionRecorder(Recorder):
         if keep not in kinds:
             raise ValueError(f"keep={keep!r}: choose mean, layers, steps or all")
         self.keep, self._main = keep, kinds[keep]()
-        super().__init__(unet, [self._main, *also], rows_per_step, layers=layers, rows=rows)
+        super().__init__(
+            unet, [self._main, *also], rows_per_step, layers=layers, rows=rows, stop=stop
+        )
 
     def sample(self, b: int = 0) -> AttentionMaps:
         """Maps of one sample, with the axes that `keep` holds apart."""
@@ -629,17 +678,23 @@ class CrossAttentionRecorder(Recorder):
         return [(self.sample(b), own) for b, own in enumerate(rows)]
 
 
+@dataclass(frozen=True)
+class _Watch:
+    """Receiver of one layer's attention."""
+
+    rows: slice  # of the batch
+    index: Callable[[int], Tensor | None]  # text length -> positions [b, k] to show; None: all
+    show: Callable[[Tensor, int], None]  # takes [rows, heads, hw, n] and the text length
+
+
 class _Capture:
     """Attention processor: plain attention that shows its probabilities.
 
     Args:
-        sink: from a number of positions to the receiver of probabilities [rows * heads, hw, n] and
-            the number of heads; None keeps the original processor.
+        sink: from a number of positions to the receiver; None keeps the original processor.
     """
 
-    def __init__(
-        self, original: Any, sink: Callable[[int], Callable[[Tensor, int], None] | None]
-    ) -> None:
+    def __init__(self, original: Any, sink: Callable[[int], _Watch | None]) -> None:
         self.original, self.sink = original, sink
 
     def __call__(
@@ -651,8 +706,8 @@ class _Capture:
         temb: Tensor | None = None,
     ) -> Any:
         """Same result as diffusers' `AttnProcessor`; hidden states are [rows, hw, d]."""
-        show = self.sink(hidden_states.shape[1])
-        if show is None:
+        watch = self.sink(hidden_states.shape[1])
+        if watch is None:
             return self.original(
                 attn, hidden_states, encoder_hidden_states, attention_mask=attention_mask, temb=temb
             )
@@ -663,16 +718,56 @@ class _Capture:
             hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
         if attn.norm_cross:
             text = attn.norm_encoder_hidden_states(text)
-        query, key, value = map(attn.head_to_batch_dim, _projected(attn, hidden_states, text))
-        if attn.norm_q is not None:
-            query, key = attn.norm_q(query), attn.norm_k(key)
-        if query.dtype == torch.float16:  # products of large states overflow
-            query, key, mask = query.float(), key.float(), mask if mask is None else mask.float()
-        probs = attn.get_attention_scores(query, key, mask)  # rows*heads hw n
-        show(probs, attn.heads)
-        read = torch.bmm(probs.to(value.dtype), value)
-        out = attn.to_out[1](attn.to_out[0](attn.batch_to_head_dim(read)))
+        states = _projected(attn, hidden_states, text)
+        index = watch.index(text.shape[1]) if mask is None else None
+        if index is not None and self._fuses(attn, *states):
+            read = _fused(attn.heads, *states, watch, index)
+        else:
+            read = _unfused(attn, *states, mask, watch)
+        out = attn.to_out[1](attn.to_out[0](read))
         return (out + residual if attn.residual_connection else out) / attn.rescale_output_factor
+
+    def _fuses(self, attn: Any, query: Tensor, key: Tensor, value: Tensor) -> bool:
+        """True where the fused kernel gives the logarithm of its sums, and nothing else differs."""
+        known = type(self.original).__name__ == "AttnProcessor2_0"
+        usual = attn.norm_q is None and attn.norm_k is None and query.shape[-1] == value.shape[-1]
+        scaled = math.isclose(attn.scale, (query.shape[-1] // attn.heads) ** -0.5)
+        here = query.device.type == "cpu" and query.dtype == torch.float32
+        return known and usual and scaled and here
+
+
+def _fused(
+    heads: int, query: Tensor, key: Tensor, value: Tensor, watch: _Watch, index: Tensor
+) -> Tensor:
+    """Attention [rows, hw, heads*d] by the fused kernel; shows the tokens of an index [b, k].
+
+    exp(q k^T / sqrt(d) - log of the kernel's sums) is the softmax over all tokens at few of them.
+    """
+    q, k, v = (t.view(*t.shape[:2], heads, -1).transpose(1, 2) for t in (query, key, value))
+    out, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)  # noqa: SLF001
+    shown, keys = q[watch.rows], k[watch.rows]  # rows heads hw d, rows heads n d
+    where = index.repeat(len(keys) // len(index), 1)[:, None, :, None]
+    few = keys.gather(2, where.expand(-1, heads, -1, keys.shape[-1])) * keys.shape[-1] ** -0.5
+    scores = few @ shown.transpose(-1, -2)  # rows heads k hw
+    probs = scores.sub_(sums[watch.rows, :, None]).exp_()
+    watch.show(probs.transpose(-1, -2), key.shape[1])
+    return out.transpose(1, 2).flatten(2)  # type: ignore[no-any-return]
+
+
+def _unfused(
+    attn: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, watch: _Watch
+) -> Tensor:
+    """Attention [rows, hw, heads*d] by its formula; shows all tokens."""
+    query, key, value = map(attn.head_to_batch_dim, (query, key, value))
+    if attn.norm_q is not None:
+        query, key = attn.norm_q(query), attn.norm_k(key)
+    if query.dtype == torch.float16:  # products of large states overflow
+        query, key, mask = query.float(), key.float(), mask if mask is None else mask.float()
+    probs = attn.get_attention_scores(query, key, mask)  # rows*heads hw n
+    each = probs.reshape(-1, attn.heads, *probs.shape[1:])
+    watch.show(each[watch.rows], probs.shape[-1])
+    read: Tensor = attn.batch_to_head_dim(torch.bmm(probs.to(value.dtype), value))
+    return read
 
 
 def _projected(attn: Any, states: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -702,6 +797,16 @@ def _ragged(tokens: Tokens, batch: int, length: int | None = None) -> list[list[
         if length is not None and not all(0 <= t < length for t in row):
             raise ValueError(f"tokens {row} of sample {sample} are not all in 0..{length - 1}")
     return rows
+
+
+def _columns_of(index: Tensor, tokens: Positions) -> Tensor:
+    """Columns [b, k] at which samples' tokens hold the positions of an index [b, k].
+
+    Padding of the index, whose maps are not read, may point to any column.
+    """
+    both = zip(index.tolist(), tokens, strict=True)
+    found = [[row.index(t) if t in row else 0 for t in own] for own, row in both]
+    return torch.tensor(found, device=index.device)
 
 
 def _padded(rows: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -416,7 +416,7 @@ def record_image(
         keep="all",
     )
     pair = _prepare(model, options, image, phrase)
-    recorder = _record(model, [pair], options)
+    recorder = _record(model, [pair], options, padding=True)
     times = tuple(sampling.timesteps(model, timesteps))
     return replace(recorder.sample(), timesteps=times), pair.phrase
 
@@ -512,26 +512,34 @@ def _record(
     pairs: Sequence[_Pair],
     options: Options,
     biases: _Biases | None = None,
+    padding: bool = False,
 ) -> CrossAttentionRecorder:
-    """Show the U-Net what the sampling input says; record all tokens in the options' window.
+    """Show the U-Net what the sampling input says; record the options' window.
 
-    biases: gets the start-token maps of every forward, of all T timesteps.
+    Args:
+        model, pairs, options: of the group.
+        biases: gets the start-token maps of every forward, of all T timesteps.
+        padding: record the padding too, not only the tokens from start to end.
     """
     window, start = options.window, [] if biases is None else [biases.start]
     rows = slice(len(pairs), None) if options.guided else None
+    stop = options.sampling in sampling.READS_NONE
     inside = CrossAttentionRecorder(
         model.unet,
-        None,
+        None if padding else [range(max(pair.phrase.end, *pair.tokens) + 1) for pair in pairs],
         options.keep,
         len(pairs),
         layers=options.layers,
         rows=rows,
         dtype=_dtype(options),
         also=start,
+        stop=stop,
     )
     outside: AbstractContextManager[object] = nullcontext()
     if biases is not None:
-        outside = Recorder(model.unet, start, len(pairs), layers=options.layers, rows=rows)
+        outside = Recorder(
+            model.unet, start, len(pairs), layers=options.layers, rows=rows, stop=stop
+        )
     asked = sampling.Request(
         images=[pair.image for pair in pairs],
         phrases=[pair.phrase.text for pair in pairs],

@@ -168,7 +168,11 @@ def measure(
     times = sampling.timesteps(model, chosen.timesteps)
     weights = step_weights(model, times, chosen.weights)
     recorder = CrossAttentionRecorder(
-        model.unet, None, "mean", rows_per_step=len(words), layers=chosen.layers
+        model.unet,
+        [range(phrase.end + 1) for phrase in words],
+        "mean",
+        rows_per_step=len(words),
+        layers=chosen.layers,
     )
     states = model.encode_text(*stack(words))  # k n d
     steps, squares = _compare(model, image, states, times, recorder, chosen)  # k c t h w

@@ -191,10 +191,14 @@ def run(
     forwards: Forwards,
     context: Callable[[Forward], AbstractContextManager[object]] = lambda _: nullcontext(),
 ) -> None:
-    """Run the U-Net over an input, each forward inside its context, predictions handed back."""
+    """Run the U-Net over an input, each forward inside its context, predictions handed back.
+
+    A context may end its forward early, where the input reads no prediction (`READS_NONE`).
+    """
     with torch.no_grad():
         forward = next(forwards, None)
         while forward is not None:
+            predicted: Any = None
             with context(forward):
                 predicted = model.unet(forward.latents, forward.timesteps, forward.states).sample
             try:
@@ -494,6 +498,9 @@ def round_trip(
     run(model, both())
     return found[0], found[1].flip(0)
 
+
+READS_NONE = ("gt", "inversion", "inversion_p")
+"""Inputs that read no prediction of the forwards that are recorded."""
 
 INPUTS: dict[str, Callable[[LatentDiffusion, Request], Forwards]] = {
     "gt": ground_truth,

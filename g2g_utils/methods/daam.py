@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from g2g_utils import bbm, sampling
-from g2g_utils.attention import Accumulator, Recorder, Seen
+from g2g_utils.attention import Accumulator, Recorder, Seen, Tokens
 from g2g_utils.methods.base import HeatMap, Query, no_map
 from g2g_utils.methods.registry import DAAMRow, Parts
 from g2g_utils.models.protocol import LatentDiffusion
@@ -120,10 +120,13 @@ def _bicubic(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 class HeadSums(Accumulator):
-    """Attention summed over timesteps, heads apart: layer -> [b, heads, n, h, w], float32."""
+    """Attention summed over timesteps, heads apart: layer -> [b, heads, n, h, w], float32.
 
-    def __init__(self) -> None:
-        super().__init__()
+    Tokens that are named start at position 0 without gaps. What follows a sample's own is not read.
+    """
+
+    def __init__(self, tokens: Tokens | None = None) -> None:
+        super().__init__(tokens)
         self.sums: dict[str, Tensor] = {}
 
     def keep(self, layer: str, seen: Seen) -> None:
@@ -183,8 +186,8 @@ class DAAM:
 
     def _record(self, images: Sequence[Tensor], phrases: Sequence[PhraseTokens]) -> HeadSums:
         """Attention of image-phrase pairs over all timesteps of ground-truth sampling."""
-        sums = HeadSums()
-        recorder = Recorder(self.model.unet, [sums], len(images), layers=LAYERS)
+        sums = HeadSums([range(phrase.end + 1) for phrase in phrases])
+        recorder = Recorder(self.model.unet, [sums], len(images), layers=LAYERS, stop=True)
         asked = sampling.Request(
             images=[sampling.check_image(self.model, image) for image in images],
             phrases=[phrase.text for phrase in phrases],

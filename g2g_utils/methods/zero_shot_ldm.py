@@ -208,8 +208,9 @@ class ZeroShotLDM:
         if not 0 <= window.start < window.stop <= count:
             raise ValueError(f"steps {window.start} to {window.stop - 1} of {count}: choose some")
         recorder = CrossAttentionRecorder(
-            self.model.unet, tokens, keep, len(images), layers=self.read, dtype=torch.float32
-        )
+            self.model.unet, tokens, keep, len(images), layers=self.read, dtype=torch.float32,
+            stop=self.sampling in sampling.READS_NONE,
+        )  # fmt: skip
         request = sampling.Request(
             images=[sampling.check_image(self.model, image) for image in images],
             phrases=[phrase.text for phrase in phrases],

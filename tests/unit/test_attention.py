@@ -398,3 +398,41 @@ def test_scores_beyond_float16_stay_finite():
     with torch.no_grad(), recorder:
         unet(latents.half(), 900, states.half())
     assert torch.isfinite(recorder.mean()).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layers", [None, "down", 8])
+def test_few_tokens_beside_the_fused_kernel(unet, layers):
+    """Equal maps to 1e-6, and the U-Net's own output to the last digit."""
+    tokens = [[0, 1, 3], [0, 5]]
+    options = {"rows_per_step": 2, "layers": layers, "dtype": torch.float32}
+    few = CrossAttentionRecorder(unet, tokens, "all", **options)
+    whole = CrossAttentionRecorder(unet, None, "all", **options)
+    latents, states = inputs(4)
+    plain = unet(latents, 7, states).sample
+    with few:
+        assert torch.equal(unet(latents, 7, states).sample, plain)
+    with whole:
+        unet(latents, 7, states)
+    for b, own in enumerate(tokens):
+        found, known = few.sample(b).upsampled(), whole.sample(b).upsampled(tokens=own)
+        assert found.shape == known.shape and (found - known).abs().max() < 1e-6
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("layers", "ended"), [(None, 2), ("down", 2), (8, 1)])
+def test_a_forward_may_end_after_the_last_recorded_layer(unet, layers, ended):
+    """Equal maps to the last digit; a choice by height knows its last layer after one forward."""
+    short = CrossAttentionRecorder(unet, [0, 2], "layers", layers=layers, stop=True)
+    whole = CrossAttentionRecorder(unet, [0, 2], "layers", layers=layers)
+    latents, states = inputs()
+    outputs = []
+    for _ in range(2):
+        with short:
+            outputs.append(unet(latents, 7, states).sample)
+        with whole:
+            unet(latents, 7, states)
+    assert len(outputs) == 2 - ended and short.layers == whole.layers
+    for b in range(2):
+        one, other = short.sample(b), whole.sample(b)
+        assert all(torch.equal(one[name], other[name]) for name in other)
