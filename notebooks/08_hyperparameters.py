@@ -290,17 +290,6 @@ for name in config.training.compared:
 measured = ["cnr", "specificity"]
 of_arms = {n: statistics.summary(t, "layers", measured, resamples) for n, t in groups.items()}
 
-# %%
-cnr = pd.DataFrame({n: t["cnr"].map(lambda cell: cell.value) for n, t in of_arms.items()})
-chosen, over_arms = cnr[arm].idxmax(), cnr.mean(axis=1)
-shared = [group for group in cnr.index if group != "down"]
-others = [group for group in shared if cnr.loc[group].idxmax() != arm]
-title = f"{arm} has the highest CNR over every group but perhaps “down”"
-if others:
-    title = f"Over {', '.join(others)}, another arm than {arm} has the highest CNR"
-fig = charts.dots(of_arms, measured, title)
-plots.save_figure(config, fig, "08_layer_groups", alt="Dots of every arm for every group of layers")
-
 
 # %%
 def lead(group: str, other: str, column: str) -> statistics.Interval:
@@ -309,15 +298,25 @@ def lead(group: str, other: str, column: str) -> statistics.Interval:
     return statistics.difference(*sides, column, resamples)
 
 
-rivals = [name for name in groups if name != arm]
+cnr = pd.DataFrame({n: t["cnr"].map(lambda cell: cell.value) for n, t in of_arms.items()})
+chosen, over_arms = cnr[arm].idxmax(), cnr.mean(axis=1)
+shared, rivals = [g for g in cnr.index if g != "down"], [name for name in groups if name != arm]
 leads = {(charts.LABELS[c], f"{arm} − {other}"): {g: lead(g, other, c) for g in shared}
          for c in measured for other in rivals}  # fmt: skip
+
+# %%
+others = [g for g in shared if any(leads["CNR", f"{arm} − {n}"][g].high < 0 for n in rivals)]
+turned = ", ".join(f"“{group}”" for group in others) or "no group"
+title = f"Over {turned}, another arm than {arm} has the highest CNR"
+fig = charts.dots(of_arms, measured, title)
+plots.save_figure(config, fig, "08_layer_groups", alt="Dots of every arm for every group of layers")
+
+# %%
 charts.readable(pd.DataFrame(leads)) if rivals else "this profile has one arm"
 
 # %%
 single_groups = [group for group in shared if "×" in group]
 worst = {name: cnr.loc[single_groups, name].idxmin() for name in rivals}
-turned = ", ".join(others)
 Markdown(
     (f"**The choice of layers reverses the order of the arms** in CNR over {turned}." if others
      else "No group of layers changes which arm leads in CNR.")
@@ -326,7 +325,8 @@ Markdown(
 
 # %% [markdown]
 # Where the order turns, it turns in CNR and not in specificity: the fine decoder maps of the
-# generic arms lie where findings usually lie, whatever the phrase says, and CNR pays for that. That
+# generic arms lie mostly where findings usually lie, the phrase matters little to them, and CNR
+# pays for that. That
 # their coarse maps are the worst is the other way round than in Appendix E. Without a measure that
 # asks whether a map *reads*, a profile with the decoder's fine layers alone would have reversed F1.
 # So one group has to serve all arms, that with the best mean over arms and seeds, and notebook 07
@@ -359,7 +359,7 @@ Markdown(
     f"2. **Timesteps** (F6): {enough} for {max(counts)} {said['F6-steps-suffice']}; of {total}, "
     f"keep {best_k}. {sum(agree.values())} of {len(agree)} patterns of Appendix C return.\n"
     f"3. **Layers**: {chosen} is best for {arm}; on test, above all layers: {said['F6-layers']}. "
-    f"Groups over which another arm leads: {', '.join(others) or 'none'}."
+    f"Groups over which another arm leads: {turned}."
 )
 
 # %%
