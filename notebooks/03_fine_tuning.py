@@ -267,7 +267,7 @@ Markdown(
 # %%
 log = pd.DataFrame(fit.read_log(folder)).set_index("step")["loss"]
 full = pd.DataFrame(fit.read_log(products.ensure(config, f"ldm/{arm}-s{seed}")))
-begin_of = full.set_index("step")["loss"].reindex(log.index)
+begin_of = full.drop_duplicates("step").set_index("step")["loss"].reindex(log.index)
 fig, axes = overlays.plt.subplots(1, 2, figsize=(7.5, 2.6))
 axes[0].plot(log.index, log, color=charts.ORANGE, marker=".", label="live")
 axes[0].plot(begin_of.index, begin_of, color=charts.BLUE, label="finished run")
