@@ -114,7 +114,7 @@ def map_rows(
         overlays.show_image(line[0], image, boxes=boxes, title="film")
         line[0].set_ylabel(overlays.wrapped(label, round(14 * size)), fontsize=8)
         for ax, (name, heat) in zip(line[1:], maps.items(), strict=False):
-            short = overlays.wrapped(name, round(13 * size))
+            short = overlays.wrapped(name, round(11 * size))
             overlays.overlay(ax, image, bbm.minmax(heat), boxes=boxes, title=short, marker=False)
     overlays.colour_bar(fig, axes, "each map scaled to [0, 1]")
     overlays.legend(fig)
