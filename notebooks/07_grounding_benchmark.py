@@ -298,6 +298,10 @@ history["this run"] = {
 }
 charts.readable(pd.DataFrame(history).T.rename_axis(f"{domain} − {biovil}"))
 
+# %% [markdown]
+# ## Class by class
+# Where does each side win? The same two measures, class by class; in brackets the number of pairs.
+
 # %%
 by_class = {
     name: statistics.summary(part, "finding", ["cnr", "specificity"], draws).sort_index()
