@@ -33,10 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m g2g_utils", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--profile", default="miniature")
-    text = "override a configuration key, e.g. grounding.timesteps=20"
-    common.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=text)
+    common = _common("miniature")
     make = commands.add_parser("make", parents=[common], help="make a product (see `plan`)")
     make.add_argument("name")
     make.set_defaults(run=_make)
@@ -47,14 +44,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     costs.add_argument("--step-seconds", type=float, help="measured seconds of a training pass")
     costs.set_defaults(run=_costs)
-    _add_ground(commands, common)
+    _add_ground(commands)
     _add_prepare(commands)
     _add_convert(commands)
     return parser
 
 
-def _add_ground(commands: Any, common: argparse.ArgumentParser) -> None:
-    ground = commands.add_parser("ground", parents=[common], help="find a phrase in an image")
+def _add_ground(commands: Any) -> None:
+    parents, text = [_common("radiographs")], "find a phrase in an image"
+    ground = commands.add_parser("ground", parents=parents, help=text)
     text = "PNG, JPEG or DICOM; or a CSV with the columns image and phrase, for many"
     ground.add_argument("image", type=Path, help=text)
     ground.add_argument("phrase", nargs="?", help="what to look for; not with a CSV")
@@ -70,6 +68,15 @@ def _add_ground(commands: Any, common: argparse.ArgumentParser) -> None:
     text = "with a CSV: also a DICOM segmentation of every DICOM film (needs highdicom)"
     ground.add_argument("--dicom", action="store_true", help=text)
     ground.set_defaults(run=_ground)
+
+
+def _common(profile: str) -> argparse.ArgumentParser:
+    """Options of every command on a profile, which is `profile` by default."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--profile", default=profile, help=f"default: {profile}")
+    text = "override a configuration key, e.g. grounding.timesteps=20"
+    common.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=text)
+    return common
 
 
 def _add_convert(commands: Any) -> None:

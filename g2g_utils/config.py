@@ -117,7 +117,7 @@ class Data(Section):
     world: dict[str, Any] = {}  # fields of `World` that differ from its defaults
     images: Path | None = None  # folder of the training images, if outside root
     reports: Path | None = None  # mimic_cxr: folder or zip of the reports, if outside root
-    repeats: int = Field(1, gt=0)  # radiographs: times each captioned film is taken
+    repeats: int = Field(1, ge=0)  # radiographs: times each captioned film is taken
     implants: int = Field(0, ge=0)  # radiographs: phantoms' findings drawn into normal films
     implant_world: dict[str, Any] = {}  # fields of `World` for them
     drawn: int = Field(0, ge=0)  # radiographs: phantoms beside the films

@@ -21,7 +21,7 @@ from g2g_utils import config, runs
 from g2g_utils.experiment import products
 from g2g_utils.runs import places
 
-SHIPPED = ("vae", "encoders/", "classifier", "ldm/", "novelty/", "presence/", "g2d/")
+SHIPPED = ("vae", "encoders/", "classifier", "ldm/", "novelty/", "presence/", "g2d/", "skill/")
 LIMIT_FILE, LIMIT_ALL = 5 * 2**20, 60 * 2**20
 
 

@@ -43,14 +43,14 @@ def command(target: Path, options: list[str]) -> list[str]:
 def main() -> None:
     """Replace this process by Voilà."""
     given = sys.argv[1:]
-    profile = given.pop(0) if given and not given[0].startswith("-") else "miniature"
+    profile = given.pop(0) if given and not given[0].startswith("-") else "radiographs"
     try:
         target = application(profile)
     except profiles.ConfigError as error:
         sys.exit(f"explore: {error}")
     paths = [str(ROOT / "workflow" / "jupyter"), os.environ.get("JUPYTER_PATH", "")]
     os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, paths))
-    if profile in ("smoke", "miniature"):
+    if profile in ("smoke", "miniature", "radiographs"):
         os.environ["HF_HUB_OFFLINE"] = "1"
     words = command(target, given)
     os.execv(words[0], words)

@@ -22,7 +22,7 @@ from g2g_utils.config import Config, ConfigError
 from g2g_utils.data.geometry import crop_resize, restore_box
 from g2g_utils.data.images import read_image
 from g2g_utils.data.record import Example
-from g2g_utils.experiment import presence
+from g2g_utils.experiment import presence, skill
 from g2g_utils.runs import places
 
 if TYPE_CHECKING:
@@ -156,6 +156,8 @@ def ground_file(
         print(f"presence: {presence.line(told['presence'])}")
     if told["novelty"]["flagged"]:
         print(f"warning: {image} is {told['novelty']['said']}", file=sys.stderr)
+    if "skill" in told:
+        print(f"skill: {told['skill']['said']}")
     report = {**report_of(result, image), **told, **asked.about(image, example.phrase)}
     folder = place / asked.name(image, example.phrase)
     return write_files(config, folder, example, result, report, film=film_of(image))
@@ -338,7 +340,12 @@ def answers(
         for name, film in films.items()
     }
     return [
-        (result, told | {"novelty": unlike[example.image_id]})
+        (
+            result,
+            told
+            | {"novelty": unlike[example.image_id]}
+            | skill.statement(asked.config, model.name, example.phrase, asked.method),
+        )
         for (result, told), example in zip(found, examples, strict=True)
     ]
 
@@ -507,6 +514,7 @@ def write_files(
     novel = report.get("novelty", {})
     notes = [f"This picture is {novel['said']}." if novel.get("flagged") else ""]
     notes.append(presence.line(report.get("presence", {})))
+    notes.append(report.get("skill", {}).get("said", ""))
     draw(config, picture, example, result, film, " ".join(filter(None, notes)))
     return [picture, maps, numbers]
 

@@ -644,8 +644,14 @@ def dense_arm(config: Config, item: str, folder: Path) -> None:
 # ---------------------------------------------------------------- evaluation
 
 
+def _drawn_from_reports(config: Config) -> bool:
+    """False for a pack of films: nobody wrote reports of them that samples could be drawn from."""
+    return config.data.source != "radiographs"
+
+
 @product(
     "classifier",
+    items=lambda config: [""] if _drawn_from_reports(config) else [],
     needs=lambda config, item: ["pairs"],
     parameters=lambda config, item: {"steps": config.fidelity.classifier_steps},
     bundle=lambda config, item: "references",
@@ -714,7 +720,10 @@ def _fidelity_needs(config: Config, item: str) -> list[str]:
 @product(
     "fidelity",
     items=lambda config: [
-        f"{arm}-s{seed}" for arm in config.training.compared for seed in config.seeds(arm)
+        f"{arm}-s{seed}"
+        for arm in config.training.compared
+        for seed in config.seeds(arm)
+        if _drawn_from_reports(config)
     ],
     needs=_fidelity_needs,
     parameters=lambda config, item: {

@@ -26,7 +26,8 @@ from g2g_utils.data import sources
 from g2g_utils.data.geometry import Box, crop_resize
 from g2g_utils.data.images import read_image
 from g2g_utils.data.record import Example, Region
-from g2g_utils.experiment import presence, products
+from g2g_utils.experiment import novelty, presence, products
+from g2g_utils.experiment import skill as measured
 from g2g_utils.explorer import maps, state
 from g2g_utils.explorer.maps import Capture, Progress, Selection
 from g2g_utils.explorer.state import Chip, State
@@ -107,6 +108,7 @@ class View:
     difference: Tensor | None = None  # H W in [-1, 1], where it is shown
     difference_label: str = ""
     chips: list[Chip] = field(default_factory=list)
+    told: tuple[str, ...] = ()  # of models: how good they are; of an upload: whether it is a film
 
     @property
     def limits(self) -> tuple[float, float, str]:
@@ -148,6 +150,7 @@ class Session:
         self._panels: OrderedDict[Hashable, Panel] = OrderedDict()
         self.note = tagger.NOTE if tagger.name() == tagger.STOP_WORDS else ""
         self._calibrations: dict[str, presence.Calibrated | str] = {}
+        self._novelty: dict[tuple[str, str], str] = {}
         self._scores: dict[tuple[Box, ...], dict[str, float | str]] = {}
 
     # -- starting points and actions: state -> state --------------------------------------------
@@ -307,7 +310,8 @@ class Session:
             panels.append(self.panel(self._other(now, main, progress), boxes, progress))
         buttons = state.chips(main.capture, now.pieces, now.special)
         skill = self._skill(boxes)
-        shown = View(now, picture, tuple(panels), boxes, skill, chips=buttons)
+        told = self._besides(now, panels)
+        shown = View(now, picture, tuple(panels), boxes, skill, chips=buttons, told=told)
         if len(panels) == 1 and now.show != "difference":
             return shown
         difference, label = self._difference(now, panels)
@@ -370,6 +374,23 @@ class Session:
         score = bench.evidence(own, told[swapped] if swapped else None).score
         said = presence.statement(now.phrase, score, self._calibrations[now.model])
         return own.gain - told[rest].gain if rest else own.gain, said
+
+    def _besides(self, now: State, panels: Sequence[Panel]) -> tuple[str, ...]:
+        """How good each panel's model is at its phrase; whether an upload is like a film."""
+        world = self.config.profile
+        told = [
+            measured.statement(self.config, f"{world}/ldm/{p.model}", p.phrase, now.method)
+            for p in panels
+        ]
+        lines = [one["skill"]["said"] for one in told if one]
+        if now.image.startswith("upload"):
+            key = (now.model, now.image)
+            if key not in self._novelty:
+                image = self.pictures[now.image].image
+                found = novelty.statement(self.config, self.model(now.model), now.model, image)
+                self._novelty[key] = found["said"]
+            lines.append(f"this picture: {self._novelty[key]}")
+        return tuple(dict.fromkeys(lines))
 
     def _other(self, now: State, main: Panel, progress: Progress | None) -> State:
         """State of the second panel: another model or phrase, with the same words if possible."""

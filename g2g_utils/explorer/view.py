@@ -638,6 +638,7 @@ def _numbers_table(view: View) -> str:
     sure = [f"{p.confidence:.2f}" for p in panels if p.confidence is not None]
     top = f"<div>confidence c = {' and '.join(sure)}</div>" if sure else ""
     top += _presence(view)
+    top += "".join(f'<div class="g2g-notice">{html.escape(line)}</div>' for line in view.told)
     if not panels[0].metrics:
         return top + "<div>no boxes known: no numbers</div>"
     names = ["A", "B"] if len(panels) == 2 else ["this view"]

@@ -19,6 +19,7 @@ OF_PHANTOMS = {  # notebooks that do not run under these profiles yet, and what 
     "13_information_maps": "rows of information maps, and phrases whose truth is known",
     "14_zero_shot_ldm": "rows of the zero-shot method on trained arms",
     "15_g2d": "a section g2d, and true masks",
+    "18_real_films": "the shipped pack of films; test_real_films.py runs it",
 }
 pytestmark = pytest.mark.filterwarnings("ignore")
 
