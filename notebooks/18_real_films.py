@@ -15,10 +15,10 @@
 # # 18 · Does a model that was raised on phantoms ground findings on real films?
 #
 # ## Question
-# The shipped phantom model has never seen a radiograph. Here it goes on learning from 1,282 open
-# ones: real films with the captions of their text-mined labels, and phantoms' findings drawn into
-# real normal films, with their sentences. **No box of a real film is ever trained on.** Then it is
-# asked about films of other patients. Does it beat *knowing where each finding usually lies*?
+# The shipped phantom model has never seen a radiograph. Here it goes on learning from open ones:
+# real films with the captions of their text-mined labels, and phantoms beside them. **No box of a
+# real film is ever trained on.** Then it is asked about films of other patients. Does it beat
+# *knowing where each finding usually lies*?
 #
 # ## You need
 # - profile `radiographs`: shipped films and weights; scores are made when missing (minutes on two
@@ -61,8 +61,10 @@ charts.use_colours(products.compared(config))
 
 # %% [markdown]
 # ## What it learned from
-# Three kinds of training pictures. Captions of films name findings but no side, for no label does;
-# the sentences of the implants do. `repeats` says how often an epoch meets each film.
+# Captions of films name findings but no side, for no label does; the phantoms' sentences do.
+# `repeats` says how often an epoch meets each film. Implants, phantoms' findings drawn into real
+# normal films, can be mixed in (`data.implants`); on validation they hurt, so the shipped model had
+# none ([the log](../docs/miniature_log.md)).
 
 # %%
 training = sources.examples(config, "train")
@@ -74,13 +76,13 @@ print(f"{len(films)} films ({config.data.repeats} times each), {len(implants)} i
       f"{len(phantoms) - len(implants)} drawn phantoms")  # fmt: skip
 
 # %%
-chosen = [*abnormal[:2], *[x for x in implants if x.regions][:4], phantoms[-1]]
+chosen = [*abnormal[:4], *[x for x in phantoms if x.regions][:3]]
 fig, axes = overlays.panels(len(chosen), size=2.0)
 for ax, example in zip(axes[0], chosen, strict=True):
     title = overlays.wrapped(example.phrase, 30)
     overlays.show_image(ax, example.load(config.image_size), title=title, marker=False)
-alt = "two films, four films with an implanted finding, one drawn phantom, with captions"
-fig.suptitle("Films with their labels' captions, films with implants, a phantom", x=0.01, ha="left")
+alt = "four films, then three phantoms, each under its caption"
+fig.suptitle("Films with their labels' captions, and phantoms", x=0.01, ha="left")
 plots.save_figure(config, fig, "18_real_films_training", alt=alt)
 
 # %% [markdown]
