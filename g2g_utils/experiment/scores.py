@@ -7,7 +7,7 @@ is not trained here.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -32,7 +32,7 @@ KEPT = ["cnr", "auc_roc", "pointing", "specificity"]  # means that the product's
 View = Literal["own", "all layers", "curves"]
 
 
-def _items(config: Config) -> dict[str, tuple[Row, int | None]]:
+def items(config: Config) -> dict[str, tuple[Row, int | None]]:
     """Row and seed of every item, in the profile's order."""
     return {
         name if seed is None else f"{name}-s{seed}": (row, seed)
@@ -42,7 +42,7 @@ def _items(config: Config) -> dict[str, tuple[Row, int | None]]:
 
 
 def _item(config: Config, item: str) -> tuple[Row, int | None]:
-    found = _items(config)
+    found = items(config)
     if item not in found:
         raise ConfigError(f"unknown product 'scores/{item}': choose one of {', '.join(found)}")
     return found[item]
@@ -72,7 +72,7 @@ def _bundle(config: Config, item: str) -> str:
     return f"results/{row.arm}-s{seed}" if row.arm else "references"
 
 
-@product("scores", items=_items, needs=_needs, parameters=_parameters, bundle=_bundle)
+@product("scores", items=items, needs=_needs, parameters=_parameters, bundle=_bundle)
 def score(config: Config, item: str, folder: Path) -> dict[str, Any]:
     """Metrics of a method's maps: scores.csv, one row per pair and variant of the map.
 
@@ -81,7 +81,7 @@ def score(config: Config, item: str, folder: Path) -> dict[str, Any]:
     from g2g_utils.bench import benchmark
 
     row, seed = _item(config, item)
-    if item == next(iter(_items(config))):
+    if item == next(iter(items(config))):
         apart.warn_of_shared(config)
     found = _built(config, row, seed)
     if found is None:
@@ -139,7 +139,9 @@ def _write_table(path: Path, table: pd.DataFrame) -> None:
 # ---------------------------------------------------------------- reading
 
 
-def scores(config: Config, view: View = "own") -> pd.DataFrame:
+def scores(
+    config: Config, view: View = "own", labels: Collection[str] | None = None
+) -> pd.DataFrame:
     """Scores of the profile's methods, in its order; what is missing is made.
 
     Args:
@@ -147,6 +149,7 @@ def scores(config: Config, view: View = "own") -> pd.DataFrame:
         view: "own": each method's map, of all rows without bias merging. "all layers": the same
             rows, where a method's map is of chosen layers its map over all. "curves": the rows with
             bias merging; column `curve` tells the plain map ("none") and the merged ones apart.
+        labels: of the rows that are wanted (default: all).
 
     Returns:
         One row per pair, method (column `method`: its label) and seed, with `arm` and the metrics.
@@ -162,8 +165,8 @@ def scores(config: Config, view: View = "own") -> pd.DataFrame:
     from g2g_utils.bench import statistics
 
     found = []
-    for item, (row, seed) in _items(config).items():
-        if row.merged != (view == "curves"):
+    for item, (row, seed) in items(config).items():
+        if row.merged != (view == "curves") or (labels is not None and row.label not in labels):
             continue
         file = ensure(config, f"scores/{item}") / FILE
         if file.is_file():
@@ -216,7 +219,7 @@ def methods(
 
     regions: whose boxes make the mean boxes (default: `prior_regions`).
     """
-    for row, seed in _items(config).values():
+    for row, seed in items(config).values():
         if row.merged or (row.arm and config.training.arms[row.arm].control):
             continue
         if found := _built(config, row, seed, regions):

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from g2g_utils import runs
 from g2g_utils.config import Config
 from g2g_utils.data.radiographs import FINDINGS
+from g2g_utils.experiment import scores
 from g2g_utils.experiment.plan import find
-from g2g_utils.experiment.product import KINDS, product
+from g2g_utils.experiment.product import product
 from g2g_utils.methods.registry import Row, rows
 
 if TYPE_CHECKING:
@@ -47,6 +48,20 @@ def _priors(config: Config) -> dict[str, str]:
     return {rule: label for rule, label in found.items() if rule in (PRIOR, SIDED)}
 
 
+def _own(config: Config, arm: str) -> dict[str, str]:
+    """Labels of an arm's rows by the method of `ground` that they measure."""
+    found = ((answers(row), row) for row in rows(config).values() if row.arm == arm)
+    return {method: row.label for method, row in found if method}
+
+
+def _needs(config: Config, item: str) -> list[str]:
+    """Scores of the arm and of the priors."""
+    read = {*_own(config, item).values(), *_priors(config).values()}
+    return [
+        f"scores/{name}" for name, (row, _) in scores.items(config).items() if row.label in read
+    ]
+
+
 def answers(row: Row) -> str | None:
     """The method of `ground` that a row of the benchmark measures, or None."""
     if row.kind.name == "g2g" and not row.merged:
@@ -59,7 +74,7 @@ def answers(row: Row) -> str | None:
 @product(
     "skill",
     items=_items,
-    needs=lambda config, item: KINDS["scores"].names(config),
+    needs=_needs,
     parameters=lambda config, item: {
         "skill": SKILL,
         "name": item,
@@ -69,16 +84,10 @@ def answers(row: Row) -> str | None:
 )
 def skill(config: Config, item: str, folder: Path) -> dict[str, Any]:
     """Scores per finding of an arm's maps, and their differences to the priors: skill.json."""
-    from g2g_utils.experiment.scores import scores
-
-    table, n = scores(config), config.evaluation.bootstrap
-    own = {
-        method: row.label
-        for row in rows(config).values()
-        if row.arm == item and (method := answers(row))
-    }
+    own, priors, n = _own(config, item), _priors(config), config.evaluation.bootstrap
+    table = scores.scores(config, labels=[*own.values(), *priors.values()])
     found = {
-        str(finding): _of_finding(part, own, _priors(config), n)
+        str(finding): _of_finding(part, own, priors, n)
         for finding, part in table.groupby("finding")
     }
     seeds = [int(seed) for seed in config.seeds(item)]
@@ -97,7 +106,7 @@ def _of_finding(
         "pairs": int(part.groupby(statistics.PAIR).ngroups),
         "patients": int(part["subject_id"].nunique()),
     }
-    for name, label in (own | dict(priors)).items():
+    for name, label in {**own, **priors}.items():
         rows = by_label[label]
         found[name] = {c: _ends(statistics.interval(rows, c, n)) for c in COLUMNS}
         if name in own:

@@ -145,12 +145,14 @@ def load_vae(source: str | Path, revision: str | None = None) -> AutoencoderKL:
 
 def load_unet(source: str | Path, revision: str | None = None) -> UNet2DConditionModel:
     """U-Net of a folder or hub id: subfolder `unet_ema` (the released one), else `unet`."""
-    source = registry.at_home(source)
+    given, source = str(source), registry.at_home(source)
     released = source.endswith("cxr_bert_ldm") or (Path(source) / "unet_ema").is_dir()
     subfolder = "unet_ema" if released else "unet"
     check_supported(stored_config(source, subfolder, revision), source=source)
     unet = _load(UNet2DConditionModel, source, subfolder, revision)
     check_supported(unet.config, source=source)
+    if source != given:  # what is made of it names no place of this machine
+        unet.register_to_config(_name_or_path=given)
     return unet
 
 

@@ -58,7 +58,9 @@ def test_the_product_compares_with_the_priors(monkeypatch, tmp_path):
         for k, method in enumerate(methods)
         for p in range(4)
     ]
-    monkeypatch.setattr("g2g_utils.experiment.scores.scores", lambda config: pd.DataFrame(rows))
+    monkeypatch.setattr(
+        "g2g_utils.experiment.scores.scores", lambda config, labels: pd.DataFrame(rows)
+    )
     skill.skill(config, "domain-frozen", tmp_path)
     (found,) = skill.runs.read_json(tmp_path / skill.FILE)["findings"].values()
     assert found["pairs"] == found["patients"] == 4
