@@ -72,14 +72,14 @@ def ground(
 
     Keys: activation, heatmap (merged), interaction, confidence, seconds_without, seconds, nbytes.
     """
-    start = _now(model)
+    start = now()
     words = tokenize(model.tokenizer, phrase, model.max_length)
     states = model.encode_text(words.input_ids, words.attention_mask)
     image_maps = _ground_truth(model, image, states, timesteps)
     text_maps = _text(model, words, states, timesteps, text_guidance)
     activation = bbm.minmax(image_maps[:, :, tokens].float().mean((0, 1, 2)))
     gmm_mask(activation.cpu())
-    without = _now(model)
+    without = now()
     image_bias, text_bias = image_maps[:, :, 0], text_maps[:, :, tokens]  # t l H W, t l s H W
     interaction = bbm.interaction(image_bias, text_bias)
     means = image_bias.float().mean((0, 1)), text_bias.float().mean((0, 1, 2))
@@ -92,7 +92,7 @@ def ground(
         "interaction": interaction.cpu(),
         "confidence": confidence,
         "seconds_without": without - start,
-        "seconds": _now(model) - start,
+        "seconds": now() - start,
         "nbytes": 2 * (image_maps.numel() + text_maps.numel()),
     }
 
@@ -123,8 +123,9 @@ def _stacked(stored: Stored) -> Tensor:
     return torch.stack([torch.stack(maps) for maps in stored.values()], 1)
 
 
-def _now(model: LatentDiffusion) -> float:
-    """Seconds on a clock, once the device has finished."""
-    if model.device.type == "cuda":
+def now() -> float:
+    """Seconds on a clock: a GPU's wall time once it has finished, else CPU time of this process."""
+    if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter()
+        return time.perf_counter()
+    return time.process_time()

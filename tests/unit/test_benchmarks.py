@@ -59,3 +59,20 @@ def test_simulated_memory_trains_what_the_cost_sheet_says(script, root):
         found = [row for row in rows if row["lora_rank"] == rank]
         assert found and {row["trained"] for row in found} == {sheet.trained}
         assert all(row["mixed_gb"] > sheet.memory / 1e9 for row in found)
+
+
+@pytest.mark.slow
+def test_pieces_for_a_gpu_run_on_the_cpu_in_small(attention, script, tmp_path):
+    """Every piece writes rows with device, versions and settings; nothing is a timed test."""
+    gpu = script("benchmarks/gpu.py")
+    for name in gpu.PIECES:
+        found = json.loads(gpu.run(name, gpu.tiny(), tmp_path).read_text())
+        assert (
+            found["rows"] and found["complete"] and found["device"] and found["versions"]["torch"]
+        )
+        for row in found["rows"]:
+            known = row.get("seconds") or row.get("arms") or row.get("correlation")
+            assert known, f"{name}: {row}"
+    assert {"ground-bfloat16", "train-paper-lora-checkpointed", "capture"} <= set(gpu.PIECES)
+    with pytest.raises(ValueError, match="no CUDA device"):
+        gpu.full()

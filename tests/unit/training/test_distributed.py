@@ -1,6 +1,7 @@
 """Two gloo processes on the CPU against one: the same update, from different samples."""
 
 import os
+import shutil
 import subprocess
 import sys
 from functools import reduce
@@ -74,6 +75,56 @@ def test_make_fine_tunes_in_two_processes(script, tmp_path):
         assert done.returncode == 0, done.stderr[-3000:]
         found = products.find(settings, make[-1])
     assert found is not None and len(fit.read_log(found)) == 1
+
+
+@pytest.fixture
+def nodes():
+    """Two network namespaces with an address each, joined by a cable: all that two hosts share."""
+    names = [f"g2g{os.getpid()}n{k}" for k in range(2)]
+    calls = [f"ip netns add {name}" for name in names]
+    calls += [f"ip link add {names[0][-14:]} type veth peer name {names[1][-14:]}"]
+    for k, name in enumerate(names):
+        calls += [
+            f"ip link set {name[-14:]} netns {name}",
+            f"ip -n {name} addr add 10.213.7.{k + 1}/24 dev {name[-14:]}",
+            f"ip -n {name} link set {name[-14:]} up",
+            f"ip -n {name} link set lo up",
+        ]
+    try:
+        for call in calls:
+            if subprocess.run(call.split(), capture_output=True).returncode:
+                pytest.skip(f"no network namespaces here: `{call}` failed")
+        yield names
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], capture_output=True)
+
+
+@pytest.mark.skipif(shutil.which("ip") is None, reason="needs iproute2")
+def test_two_nodes_train_as_one_process_does(nodes, runs, tmp_path, root):
+    """Slurm's tasks on two nodes, by `workflow/launch.py`: they meet over the network alone."""
+    command = [sys.executable, str(root / "workflow/launch.py"), "--in-step", "2", "0"]
+    command += [str(SCRIPT), str(tmp_path), "4", "1", "3"]
+    group = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_JOB_NODELIST": "10.213.7.1"}
+    group |= {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    tasks = []
+    for k, node in enumerate(nodes):
+        own = {"SLURM_PROCID": str(k), "GLOO_SOCKET_IFNAME": node[-14:]}
+        inside = ["ip", "netns", "exec", node, *command]
+        with open(tmp_path / f"{k}.log", "w") as log:
+            tasks.append(subprocess.Popen(inside, env=os.environ | group | own, stderr=log))
+    try:
+        codes = [task.wait(900) for task in tasks]
+    finally:
+        for task in tasks:
+            task.kill()
+    assert codes == [0, 0], (tmp_path / "0.log").read_text()[-3000:]
+    found = [torch.load(tmp_path / f"rank-{k}" / "found.pt") for k in range(2)]
+    (whole,) = runs["one"]
+    for process in found:
+        assert difference(whole["grads"], process["grads"]) < 1e-5
+        assert difference(whole["weights"], process["weights"]) < 1e-4
+    assert not set(found[0]["seen"][0]) & set(found[1]["seen"][0])
 
 
 def difference(a: dict, b: dict) -> float:
