@@ -309,6 +309,7 @@ class Grounding(Section):
     # what the U-Net sees (appendix A); the last two: inversion, of Vilouras et al.
     sampling: Literal["gt", "gt_first", "cfg", "text", "inversion", "inversion_p"] = "gt"
     batch_size: int = Field(64, gt=0)  # U-Net rows per forward
+    spacy_model: str | None = None  # of content words: None is the word list; "scispacy"; a package
 
     @model_validator(mode="after")
     def _kept_steps_exist(self) -> Grounding:

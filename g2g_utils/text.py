@@ -56,8 +56,10 @@ def named_findings(report: str) -> list[str]:
 
 
 CONTENT_TAGS = frozenset({"ADJ", "NOUN", "VERB", "PROPN", "NUM"})
-# Location words and negations that spaCy's English stop words wrongly hold.
-KEPT_STOP_WORDS = frozenset("both bottom top side full part above below no not".split())
+# Adjectives and nouns that spaCy's English stop words hold.
+KEPT_STOP_WORDS = frozenset("bottom top side full part other".split())
+# Words in -ly that are no adverbs end so.
+NOT_ADVERBS = ("megaly", "anomaly", "family", "early", "likely", "elderly", "daily", "weekly")
 
 # Numbers with a decimal sign, else runs of letters and digits; "x-ray" and "left/right" are two.
 _WORD = re.compile(r"\d+(?:[.,]\d+)+|[^\W_]+(?:['’][^\W_]+)*")
@@ -98,6 +100,7 @@ class PhraseTokens:
     truncated: tuple[str, ...]  # words that the maximum length cut off, wholly or in part
     typed: str = ""  # as the user wrote it; `text` is the plain text
     unknown: frozenset[int] = frozenset()  # positions of tokens that stand for any unknown word
+    spacy_model: str | None = None  # of its content words, where none is named: the profile's
 
     @property
     def inner(self) -> tuple[int, ...]:
@@ -179,6 +182,7 @@ def tokenize(tokenizer: Any, phrase: str, max_length: int) -> PhraseTokens:
         truncated=tuple(w.text for w in words if (w.inner or (0, w.end))[1] > covered),
         typed=phrase,
         unknown=frozenset(i for i in range(1, end) if int(ids[0, i]) == absent),
+        spacy_model=getattr(tokenizer, "spacy_model", None),
     )
 
 
@@ -262,8 +266,8 @@ def select_tokens(
             class, or else all), "all" (all but start, end and padding).
         finding: class of the phrase, for "disease".
         explicit: token positions or words, instead of a filter.
-        spacy_model: pipeline, package or folder. Default: the environment variable, then an
-            installed scispaCy, then stop words.
+        spacy_model: pipeline, package or folder, or "scispacy". Default: the environment variable,
+            then the profile's (the attribute `spacy_model` of its tokenizer); see `tagger`.
         compat: "published" keeps only the first piece of each word, and the disease filter matches
             substrings.
 
@@ -320,9 +324,9 @@ def _name_unknown(text: str, strange: str) -> None:
 
 def content_words(phrase: PhraseTokens, spacy_model: Any = None) -> list[Word]:
     """Content words by part of speech: adjectives, nouns, verbs, proper nouns and numbers."""
-    nlp = tagger.load(spacy_model)
+    nlp = tagger.load(phrase.spacy_model if spacy_model is None else spacy_model)
     document = nlp(phrase.text)
-    keep = _is_content if nlp.meta.get("g2g_fallback") else _has_content_tag
+    keep = is_content if nlp.meta.get("g2g_fallback") else _has_content_tag
     if keep is _has_content_tag and not any(token.pos_ for token in document):
         raise ValueError(f"spaCy pipeline {nlp.meta.get('name')!r} gives no parts of speech")
     spans = [(t.idx, t.idx + len(t)) for t in document if keep(t)]
@@ -360,9 +364,19 @@ def _has_content_tag(token: Any) -> bool:
     return token.pos_ in CONTENT_TAGS
 
 
-def _is_content(token: Any) -> bool:
-    if token.lower_ in KEPT_STOP_WORDS:
+def is_content(token: Any) -> bool:
+    """True for a word that the list keeps: it imitates a tagger's content tags.
+
+    Out go spaCy's stop words, "no", "not", "both" and "above" among them, adverbs in -ly and the
+    first word of "prior to". A tagger keeps "is" of "there is" as a verb too; the list does not.
+    """
+    word = token.lower_
+    if word in KEPT_STOP_WORDS:
         return True
+    if word.endswith("ly") and not word.endswith(NOT_ADVERBS):
+        return False
+    if word == "prior" and token.doc[token.i + 1 : token.i + 2].text.lower() == "to":
+        return False
     return not (token.is_stop or token.is_punct or token.is_space)
 
 

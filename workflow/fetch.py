@@ -5,12 +5,14 @@ read with HF_HUB_OFFLINE=1. Exit status 1 if something is missing.
 """
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from g2g_utils import config as profiles
+from g2g_utils import tagger
 from g2g_utils.data import check
 from g2g_utils.experiment import costs
 from g2g_utils.methods.registry import File
@@ -72,6 +74,22 @@ def models(config: profiles.Config) -> dict[str, Callable[[], str]]:
     return found
 
 
+def fetch_tagger(config: profiles.Config) -> str:
+    """Install scispaCy's model where the profile names it; one line on what came of it, or "".
+
+    Nothing fails without: the word list stands in, and evaluations are named by it.
+    """
+    if config.grounding.spacy_model != tagger.SCISPACY:
+        return ""
+    if not tagger.installed():
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+        run = subprocess.run([*command, tagger.SCISPACY_FILE], capture_output=True, text=True)
+        if run.returncode:
+            said = (run.stderr.strip().splitlines() or ["pip failed"])[-1]
+            return f"optional: no scispaCy model, {tagger.NOTE} ({said})"
+    return f"content words: {tagger.name(tagger.SCISPACY)}"
+
+
 def main() -> None:
     """Fetch models, then check the data."""
     config = profiles.load(sys.argv[1])
@@ -85,6 +103,8 @@ def main() -> None:
             missing += 1
             line = (str(error).strip().splitlines() or [type(error).__name__])[0]
             print(f"error: {name}: {line}", file=sys.stderr)
+    if line := fetch_tagger(config):
+        print(line, flush=True)
     for arm in config.training.arms:
         if line := costs.absent_pipeline(config, arm):
             print(f"optional: {line}", flush=True)

@@ -55,6 +55,7 @@ def load(
     name = f"ldm/{arm}-s{seed}"
     pipeline = whole_pipeline(config, arm)
     tokenizer, encoder = arm_text_encoder(config, arm, seed)
+    tokenizer.spacy_model = config.grounding.spacy_model  # `text.tokenize` hands it to its phrases
     check_length(config, arm, encoder)
     if loaded := config.loaded_unet(arm):
         unet = load_unet(pipeline) if pipeline else load_unet(*loaded)

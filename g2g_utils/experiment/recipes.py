@@ -353,7 +353,9 @@ def _match_parameters(config: Config, item: str) -> dict[str, Any]:
     shared = {k: v for k, v in shared.items() if v is not None or k not in _OF_PVT}
     own = settings.arms[arm]
     found = {"adamatch": shared, "arm": own.model_dump(), "seed": seed}
-    content = {"tagger": tagger.name()} if own.words == "content" else {}
+    content = (
+        {"tagger": tagger.name(config.grounding.spacy_model)} if own.words == "content" else {}
+    )
     encoder = {"encoder": dump(config.encoders[own.encoder]), "text": config.text.max_length}
     return found | encoder | content
 

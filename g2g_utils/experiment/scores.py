@@ -57,7 +57,12 @@ def _needs(config: Config, item: str) -> list[str]:
 def _parameters(config: Config, item: str) -> dict[str, Any]:
     row, _ = _item(config, item)
     method = {"kind": row.kind.name, **row.settings.model_dump(mode="json")}
-    own = {"method": method, "name": item, "scores": SCORES, "tagger": tagger.name()}
+    own = {
+        "method": method,
+        "name": item,
+        "scores": SCORES,
+        "tagger": tagger.name(config.grounding.spacy_model),
+    }
     data = {
         "evaluation": config.evaluation.model_dump(exclude={"bootstrap"}),
         "data": config.data.model_dump(),

@@ -148,7 +148,8 @@ class Session:
         examples = sources.examples(config, "test")
         self.pictures = {p.key: p for p in pictures(examples, config.image_size)}
         self._panels: OrderedDict[Hashable, Panel] = OrderedDict()
-        self.note = tagger.NOTE if tagger.name() == tagger.STOP_WORDS else ""
+        listed = tagger.name(config.grounding.spacy_model) == tagger.WORD_LIST
+        self.note = tagger.NOTE if listed else ""
         self._calibrations: dict[str, presence.Calibrated | str] = {}
         self._novelty: dict[tuple[str, str], str] = {}
         self._scores: dict[tuple[Box, ...], dict[str, float | str]] = {}

@@ -1,6 +1,9 @@
+import importlib.util
 import json
+import os
 import unicodedata
 import warnings
+from pathlib import Path
 
 import pytest
 import spacy
@@ -22,6 +25,7 @@ from g2g_utils import tagger, text
 from g2g_utils.data.plain import CHANGED, normalise, plain
 from g2g_utils.text import select_tokens, tokenize
 
+ROOT = Path(__file__).resolve().parents[2]
 PHRASE = "Small left-sided pleural effusion/atelectasis, 2.5 cm; LEFT effusion"
 
 
@@ -162,17 +166,68 @@ def test_slow_tokenizers_are_refused():
         tokenize(object(), "edema", 8)
 
 
-def test_fallback_keeps_location_and_negation(tokenizer, monkeypatch):
+def test_the_word_list_is_the_default_whatever_is_installed(tokenizer, monkeypatch):
     monkeypatch.delenv(tagger.MODEL_VARIABLE, raising=False)
-    assert tagger.name() == tagger.STOP_WORDS
-    tagger.loaded.cache_clear()
+    monkeypatch.setattr(tagger, "installed", lambda: "en_core_sci_sm")
+    assert tagger.name() == tagger.WORD_LIST
     phrase = tokenize(tokenizer, "There is no effusion in both of the lower lobes", 60)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert texts(phrase, select_tokens(phrase)) == ["effusion", "lower", "lobes"]
+
+
+def test_scispacy_without_a_model_says_so_once(tokenizer, monkeypatch):
+    monkeypatch.delenv(tagger.MODEL_VARIABLE, raising=False)
+    monkeypatch.setattr(tagger, "installed", lambda: None)
+    assert tagger.name(tagger.SCISPACY) == tagger.WORD_LIST
+    tagger.loaded.cache_clear()
+    tokenizer.spacy_model = tagger.SCISPACY  # as `experiment.assemble` does for a profile
+    try:
+        phrase = tokenize(tokenizer, "no effusion", 60)
+    finally:
+        del tokenizer.spacy_model
     with pytest.warns(UserWarning, match="pip install"):
         chosen = select_tokens(phrase)
-    assert texts(phrase, chosen) == ["no", "effusion", "both", "lower", "lobes"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # the warning comes once
         assert phrase.content() == chosen
+
+
+@pytest.mark.parametrize(
+    ("phrase", "kept"),
+    [
+        ("mildly enlarged, likely early cardiomegaly", "enlarged likely early cardiomegaly"),
+        ("not above the other hemidiaphragm", "other hemidiaphragm"),
+        ("prior to the prior film", "prior film"),
+        ("No focal consolidation on both sides", "focal consolidation sides"),
+        ("bottom of the full left side", "bottom full left side"),
+    ],
+)
+def test_the_word_list_keeps_what_a_tagger_keeps(bert, phrase, kept):
+    words = text.content_words(tokenize(bert, phrase, 60))
+    assert " ".join(word.text for word in words) == kept
+
+
+GOLD = ROOT / "tests" / "vectors" / "tags.json"
+
+
+def test_the_word_list_agrees_with_a_tagger_on_sentences_of_reports(record_property):
+    shared = ROOT / ".." / "shared"
+    folder = Path(os.environ.get("G2G_SHARED", shared)) / "realdata" / "formats" / "openi"
+    if not (reports := folder / "indiana_reports.rows1-100.csv").exists():
+        pytest.skip("no reports of OpenI: set G2G_SHARED (they are not shipped)")
+    spec = importlib.util.spec_from_file_location("tag", GOLD.with_name("tag.py"))
+    tag = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tag)
+    gold, nlp, same = json.loads(GOLD.read_text()), tagger.load(), []
+    sentences = {tag.digest(s): s for s in tag.sentences(reports)}
+    for digest, expected in gold["content"].items():
+        kept = tag.content(nlp(sentences[digest]), text.is_content)
+        same += [a == b for a, b in zip(kept, expected, strict=True)]
+    agreement = sum(same) / len(same)
+    record_property("agreement", round(agreement, 3))
+    print(f"{agreement:.3f} of {len(same)} words of {len(gold['content'])} sentences")
+    assert len(gold["content"]) == 300 and agreement >= 0.97
 
 
 def test_function_words_only(bert):
