@@ -326,6 +326,7 @@ def stage(films: Callable[[Path], None] | None) -> None:
         for file in linked(page):
             if file.is_file() and not (SOURCE / file.relative_to(ROOT)).exists():
                 put(file)
+    draw(SOURCE / "docs" / "derived")
     if films:
         films(SOURCE / "static" / "films")
 
@@ -353,6 +354,36 @@ def make_films(folder: Path) -> None:
 
     count = int(os.environ.get("G2G_SITE_FILMS", films.FILMS))  # fewer in tests
     films.write(config.load("miniature"), folder, HERE / "films", count)
+
+
+def draw(folder: Path) -> None:
+    """Figures of the derivations and the diagrams, computed by the package."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from diffusers import DDIMScheduler
+
+    from g2g_utils import config, plots
+    from g2g_utils.plots import derivations
+
+    plots.use_style()
+    folder.mkdir(parents=True)
+    settings, box = config.load("miniature"), (3, 4, 5, 5)
+    kept = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    films, found = derivations.phantom(settings.image_size)
+    figures = {
+        "schedule": derivations.schedule(kept.alphas_cumprod.double().numpy()),
+        "guidance": derivations.guided_steps(),
+        "mask": derivations.mixture(derivations.blob((6, 5), 2.0), box),
+        "overshoot": derivations.mixture(derivations.blob((6, 5), 2.0, 0.75), box),
+        "populations": derivations.populations(),
+        "bezier": derivations.bezier(),
+        "method": derivations.method_diagram(),
+        "unet": derivations.unet_diagram(derivations.attention_sides(settings)),
+        "phantom": derivations.phantom_layers(films, found),
+    }
+    for name, figure in figures.items():
+        figure.savefig(folder / f"{name}.png", dpi=120, bbox_inches="tight")
 
 
 def main() -> None:
