@@ -299,7 +299,7 @@ def reference() -> str:
 
 
 def linked(page: Path) -> Iterator[Path]:
-    """Files of the repository that a Markdown page links to."""
+    """Files of the repository that a page or the prose of a notebook links to."""
     for path, _ in LINK.findall(page.read_text()):
         file = (page.parent / path).resolve()
         if file.is_relative_to(ROOT) and file.exists():
@@ -322,9 +322,14 @@ def stage(films: Callable[[Path], None] | None) -> None:
     (SOURCE / "docs" / "paper_map.md").write_text(paper_map(entries))
     (SOURCE / "api.md").write_text(reference())
     put(ROOT / "figures" / "07_examples.png")
-    for page in [*(ROOT / "docs").glob("*.md"), *(ROOT / name for name in PAGES)]:
+    sources = (ROOT / "notebooks").glob("[0-9]*.py")
+    for page in [*(ROOT / "docs").glob("*.md"), *(ROOT / name for name in PAGES), *sources]:
         for file in linked(page):
-            if file.is_file() and not (SOURCE / file.relative_to(ROOT)).exists():
+            if (
+                file.is_file()
+                and file.suffix != ".ipynb"
+                and not (SOURCE / file.relative_to(ROOT)).exists()
+            ):
                 put(file)
     draw(SOURCE / "docs" / "derived")
     if films:
