@@ -259,6 +259,12 @@ SEGMENTATION = (  # claim, better and worse (arm, transfer)
     ("ceiling: oracle with decoder > vla, fresh", ("oracle", "encoder-decoder"),
      ("vla", "encoder")),
 )  # fmt: skip
+LEVERS = (  # on validation images: choices, not results
+    ("lever: weight 3 and no skips > vla, encoder", ("strong", "encoder"), ("vla", "encoder")),
+    ("lever: weight 3 and no skips > ps, encoder", ("strong", "encoder"), ("ps", "encoder")),
+    ("lever: weight 3 and no skips with decoder > ps with decoder",
+     ("strong", "encoder-decoder"), ("ps", "encoder-decoder")),
+)  # fmt: skip
 CUT_CLAIMS = (("85th", "75th"), ("75th", "median"), ("85th", "mixture"), ("85th", "shuffled"))
 
 
@@ -290,10 +296,12 @@ def claim(
 
 def report() -> None:
     """Print the claims G1 to G6 and the means, and write them to dense.json."""
-    found = []
-    for task in dense.TASKS:
-        count, draws = LABELS[0]
-        for text, (first, one), (second, other) in SEGMENTATION:
+    found, (count, draws) = [], LABELS[0]
+    asked = {task: SEGMENTATION for task in dense.TASKS} | {"opacities-validation": LEVERS}
+    for task, comparisons in asked.items():
+        if not any(PLACE.glob(f"*/{task}.csv")):
+            continue
+        for text, (first, one), (second, other) in comparisons:
             columns = [(f"{count}/{one}/{k}", f"{count}/{other}/{k}") for k in range(draws)]
             both = tables(first, task), tables(second, task)
             found.append(claim(f"{text}, {task} of {count} labels", *both, columns))
@@ -314,7 +322,8 @@ def report() -> None:
 def summary(place: Path) -> dict:
     """Means of a network's tables: positives' Dice, the published one, and predicting nothing."""
     known = runs.read_json(place / "summary.json") if (place / "summary.json").is_file() else {}
-    for task in dense.TASKS:
+    kinds = (*dense.TASKS, "opacities-all", "opacities-validation")
+    for task in kinds:
         if not (place / f"{task}.csv").is_file():
             continue
         rows = pd.read_csv(place / f"{task}.csv")
