@@ -2,7 +2,7 @@
 
 python benchmarks/dense.py train ARM SEED            # resumes; with its warm-up
 python benchmarks/dense.py segment ARM SEED [TASK…]  # CSVs to benchmarks/dense/
-python benchmarks/dense.py score ARM SEED            # what needs no training
+python benchmarks/dense.py score ARM SEED [WAY…]     # what needs no training
 python benchmarks/dense.py report                    # claims and means, dense.json
 """
 
@@ -65,9 +65,9 @@ KEPT = ("value", "value, normal")  # ways whose rows are kept, beside their mean
 STEPS = {"warmup_steps": 300, "steps": 1000}
 
 
-def load(text: str = "mlm", **more: object) -> configuration.Config:
+def load() -> configuration.Config:
     """The miniature with G2D's arms."""
-    settings = {"arms": ARMS, "seeds": (0, 1, 2), "text": text, **STEPS, **more}
+    settings = {"arms": ARMS, "seeds": (0, 1, 2), "text": "mlm", **STEPS}
     return configuration.load("miniature", g2d=settings)
 
 
@@ -222,16 +222,19 @@ def segment(arm: str, seed: str, *tasks: str) -> None:
             print(arm, seed, name, there.to_dict(), flush=True)
 
 
-def score(arm: str, seed: str, text: str = "mlm") -> None:
-    """Write what a network is worth without training: masks, grounding, classification."""
-    config = load(text)
+def score(arm: str, seed: str, *ways: str) -> None:
+    """Write what a network is worth without training: masks, grounding, classification.
+
+    ways: to ground, keys of GROUNDING; default: all.
+    """
+    config = load()
     place, network = folder(arm, seed), network_of(config, arm, seed)
-    tokenizer, encoder = products.text_encoder(config, text)
+    tokenizer, encoder = products.text_encoder(config, config.g2d.text)
     joint = g2d_method.Joint(network, tokenizer, encoder, config.text.max_length)
     table, summary = masks(network)
     table.to_csv(place / "masks.csv", index=False)
     summary |= classification(joint)
-    for features in GROUNDING:
+    for features in ways or GROUNDING:
         rows = grounding(joint, features)
         if features in KEPT:
             rows.to_csv(place / f"grounding-{features.replace(', ', '-')}.csv", index=False)
