@@ -308,11 +308,11 @@ def report() -> None:
             columns = [(f"{count}/{one}/{k}", f"{count}/{other}/{k}") for k in range(draws)]
             both = tables(first, task), tables(second, task)
             found.append(claim(f"{text}, {task} of {count} labels", *both, columns))
-    for way in ("value", "value-normal"):
-        both = (tables(arm, f"grounding-{way}") for arm in ("ps", "vla"))
-        first, second = both
-        for name in ("cnr", "iou", "dice"):
-            found.append(claim(f"G3: ps > vla, {name} of {way}", first, second, [(name, name)]))
+    for way, words in (("value", "plain cosines"), ("value-normal", "cosines less normal")):
+        first, second = (tables(arm, f"grounding-{way}") for arm in ("ps", "vla"))
+        for name, metric in (("cnr", "CNR"), ("iou", "IoU"), ("dice", "Dice")):
+            text = f"G3: ps > vla, {metric} of {words}"
+            found.append(claim(text, first, second, [(name, name)]))
     for one, other in CUT_CLAIMS:
         own = tables("ps", "masks")
         found.append(claim(f"G5: masks, IoU of {one} > {other}", own, own, [(one, other)]))

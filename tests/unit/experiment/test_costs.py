@@ -140,7 +140,8 @@ def test_a_dry_run_calls_the_sheet(root):
 def test_g2d_at_the_papers_size(root):
     """The commented lines of `paper` are a profile; its costs and what is absent are known."""
     text = (root / "configs" / "paper.yaml").read_text()
-    lines = re.findall(r"(?m)^# (g2d:$|  .*)", text[text.index("# g2d:") :])
+    block = re.search(r"(?m)^# g2d:\n(# {3}.*\n)+", text)[0]
+    lines = [line.removeprefix("# ") for line in block.splitlines()]
     encoder = yaml.safe_load(re.search(r"# (clinicalbert: .*)", text)[1])
     row = yaml.safe_load(re.search(r"# (g2d: {kind.*)", text)[1])
     given = yaml.safe_load("\n".join(lines))["g2d"]
