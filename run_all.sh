@@ -42,11 +42,11 @@ Generate to Ground: phrase grounding in chest X-rays from the cross-attention of
   ./run_all.sh fetch PROFILE       on a login node: bring the models, check the data; then jobs on
                                    nodes without internet find both
   ./run_all.sh survival [--kills N] [--seed S]   kill the smoke run N times, compare its results
-  ./run_all.sh ground IMAGE "PHRASE" [OPTIONS]   where in IMAGE is PHRASE? (PNG, JPEG, DICOM); with
-                                   --profile radiographs the model of real films answers
+  ./run_all.sh ground IMAGE "PHRASE" [OPTIONS]   where in IMAGE is PHRASE? (PNG, JPEG, DICOM); the
+                                   model of real films answers, --profile miniature that of phantoms
   ./run_all.sh ground PAIRS.csv [OPTIONS]        the same for every row of a table (image, phrase)
   ./run_all.sh explore [PROFILE] [VOILA OPTIONS] tokens, layers and timesteps in the browser;
-                                   PROFILE: miniature (default), radiographs, …
+                                   PROFILE: radiographs (default), miniature, …
   ./run_all.sh lab [OPTIONS]       the notebooks in JupyterLab, to step through; works on copies
   ./run_all.sh test [--fast | --update]          all checks; --fast: those of the sources and the
                                    quick tests; --update renews the notebooks' reference outputs

@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_ground(commands: Any) -> None:
-    parents, text = [_common("miniature")], "find a phrase in an image"
+    parents, text = [_common("radiographs")], "find a phrase in an image"
     ground = commands.add_parser("ground", parents=parents, help=text)
     text = "PNG, JPEG or DICOM; or a CSV with the columns image and phrase, for many"
     ground.add_argument("image", type=Path, help=text)

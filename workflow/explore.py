@@ -43,7 +43,7 @@ def command(target: Path, options: list[str]) -> list[str]:
 def main() -> None:
     """Replace this process by Voilà."""
     given = sys.argv[1:]
-    profile = given.pop(0) if given and not given[0].startswith("-") else "miniature"
+    profile = given.pop(0) if given and not given[0].startswith("-") else "radiographs"
     try:
         target = application(profile)
     except profiles.ConfigError as error:
