@@ -66,3 +66,8 @@ def test_the_product_compares_with_the_priors(monkeypatch, tmp_path):
     assert found["pairs"] == found["patients"] == 4
     assert found["attention"][f"cnr over {skill.PRIOR}"] == [0.2, 0.2, 0.2]
     assert found["attention"][f"cnr over {skill.SIDED}"] == [0.3, 0.3, 0.3]
+
+
+def test_the_shipped_skill_is_of_the_profile():
+    known = skill.measured(load("radiographs"), "domain-frozen")
+    assert known is not None and set(known["findings"]) >= {"Airspace Opacity", "Pleural Effusion"}
