@@ -34,7 +34,7 @@
 profile: str = "miniature"
 image_path: str = ""  # PNG, JPEG or DICOM; empty: a phantom
 phrase: str = ""  # what to look for; empty: the phantom's own phrase
-pair: int = -1  # number of a test pair; -1: the first large finding on a named side, if no file
+pair: int = -1  # number of a test pair; -1: the running example, if no file
 seed: int = 0  # of the sampling noise
 checked_pairs: int = 40  # test pairs on which the same is asked, beside this one
 

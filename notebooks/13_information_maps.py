@@ -28,7 +28,7 @@
 
 # %% tags=["parameters"]
 profile: str = "miniature"
-pair: int = -1  # the worked example: a test pair; -1 the first plain one (as in notebook 00)
+pair: int = -1  # the worked example: a test pair; -1 the running example
 shown_ranks: str = "0 0.5 1"  # examples by gain over attention: 0 the best test pair, 1 the worst
 word_pairs: int = 24  # pairs for the words
 

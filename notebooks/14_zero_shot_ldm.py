@@ -31,7 +31,7 @@
 
 # %% tags=["parameters"]
 profile: str = "miniature"
-pair: int = -1  # number of a test pair; -1: the first large finding on a named side
+pair: int = -1  # number of a test pair; -1: the running example of all notebooks
 shown_ranks: str = "0 0.25 0.5 0.75 1"  # test pairs by the first arm's CNR, as in notebook 07
 trips: str = "10 50 300"  # numbers of steps to noise and back
 trip_films: int = 4  # films that walk
