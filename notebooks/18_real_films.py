@@ -212,8 +212,8 @@ plots.save_figure(config, fig, "18_real_films_cases", alt="heat maps over films,
 
 # %% [markdown]
 # ## Where it fails
-# Portable films (AP) show sicker patients, lines and leads; half of all pneumothoraces are drained
-# when the film is taken. Does the view decide?
+# Portable films (AP) show sicker patients with lines and leads, and a pneumothorax is often drained
+# already when the film is taken. Does the view decide?
 
 # %%
 views = {film.image_id: film.view for film in radiographs.films(
