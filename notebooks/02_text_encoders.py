@@ -210,11 +210,12 @@ pd.DataFrame(
 # Cosine 1 means that a word's state does not notice the swap.
 
 # %%
+every = [n for n, one in config.encoders.items() if n in encoders or not one.pretrained]
 swaps = {
     n: encoder_probes.swap_cosines(
         *products.text_encoder(config, n), phrase, config.text.max_length
     )
-    for n in config.encoders
+    for n in every
 }
 table = pd.DataFrame(swaps)
 said = ", ".join(f"“{word}” {value:.2f}" for word, value in swaps["domain"].items())
@@ -225,7 +226,7 @@ plots.save_figure(config, fig, "02_text_sides", alt=alt)
 
 # %%
 moved = {}
-for n in config.encoders:
+for n in every:
     own = products.text_encoder(config, n)
     moved[n] = encoder_probes.mean_swap_cosines(
         *own, phrases, kinds["finding"], config.text.max_length

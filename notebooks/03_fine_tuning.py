@@ -335,9 +335,10 @@ last = pd.Series({name: log["loss"].tail(60).mean() for name, log in logs.items(
 by_arm = last.groupby([name.rpartition("-s")[0] for name in logs]).mean().sort_values()
 spread = by_arm.max() / by_arm.min() - 1
 title = f"{len(logs)} finished runs: last losses of the arms within {spread:.1%}"
-fig = lessons.arm_losses(logs, title=title)
 alt = "Smoothed training losses by arm; right: each arm's loss less the mean of all."
-plots.save_figure(config, fig, "03_training_logs", alt=alt)
+if logs:  # released weights come without
+    fig = lessons.arm_losses(logs, title=title)
+    plots.save_figure(config, fig, "03_training_logs", alt=alt)
 
 # %%
 order = ", ".join(f"{name} {loss:.4f}" for name, loss in by_arm.items())

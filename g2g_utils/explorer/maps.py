@@ -118,7 +118,7 @@ def _reported(
         if progress:
             progress(what, min(done, total), total)
 
-    hook = model.unet.register_forward_hook(count)
+    hook = model.unet.register_forward_pre_hook(count)  # a forward may end early
     try:
         yield
     finally:

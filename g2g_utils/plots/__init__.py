@@ -108,7 +108,8 @@ def alternative(fig: Figure, alt: str = "") -> str:
 def _show(fig: Figure, alt: str) -> None:
     """Show a figure of pyplot in the notebook at work; do nothing elsewhere."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    if shell is None or not hasattr(shell, "kernel") or not plt.fignum_exists(fig.number):
+    number = getattr(fig, "number", -1)  # others than pyplot's have none
+    if shell is None or not hasattr(shell, "kernel") or not plt.fignum_exists(number):
         return
     from IPython.display import display
 

@@ -20,7 +20,7 @@ from tests.duck import PHRASES, Model
 CASES: dict[str, list[dict[str, Any]]] = {  # kind -> settings of its rows
     "adamatch": [{"sigma": 1.0}, {"boxes": False, "pool": "mean", "sigma": 0, "centred": False}],
     "biovil": [{}],
-    "daam": [{"arm": "domain-frozen"}, {"arm": "domain-frozen", "normalize": True}],
+    "daam": [{"arm": "domain-frozen"}],
     "g2d": [{}, {"features": "projected"}, {"features": "attention"}, {"against": ["no edema"]}],
     "g2g": [{"arm": "domain-frozen"}, {"arm": "domain-frozen", "curve": "mixture"}],
     "information": [
