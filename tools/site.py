@@ -29,6 +29,7 @@ BUILD = Path(os.environ.get("G2G_SITE", HERE))
 SOURCE, HTML = BUILD / "source", BUILD / "html"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 DRAWS = re.compile(r"save_figure\(.*?\"([\w-]+)\"|plt\.|overlays\.|charts\.|display\(Image")
+SMALL = ("g2g-small", "g2g-smaller")  # classes of figures on pages that would be too high
 TALLEST = 4000  # estimated pixels of a page beyond which more is folded; 6,000 are allowed
 PAGES = ("CONTRIBUTING.md", "CHANGELOG.md", "data/README.md")
 LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)\s#]+)(#[^)\s]*)?\)")
@@ -110,15 +111,15 @@ def fold(notebook: NotebookNode) -> None:
 
     Level 0 folds the code of figures, imports and cells of more than four lines; then long printed
     outputs go, then all code but the parameters, then tables and the rest of what was printed; at
-    last figures become smaller, and charts of many rows go.
+    last figures become smaller, and charts of many rows go; then they become smaller still.
     """
     code = [c for c in notebook.cells if c.cell_type == "code"]
-    for level in range(5):
+    for level in range(6):
         for cell in code:
             tags = set(cell.metadata.get("tags", [])) | set(folds(cell, level))
             cell.metadata["tags"] = sorted(tags)
-            if level == 4 and "mystnb" in cell.metadata:
-                cell.metadata["mystnb"]["image"]["classes"] = "g2g-small"
+            if level >= 4 and "mystnb" in cell.metadata:
+                cell.metadata["mystnb"]["image"]["classes"] = SMALL[level - 4]
                 if narrow(cell.outputs[0]):
                     cell.metadata["tags"] = sorted(tags | {"hide-output"})
         if sum(map(height, notebook.cells)) < TALLEST:
@@ -135,7 +136,7 @@ def folds(cell: NotebookNode, level: int) -> list[str]:
         ["hide-input"] if imports or DRAWS.search(cell.source) or len(lines) > 4 or plain else []
     )
     rows = max((printed(o) for o in cell.outputs if not pictured(o)), default=0)
-    most = (10**6, 6, 6, 3, 3)[level]
+    most = (10**6, 6, 6, 3, 3, 3)[level]
     return hidden + (
         ["hide-output"] if rows > most and not any(map(pictured, cell.outputs)) else []
     )
@@ -176,7 +177,10 @@ def height(cell: NotebookNode) -> float:
     code = 26 if "hide-input" in tags else 24 + 16 * len(cell.source.splitlines())
     if "hide-output" in tags:
         return code + 26
-    return code + sum(440 if pictured(o) else 14 + min(300, 18 * printed(o)) for o in cell.outputs)
+    size = cell.metadata.get("mystnb", {}).get("image", {}).get("classes")
+    picture = {None: 440, SMALL[0]: 310, SMALL[1]: 240}[size]
+    shown = (picture if pictured(o) else 14 + min(300, 18 * printed(o)) for o in cell.outputs)
+    return code + sum(shown)
 
 
 def caption(cell: NotebookNode, name: str, heading: str, said: str, seen: Counter[str]) -> None:
